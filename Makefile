@@ -1,0 +1,26 @@
+# `make demo` and `make test` need nothing but Python 3.11 or 3.12 and make; the first call makes .venv.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+OUT ?= out/gpu
+
+.PHONY: demo test lint compile bench gpu clean
+
+demo: .venv/ready
+	$(BIN)/homer demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest -q
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/ready: setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "homer_triton needs Python 3.11 or 3.12 on the PATH (or PYTHON=/path/to/python)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plots]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info out

@@ -1,0 +1,169 @@
+"""The bias that makes near and far tokens comparable: what a last token pays to a distance,
+whatever stands there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from .files import save_tensors
+from .kernels.reference import SCORES, score_rows
+from .model.llama import Llama
+from .tokens import TokensLike, tokenize
+from .tree import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """bias: [L, distances] float32, the mean score before calibration at each distance from the
+    last row, by layer.
+
+    A calibration made by `calibrate` is stamped with its model's fingerprint and its score; one
+    made from a raw tensor has no stamp and fits every model with as many layers.
+    """
+
+    bias: Tensor
+    model: str | None = None
+    score: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.bias.ndim != 2 or not self.bias.numel() or not self.bias.is_floating_point():
+            raise ValueError(
+                f"A calibration is a floating-point tensor [layers, distances], not "
+                f"{self.bias.dtype} "
+                f"{list(self.bias.shape)}."
+            )
+        if not self.bias.isfinite().all():
+            raise ValueError("The calibration holds NaN or infinite values.")
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file; raises `ValueError` where that is not possible."""
+        stamp = json.dumps({"model": self.model, "score": self.score})
+        save_tensors(path, {"bias": self.bias}, {"homer_triton.calibration": stamp})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read a file written by `save`, or a torch file that holds one [layers, distances] tensor.
+
+        Raises `FileNotFoundError`, or `ValueError` for a file that is neither.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no calibration file {path}.")
+        if path.suffix != ".safetensors":
+            return cls(_load_torch(path))
+        try:
+            with safe_open(path, "pt") as file:
+                stamp = json.loads((file.metadata() or {}).get("homer_triton.calibration", "{}"))
+                return cls(file.get_tensor("bias"), stamp.get("model"), stamp.get("score"))
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a calibration file: {error}.") from error
+
+    def check(self, model: Llama, plan: Plan, score: str) -> None:
+        """Raise `ValueError` if this calibration does not serve a model, a plan's chunks and a
+        score.
+        """
+        layers, distances = self.bias.shape
+        if layers != model.config.num_hidden_layers:
+            raise ValueError(
+                f"The calibration has {layers} layers, the model {model.config.num_hidden_layers}; "
+                f"calibrate this model."
+            )
+        if self.model is not None and self.model != model.fingerprint:
+            raise ValueError(
+                f"The calibration was made for another model ({self.model}, this is "
+                f"{model.fingerprint}); "
+                f"calibrate this model."
+            )
+        if self.score is not None and self.score != score:
+            raise ValueError(
+                f"The calibration was made for score={self.score!r}, not {score!r}; calibrate with "
+                "that score."
+            )
+        needed = plan.next_position - plan.prefix_len
+        if plan.height and distances < needed:
+            raise ValueError(
+                f"The calibration covers distances up to {distances - 1}, chunks need "
+                f"{needed - 1}; calibrate with "
+                f"segments of at least {needed} tokens or lower max_chunk_len."
+            )
+
+
+def calibrate(
+    model: Llama,
+    texts: Iterable[TokensLike],
+    segment_len: int | None = None,
+    num_segments: int = 100,
+    score: str = "max_logit",
+    progress: bool = False,
+) -> Calibration:
+    """Measure the bias on ordinary text (HOMER, section 3.3 and appendix A).
+
+    The texts, joined, are cut into `num_segments` segments of `segment_len` tokens (half the
+    context limit by default) at even spacing, each run by the plain model; `bias[layer][d]` is the
+    mean, over segments, of the score at distance d from the last token. Raises `ValueError` for
+    texts shorter than one segment; with fewer tokens than all segments need, segments overlap.
+    """
+    if score not in SCORES:
+        raise ValueError(f"score={score!r} is not known; choose one of {', '.join(SCORES)}.")
+    limit = model.config.max_position_embeddings
+    length = limit // 2 if segment_len is None else segment_len
+    if not 1 < length <= limit:
+        raise ValueError(f"segment_len={length} must be from 2 to the context limit, {limit}.")
+    if num_segments < 1:
+        raise ValueError(f"num_segments={num_segments} must be at least 1.")
+    tokens = torch.cat([tokenize(model, text, "texts") for text in texts] or [torch.empty(0)])
+    if len(tokens) < length:
+        raise ValueError(
+            f"The calibration texts have {len(tokens)} tokens, a segment needs {length}; give more "
+            "text or lower "
+            f"segment_len."
+        )
+    starts = torch.linspace(0, len(tokens) - length, num_segments).long().unique().tolist()
+    total = torch.zeros(model.config.num_hidden_layers, length)
+    for start in tqdm(starts, "calibrate", unit="segment", disable=not progress):
+        total += _segment_scores(model, tokens[start : start + length], score)
+    return Calibration((total / len(starts)).flip(1), model.fingerprint, score)
+
+
+@torch.no_grad()
+def _segment_scores(model: Llama, tokens: Tensor, score: str) -> Tensor:
+    """The last row's score of every row, by layer, in the plain model: [L, T] float32 on the
+    CPU.
+    """
+    rows = torch.arange(len(tokens), device=model.device)[None]
+    hidden = model.embed(tokens[None].to(model.device))
+    cache = model.new_cache(len(tokens))
+    scores: list[Tensor] = []
+
+    def observe(q_last: Tensor, k: Tensor) -> Tensor:
+        scores.append(score_rows(q_last, k, score)[0])
+        return rows
+
+    for layer in range(model.config.num_hidden_layers):
+        hidden = model.layer(
+            layer, hidden, rows, rows, cache[layer], 0, model.rotary(len(tokens)), select=observe
+        )
+    return torch.stack(scores).cpu()
+
+
+def _load_torch(path: Path) -> Tensor:
+    """The single tensor in a torch file, such as the authors' published biases."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not its own
+        raise ValueError(
+            f"{path} is neither a safetensors nor a torch file of one tensor."
+        ) from error
+    tensors: Sequence[object] = list(content.values()) if isinstance(content, dict) else [content]
+    if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
+        raise ValueError(f"{path} must hold exactly one tensor [layers, distances].")
+    return tensors[0].float()

@@ -1,0 +1,132 @@
+"""What an encoding leaves behind: a short, ordinary KV cache that new tokens go on from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .files import save_tensors
+from .model.llama import Llama
+from .transformers_bridge import continuation
+from .tree import Plan
+
+
+@dataclass(frozen=True)
+class EncodeStats:
+    """What an encoding took. seconds_by_height: the nodes' time, leaves first; peak_slots: the most
+    tokens alive at once.
+    """
+
+    tokens: int
+    kept_tokens: int
+    seconds: float
+    seconds_by_height: tuple[float, ...]
+    flops: int
+    peak_slots: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain numbers."""
+        return {**asdict(self), "tokens_per_second": self.tokens_per_second}
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedContext:
+    """A merged context as `encode` returns it. Nothing that reads it changes it: one encoding
+    serves many prompts.
+
+    keys, values: [L, HKV, T', D], keys after RoPE; positions, source_indices: [T'], every kept
+    token's RoPE position and its index in `prefix ‖ context ‖ suffix`; next_position: the position
+    at which new tokens go on, not T'; logits: [V] float32, for the token after the suffix; plan:
+    the merge tree; stats: what it took; model: the fingerprint of the model that made it.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    source_indices: Tensor
+    next_position: int
+    logits: Tensor
+    plan: Plan
+    stats: EncodeStats
+    model: str
+
+    def __len__(self) -> int:
+        """Rows of the cache."""
+        return len(self.positions)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; raises `ValueError` where that is not possible."""
+        described = {
+            "plan": self.plan.to_dict(),
+            "stats": asdict(self.stats),
+            "next_position": self.next_position,
+            "model": self.model,
+        }
+        tensors = {
+            "keys": self.keys,
+            "values": self.values,
+            "positions": self.positions,
+            "source_indices": self.source_indices,
+            "logits": self.logits,
+        }
+        save_tensors(path, tensors, {"homer_triton.encoded": json.dumps(described)})
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> EncodedContext:
+        """Read a file written by `save`. Raises `FileNotFoundError`, or `ValueError` for any other
+        file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no encoded context {path}.")
+        try:
+            with safe_open(path, "pt", device=str(device)) as file:
+                described = json.loads((file.metadata() or {})["homer_triton.encoded"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            stats = described.pop("stats")
+            stats["seconds_by_height"] = tuple(stats["seconds_by_height"])
+            return cls(
+                **tensors,
+                plan=Plan.from_dict(described.pop("plan")),
+                stats=EncodeStats(**stats),
+                **described,
+            )
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is not an encoded context, or is damaged: {error}."
+            ) from error
+
+    def to_transformers(self, new_ids: Tensor | list[int]) -> dict[str, Any]:
+        """The keyword arguments with which a transformers `LlamaForCausalLM` goes on from here,
+        called or by `generate`.
+
+        new_ids: at least one token id, [n] or [1, n]. Returns input_ids, past_key_values (a copy),
+        attention_mask and position_ids. Raises `ValueError` for no new ids.
+        """
+        return continuation(self.keys, self.values, self.next_position, new_ids)
+
+    def open_cache(self, model: Llama, room: int) -> Tensor:
+        """A copy of the cache as `Llama.forward` takes it, [L, 2, T' + room, HKV, D], with room for
+        new tokens.
+
+        Raises `ValueError` if another model made this encoding.
+        """
+        if self.model != model.fingerprint:
+            raise ValueError(
+                f"The context was encoded by another model ({self.model}, this is "
+                f"{model.fingerprint})."
+            )
+        cache = model.new_cache(len(self) + room)
+        cache[:, 0, : len(self)] = self.keys.transpose(1, 2)
+        cache[:, 1, : len(self)] = self.values.transpose(1, 2)
+        return cache

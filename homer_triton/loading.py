@@ -1,0 +1,98 @@
+"""`load` and `from_transformers`: models ready to encode and generate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from .kernels import reference
+from .model.config import ModelConfig, load_config
+from .model.hub import resolve
+from .model.llama import Llama
+from .model.weights import load_weights, share_weights
+
+OpsName = Literal["auto", "triton", "torch"]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load(
+    path_or_id: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    rope_scaling: Mapping[str, Any] | None = None,
+    ops: OpsName = "auto",
+) -> Llama:
+    """Load a Llama-family checkpoint from a folder or a hub id, with its tokenizer if it has one.
+
+    device: "cuda" where there is a GPU and "cpu" elsewhere, when left out. dtype: "float32",
+    "float16", "bfloat16", or "auto" for the checkpoint's own. rope_scaling: RoPE parameters in
+    place of the checkpoint's, for example `{"rope_type": "yarn", "factor": 4.0}`. ops: "triton" or
+    "torch"; "auto" is Triton on a GPU and PyTorch elsewhere.
+
+    Raises `FileNotFoundError` or `ValueError` for a checkpoint that is missing, damaged or of
+    another architecture.
+    """
+    target = _device(device)
+    folder = resolve(path_or_id)
+    config = load_config(folder, rope_scaling)
+    if isinstance(dtype, str):
+        if dtype != "auto" and dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} is not known; choose auto, {', '.join(DTYPES)}.")
+        dtype = config.dtype if dtype == "auto" else DTYPES[dtype]
+    weights = load_weights(folder, config, target, dtype)
+    return Llama(config, weights, choose_ops(ops, target), _tokenizer(folder))
+
+
+def from_transformers(
+    hf_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    ops: OpsName = "auto",
+) -> Llama:
+    """Wrap an already loaded transformers Llama; its weights are shared, not copied, and it stays
+    usable.
+
+    Raises `ValueError` for models of another class, quantised ones, and ones spread over several
+    devices.
+    """
+    weights = share_weights(hf_model)
+    config = ModelConfig.from_hf(hf_model.config)
+    return Llama(config, weights, choose_ops(ops, weights.embedding.device), tokenizer)
+
+
+def choose_ops(name: OpsName, device: torch.device) -> ModuleType:
+    """The module that runs the ops: `kernels` (Triton) or `kernels.reference` (PyTorch)."""
+    if name not in ("auto", "triton", "torch"):
+        raise ValueError(f"ops={name!r} is not known; choose auto, triton or torch.")
+    if name == "torch" or (name == "auto" and device.type != "cuda"):
+        return reference
+    from . import kernels  # Triton is not needed, and may not be installed, without a GPU
+
+    return kernels
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={str(device)!r} cannot be used here: {reason}.") from error
+    return target
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+    if not any((folder / name).is_file() for name in names):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file
+        reason = " ".join(str(error).split())
+        raise ValueError(f"The tokenizer in {folder} cannot be read: {reason}.") from error

@@ -1,0 +1,152 @@
+"""Walks a plan depth first: runs each node's layers, prunes, merges siblings, and keeps only what
+is still needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .model.llama import Llama
+from .pool import SlotPool
+from .tree import Node, Plan
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A finished node, waiting for its sibling.
+
+    hidden: [1, kept rows, E]; labels: [1, 3, rows], every row's position, source index and slot
+    before the prune; kept: [1, kept rows], the rows that survived it.
+    """
+
+    hidden: Tensor
+    labels: Tensor
+    kept: Tensor
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What is left at the root: the last row's hidden state [E], and [T'] positions, source indices
+    and slots.
+    """
+
+    hidden: Tensor
+    positions: Tensor
+    source_indices: Tensor
+    slots: Tensor
+
+
+class Scheduler:
+    """One run of a plan over a slot pool. Peak use of the pool is `plan.peak_slots`."""
+
+    def __init__(
+        self, model: Llama, plan: Plan, pool: SlotPool, bias: Tensor | None, score: str
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self.pool = pool
+        self.bias = bias
+        self.score = score
+        self.rotary = model.rotary(plan.next_position)
+
+    def run(
+        self, prefix: Tensor, context: Tensor, suffix: Tensor, on_node: Callable[[Node], None]
+    ) -> Merged:
+        """Encode `prefix ‖ context ‖ suffix`, each [tokens] on the model's device; `on_node` hears
+        of each node.
+        """
+        self._run_prefix(prefix)
+        waiting: list[Chunk] = []
+        for node in self.plan.steps():
+            if node.height == 0:
+                hidden, labels = self._leaf(node, context, suffix)
+            elif self.plan.has_right(node.height, node.index):
+                right = waiting.pop()
+                hidden, labels = self._merge(waiting.pop(), right, node)
+                del right
+            else:
+                only = waiting.pop()
+                hidden, labels = only.hidden, only.labels
+            waiting.append(self._finish(node, hidden, labels))
+            on_node(node)
+        return self._result(waiting.pop())
+
+    def _run_prefix(self, prefix: Tensor) -> None:
+        """The prefix is the same in every chunk and sees only itself: one pass fills its slots for
+        all of them.
+        """
+        if len(prefix):
+            self.model.forward(prefix, self.pool.cache)
+
+    def _leaf(self, node: Node, context: Tensor, suffix: Tensor) -> tuple[Tensor, Tensor]:
+        """The embedded tokens [1, rows, E] and the labels [1, 3, rows] of a leaf."""
+        plan = self.plan
+        start = node.index * plan.leaf_context
+        tokens = torch.cat([context[start : start + node.context], suffix])
+        rows = torch.arange(len(tokens), device=tokens.device)
+        is_suffix = rows >= node.context
+        # A short last leaf's suffix stands where every other leaf's does.
+        positions = plan.prefix_len + rows + is_suffix * (plan.leaf_context - node.context)
+        after_context = plan.context_len - start - node.context
+        sources = plan.prefix_len + start + rows + is_suffix * after_context
+        labels = torch.stack([positions, sources, self.pool.take(len(tokens))])
+        return self.model.embed(tokens[None]), labels[None]
+
+    def _merge(self, left: Chunk, right: Chunk, node: Node) -> tuple[Tensor, Tensor]:
+        """The parent's hidden states and labels; left's suffix slots are free again."""
+        plan = self.plan
+        merged = self.model.ops.prune_and_concatenate(
+            left.hidden,
+            right.hidden,
+            left.labels,
+            right.labels,
+            left.kept,
+            right.kept,
+            self.pool.cache[: plan.levels[node.height].first_layer],
+            plan.suffix_len,
+        )
+        self.pool.give(left.labels[:, 2, -plan.suffix_len :])
+        return merged
+
+    def _finish(self, node: Node, hidden: Tensor, labels: Tensor) -> Chunk:
+        """Run the node's layers and prune at the end of the last one (HOMER, sections 3.2 and 3.3).
+
+        At the root nothing but the last row's output is still needed.
+        """
+        level = self.plan.levels[node.height]
+        rows = torch.arange(labels.shape[2], device=labels.device)[None]
+        prunes = node.kept < node.context
+        is_root = node.height == self.plan.height
+        kept = rows
+
+        def select(q_last: Tensor, k: Tensor) -> Tensor:
+            nonlocal kept
+            if prunes:
+                bias = None if self.bias is None else self.bias[level.last_layer - 1]
+                kept, dropped = self.model.ops.score_and_select(
+                    q_last, k, labels[:, 0], bias, node.kept, 0, node.context, score=self.score
+                )
+                self.pool.give(labels[:, 2].gather(1, dropped))
+            return rows[:, -1:] if is_root else kept
+
+        hidden = self.model.run(
+            range(level.first_layer, level.last_layer),
+            hidden,
+            labels[:, 0],
+            labels[:, 2],
+            self.pool.cache,
+            self.plan.prefix_len,
+            self.rotary,
+            select if prunes or is_root else None,
+        )
+        return Chunk(hidden, labels, kept)
+
+    def _result(self, root: Chunk) -> Merged:
+        prefix = torch.arange(self.plan.prefix_len, device=root.labels.device)
+        kept = root.labels[0].index_select(1, root.kept[0])
+        labels = torch.cat([prefix.expand(3, -1), kept], dim=1)
+        return Merged(root.hidden[0, -1], labels[0], labels[1], labels[2])

@@ -1,0 +1,76 @@
+"""Turning what users give, text or token ids, into checked tensors of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .model.llama import Llama
+
+TokensLike = str | Sequence[int] | Tensor
+
+
+def tokenize(model: Llama, text_or_ids: TokensLike, name: str) -> Tensor:
+    """Token ids [tokens] int64 on the CPU; text gets no special tokens.
+
+    Raises `ValueError`, naming the argument `name`, for text without a tokenizer, ids that are not
+    a flat list of whole numbers, and ids outside the vocabulary.
+    """
+    if isinstance(text_or_ids, str):
+        if model.tokenizer is None:
+            raise ValueError(
+                f"{name} is text, but the checkpoint has no tokenizer; give token ids."
+            )
+        encoded = model.tokenizer(text_or_ids, add_special_tokens=False, verbose=False)
+        ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
+    else:
+        ids = torch.as_tensor(text_or_ids).detach().cpu()
+        if ids.ndim != 1:
+            raise ValueError(
+                f"{name} must be text or a flat list of token ids, not {ids.ndim}-dimensional."
+            )
+        if len(ids) and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+            raise ValueError(f"{name} must hold whole numbers (token ids), not {ids.dtype}.")
+        ids = ids.long()
+    if len(ids):
+        low, high = (int(bound) for bound in ids.aminmax())
+        size = model.config.vocab_size
+        if low < 0 or high >= size:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"{name} holds token id {wrong}, outside the vocabulary of {size} tokens."
+            )
+    return ids
+
+
+def split_input(
+    model: Llama,
+    context: TokensLike,
+    prefix: TokensLike | None,
+    suffix: TokensLike | None,
+    max_chunk_len: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids of prefix, context and suffix, with their defaults.
+
+    A prefix left out is the beginning-of-sequence token, if the model has one. A suffix left out is
+    taken from the end of the context: 100 tokens, or an eighth of a chunk if that is less. Raises
+    `ValueError` for an empty context.
+    """
+    ids = tokenize(model, context, "context")
+    if len(ids) == 0:
+        raise ValueError("The context is empty; give at least one token.")
+    if suffix is None:
+        count = min(100, max(max_chunk_len // 8, 1), len(ids) - 1)
+        if count < 1:
+            raise ValueError("The context is one token long; give a suffix too, or more context.")
+        ids, last = ids[:-count], ids[-count:]
+    else:
+        last = tokenize(model, suffix, "suffix")
+    if prefix is None:
+        bos = model.config.bos_token_id
+        if model.tokenizer is not None and model.tokenizer.bos_token_id is not None:
+            bos = model.tokenizer.bos_token_id
+        prefix = [] if bos is None else [bos]
+    return tokenize(model, prefix, "prefix"), ids, last

@@ -1,0 +1,310 @@
+"""The merge tree as data: which tokens, layers and row counts every node has, and what running it
+will cost.
+
+Everything about a run but its numbers follows from four lengths, the layer count and three
+settings, so the whole schedule is known before the first matrix product (HOMER, sections 3.1 and
+3.4). No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+
+class ModelShape(Protocol):
+    """The sizes of a Llama that the cost of a plan depends on."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def num_key_value_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One chunk: `prefix ‖ context rows ‖ suffix`, run through its level's layers and pruned at the
+    end.
+
+    height: 0 for leaves; index: from the left within the height; context: context rows that go in;
+    kept: context rows that survive its prune (the affix always does).
+    """
+
+    height: int
+    index: int
+    context: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Level:
+    """All nodes of one height, left to right, and the layers [first_layer, last_layer) that they
+    run.
+    """
+
+    height: int
+    first_layer: int
+    last_layer: int
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A merge tree for one input; `levels[0]` holds the leaves and `levels[-1]` the root alone.
+
+    Lengths are in tokens. `prefix_len + context_len + suffix_len` is the whole input; every chunk
+    holds the prefix, the suffix and at most `max_chunk_len` tokens in all.
+    """
+
+    prefix_len: int
+    context_len: int
+    suffix_len: int
+    max_chunk_len: int
+    target_len: int
+    layers_warmup: int
+    leaf_context: int
+    levels: tuple[Level, ...]
+
+    @property
+    def height(self) -> int:
+        return len(self.levels) - 1
+
+    @property
+    def num_layers(self) -> int:
+        return self.levels[-1].last_layer
+
+    @property
+    def rows(self) -> int:
+        """Rows of the finished cache."""
+        return self.prefix_len + self.levels[-1].nodes[0].kept + self.suffix_len
+
+    @property
+    def next_position(self) -> int:
+        """The RoPE position at which new tokens go on."""
+        return self.prefix_len + self.leaf_context + self.suffix_len
+
+    def steps(self) -> Iterator[Node]:
+        """The nodes in the order they run: depth first, left before right, children before their
+        parent.
+        """
+
+        def walk(height: int, index: int) -> Iterator[Node]:
+            if height:
+                yield from walk(height - 1, 2 * index)
+                if self.has_right(height, index):
+                    yield from walk(height - 1, 2 * index + 1)
+            yield self.levels[height].nodes[index]
+
+        return walk(self.height, 0)
+
+    def has_right(self, height: int, index: int) -> bool:
+        """Whether a node above the leaves has two children (the last one of a level may have its
+        left one only).
+        """
+        return 2 * index + 1 < len(self.levels[height - 1].nodes)
+
+    @cached_property
+    def peak_slots(self) -> int:
+        """The most tokens whose keys and values are alive at once, the prefix included."""
+        live = peak = self.prefix_len
+        for node in self.steps():
+            if node.height == 0:
+                live += node.context + self.suffix_len
+            elif self.has_right(node.height, node.index):
+                live -= self.suffix_len
+            peak = max(peak, live)
+            live -= node.context - node.kept
+        return peak
+
+    def flops(self, shape: ModelShape) -> int:
+        """Floating-point operations of the encoding; a multiply and an add are two."""
+        prefix, suffix = self.prefix_len, self.suffix_len
+        total = _layer_flops(shape, 0, prefix) * self.num_layers
+        for level in self.levels:
+            for node in level.nodes:
+                rows = node.context + suffix
+                layers = level.last_layer - level.first_layer
+                last_only = level.height == self.height
+                queries = 1 if last_only else node.kept + suffix
+                total += _layer_flops(shape, prefix, rows) * (layers - 1)
+                total += _layer_flops(shape, prefix, rows, queries)
+        return total + 2 * shape.hidden_size * shape.vocab_size
+
+    def prefill_flops(self, shape: ModelShape) -> int:
+        """Floating-point operations of running the whole input through the plain model, last logits
+        only.
+        """
+        tokens = self.prefix_len + self.context_len + self.suffix_len
+        head = 2 * shape.hidden_size * shape.vocab_size
+        return _layer_flops(shape, 0, tokens) * self.num_layers + head
+
+    def memory(self, shape: ModelShape, itemsize: int) -> int:
+        """Bytes at the peak above the model's weights: the slot pool, one chunk's activations, the
+        finished cache.
+        """
+        token = _cache_bytes(shape, itemsize)
+        chunk = max(node.context for level in self.levels for node in level.nodes) + self.suffix_len
+        finished = self.rows * token
+        return self.peak_slots * token + max(chunk * _row_bytes(shape, itemsize), finished)
+
+    def prefill_memory(self, shape: ModelShape, itemsize: int) -> int:
+        """Bytes at the peak above the weights when the plain model reads the whole input with exact
+        attention.
+        """
+        tokens = self.prefix_len + self.context_len + self.suffix_len
+        return tokens * (_cache_bytes(shape, itemsize) + _row_bytes(shape, itemsize))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything needed to make this plan again, as plain numbers."""
+        fields = asdict(self)
+        del fields["levels"], fields["leaf_context"]
+        return {**fields, "num_layers": self.num_layers}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, int]) -> Plan:
+        """The plan that `to_dict` described."""
+        return build_plan(**fields)
+
+
+def build_plan(
+    prefix_len: int,
+    context_len: int,
+    suffix_len: int,
+    num_layers: int,
+    max_chunk_len: int,
+    target_len: int,
+    layers_warmup: int,
+) -> Plan:
+    """Lay out the merge tree (HOMER, section 3 and appendix A).
+
+    Raises `ValueError` for an empty context or suffix, an affix that leaves a chunk or the target
+    no room, and a tree with more levels than the layers after the warm-up.
+    """
+    affix = prefix_len + suffix_len
+    room = max_chunk_len - affix
+    if context_len < 1:
+        raise ValueError(
+            "the context is empty; give at least one token besides the prefix and suffix."
+        )
+    if suffix_len < 1:
+        raise ValueError(
+            "the suffix is empty; its last token scores the others, so give at least one token."
+        )
+    if room < 1:
+        raise ValueError(
+            f"prefix ({prefix_len} tokens) plus suffix ({suffix_len}) leave a chunk of "
+            f"max_chunk_len={max_chunk_len} "
+            f"no room for context; shorten them or set max_chunk_len to at least {affix + 1}."
+        )
+    if target_len <= affix:
+        raise ValueError(
+            f"target_len={target_len} leaves no room for context beside prefix ({prefix_len} "
+            "tokens) and suffix "
+            f"({suffix_len}); set target_len to at least {affix + 1}."
+        )
+    if not 0 <= layers_warmup < num_layers:
+        raise ValueError(
+            f"layers_warmup={layers_warmup} must be at least 0 and less than the model's "
+            f"{num_layers} layers."
+        )
+
+    height = tree_height(context_len, room)
+    per_level = (num_layers - layers_warmup) // (height + 1)
+    if per_level == 0:
+        raise ValueError(
+            f"{context_len} context tokens in chunks with room for {room} make a tree of "
+            f"{height + 1} levels, but only "
+            f"{num_layers - layers_warmup} of {num_layers} layers are left after "
+            f"layers_warmup={layers_warmup}; "
+            f"raise max_chunk_len or lower layers_warmup."
+        )
+    leaf_context = -(-context_len // 2**height)
+    leaves = [min(leaf_context, context_len - i) for i in range(0, context_len, leaf_context)]
+    first_height_layers = num_layers - per_level * height
+
+    budgets = _context_budgets(height, leaves, room, target_len - affix)
+    levels: list[Level] = []
+    for j in range(height + 1):
+        below = leaves if j == 0 else [node.kept for node in levels[-1].nodes]
+        contexts = below if j == 0 else [sum(below[i : i + 2]) for i in range(0, len(below), 2)]
+        nodes = tuple(
+            Node(j, i, context, min(context, budget))
+            for i, (context, budget) in enumerate(zip(contexts, budgets[j], strict=True))
+        )
+        first = 0 if j == 0 else levels[-1].last_layer
+        levels.append(Level(j, first, first_height_layers + per_level * j, nodes))
+    return Plan(
+        prefix_len,
+        context_len,
+        suffix_len,
+        max_chunk_len,
+        target_len,
+        layers_warmup,
+        leaf_context,
+        tuple(levels),
+    )
+
+
+def tree_height(context_len: int, room: int) -> int:
+    """Height of the smallest binary tree whose leaves hold the context, `room` tokens in each."""
+    return (-(-context_len // room) - 1).bit_length()
+
+
+def _context_budgets(height: int, leaves: list[int], room: int, target: int) -> list[list[int]]:
+    """How many context rows each node may hand on, by height and index, from the root down (HOMER,
+    appendix A).
+    """
+    budgets = [[target]]
+    for j in range(height - 1, -1, -1):
+        count = -(-len(leaves) // 2**j)
+        level = [room // 2] * count
+        if count % 2:
+            level[-1] = room  # no right sibling: nothing to make room for
+        elif leaves[(count - 1) * 2**j] < room // 2:
+            # The right sibling is one short leaf: it stays whole, and its left sibling takes the
+            # rest of the chunk.
+            level[-1] = leaves[-1]
+            level[-2] = room - leaves[-1]
+        budgets.append(level)
+    return budgets[::-1]
+
+
+def _layer_flops(shape: ModelShape, prefix: int, rows: int, queries: int | None = None) -> int:
+    """One layer over `rows` chunk rows; only `queries` of them (the last row scoring first) when
+    given.
+    """
+    heads, dim = shape.num_attention_heads, shape.head_dim
+    kv = 2 * rows * shape.hidden_size * 2 * shape.num_key_value_heads * dim
+    if queries is None:
+        scoring, queries, visible = 0, rows, rows * prefix + rows * (rows + 1) // 2
+    else:
+        scoring = 2 * heads * dim * (shape.hidden_size + rows)
+        visible = queries * (prefix + rows) // 2 if queries > 1 else prefix + rows
+    mixing = 4 * heads * dim * visible
+    q_and_output = 2 * queries * shape.hidden_size * 2 * heads * dim
+    mlp = 2 * queries * 3 * shape.hidden_size * shape.intermediate_size
+    return kv + scoring + mixing + q_and_output + mlp
+
+
+def _cache_bytes(shape: ModelShape, itemsize: int) -> int:
+    """Keys and values of one token in all layers."""
+    return 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * itemsize
+
+
+def _row_bytes(shape: ModelShape, itemsize: int) -> int:
+    """A row's largest set of activations alive at once: hidden states, their norm, and the MLP's
+    gate, up and product.
+    """
+    return (2 * shape.hidden_size + 3 * shape.intermediate_size) * itemsize

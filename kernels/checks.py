@@ -1,0 +1,245 @@
+"""What every op asks of its arguments, for the Triton ops and their PyTorch definitions alike.
+
+Each function raises `ValueError` with one sentence that names the argument, its value and what it must be. Only shapes,
+dtypes, devices and strides are read, never data on a GPU: no check waits for the device. Sizes are those of
+`kernels.reference`.
+"""
+
+import torch
+from torch import Tensor
+
+HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
+
+
+def require(holds: bool, argument: str, value: object, must: str) -> None:
+    """Raise `ValueError` unless the argument is as it must be."""
+    if not holds:
+        raise ValueError(f"{argument} is {value}: it must be {must}")
+
+
+def check_head_dim(dim: int) -> None:
+    """The head dimensions that the attention kernel has tiles for."""
+    require(dim in HEAD_DIMS, "the head dim of q", dim, f"one of {', '.join(map(str, HEAD_DIMS))}")
+
+
+def check_norm(x: Tensor, residual: Tensor | None, weight: Tensor) -> None:
+    """x [..., E], residual like x or None, weight [E]."""
+    _check_dims(x, "x", 1)
+    _check_alike(x=x, residual=residual, weight=weight)
+    _check_shape("weight", weight, (x.shape[-1],), "[E]")
+    if residual is not None:
+        _check_shape("residual", residual, tuple(x.shape), "x's")
+
+
+def check_silu_mul(gate_up: Tensor) -> None:
+    """gate_up [..., 2F]."""
+    _check_dims(gate_up, "gate_up", 1)
+    _check_alike(gate_up=gate_up)
+    width = gate_up.shape[-1]
+    require(width > 0 and width % 2 == 0, "the last dimension of gate_up", width, "even")
+
+
+def check_rotary(name: str, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """x [B, T, H, D], positions [B, T], cos and sin [positions, D/2] float32."""
+    _check_sized(x, name, 4)
+    dim = x.shape[3]
+    require(dim % 2 == 0, f"the head dim of {name}", dim, "even")
+    _check_floating(name, x)
+    _check_layout(**{name: x}, positions=positions, cos=cos, sin=sin)
+    _check_indices("positions", positions, tuple(x.shape[:2]), f"the rows of {name}")
+    for table_name, table in (("cos", cos), ("sin", sin)):
+        require(
+            table.dtype == torch.float32, f"the dtype of {table_name}", table.dtype, "torch.float32"
+        )
+        _check_shape(table_name, table, (cos.shape[0], dim // 2), "[positions, D/2]")
+
+
+def check_rotary_and_store(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+) -> None:
+    """q [B, T, HQ, D] or None, k and v [B, T, HKV, D], keys and values [slots, HKV, D], slots [B, T]."""
+    check_rotary("k", k, positions, cos, sin)
+    _check_alike(k=k, q=q, v=v, keys=keys, values=values)
+    _check_layout(k=k, slots=slots)
+    _check_shape("v", v, tuple(k.shape), "k's")
+    if q is not None:
+        _check_sized(q, "q", 4)
+        expected = (*k.shape[:2], q.shape[2], k.shape[3])
+        _check_shape("q", q, expected, "k's but for the heads")
+    _check_indices("slots", slots, tuple(k.shape[:2]), "the rows of k")
+    for name, store in (("keys", keys), ("values", values)):
+        _check_dims(store, name, 3, exact=True)
+        _check_shape(name, store, (store.shape[0], *k.shape[2:]), "[slots, HKV, D]")
+
+
+def check_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    query_rows: Tensor | None,
+) -> None:
+    """q [B, R, HQ, D], k and v [B, T, HKV, D], prefixes [P, HKV, D] or None, query_rows [B, R] or None (then R is T)."""
+    _check_sized(q, "q", 4)
+    _check_sized(k, "k", 4)
+    _check_alike(q=q, k=k, v=v, prefix_k=prefix_k, prefix_v=prefix_v)
+    _check_shape("v", v, tuple(k.shape), "k's")
+    _check_heads("q", q, k)
+    require(q.shape[0] == k.shape[0], "the batch of q", q.shape[0], f"k's, {k.shape[0]}")
+    require(
+        (prefix_k is None) == (prefix_v is None),
+        "prefix_v" if prefix_v is None else "prefix_k",
+        None,
+        "given with the other half of the prefix",
+    )
+    if prefix_k is not None and prefix_v is not None:
+        _check_dims(prefix_k, "prefix_k", 3, exact=True)
+        _check_shape("prefix_k", prefix_k, (prefix_k.shape[0], *k.shape[2:]), "[P, HKV, D]")
+        _check_shape("prefix_v", prefix_v, tuple(prefix_k.shape), "prefix_k's")
+    if query_rows is None:
+        require(q.shape[1] == k.shape[1], "the number of rows of q", q.shape[1], f"k's, {k.shape[1]}")
+    else:
+        _check_layout(q=q, query_rows=query_rows)
+        _check_indices("query_rows", query_rows, tuple(q.shape[:2]), "the rows of q")
+
+
+def check_scores(q_last: Tensor, k: Tensor, score: str, scores: tuple[str, ...]) -> None:
+    """q_last [B, HQ, D], k [B, T, HKV, D], score one of `scores`."""
+    _check_dims(q_last, "q_last", 3, exact=True)
+    _check_sized(k, "k", 4)
+    _check_alike(q_last=q_last, k=k)
+    require(q_last.shape[0] == k.shape[0], "the batch of q_last", q_last.shape[0], "k's")
+    _check_heads("q_last", q_last, k)
+    require(score in scores, "score", repr(score), f"one of {', '.join(scores)}")
+
+
+def check_selection(
+    k: Tensor, positions: Tensor, bias: Tensor | None, keep: int, first_row: int, last_row: int
+) -> None:
+    """positions [B, T], bias [distances] float32 or None, `keep` of the rows [first_row, last_row).
+
+    How far apart the positions are is data: on the CPU it is compared with the bias's length; on a GPU that would mean
+    waiting for it, so there a distance past the end reads the bias's last entry, and the caller who made the positions
+    checks the length.
+    """
+    rows = k.shape[1]
+    _check_layout(k=k, positions=positions, bias=bias)
+    _check_indices("positions", positions, tuple(k.shape[:2]), "the rows of k")
+    require(0 <= last_row <= rows, "last_row", last_row, f"in [0, {rows}]")
+    require(0 <= first_row <= last_row, "first_row", first_row, f"in [0, last_row = {last_row}]")
+    prunable = last_row - first_row
+    require(0 <= keep <= prunable, "keep", keep, f"in [0, {prunable}], the prunable rows")
+    if bias is None:
+        return
+    _check_dims(bias, "bias", 1, exact=True)
+    require(bias.dtype == torch.float32, "the dtype of bias", bias.dtype, "torch.float32")
+    require(len(bias) > 0, "the length of bias", len(bias), "longer than the largest distance")
+    if positions.device.type == "cpu" and prunable:
+        distances = positions[:, -1:] - positions[:, first_row:last_row]
+        far, near = int(distances.max()), int(distances.min())
+        require(
+            far < len(bias), "the length of bias", len(bias), f"above the largest distance, {far}"
+        )
+        require(near >= 0, "the smallest distance to the last position", near, "0 or more")
+
+
+def check_merge(
+    left: Tensor,
+    right: Tensor,
+    left_labels: Tensor,
+    right_labels: Tensor,
+    left_kept: Tensor,
+    right_kept: Tensor,
+    cache: Tensor,
+    suffix: int,
+) -> None:
+    """left [B, RL, E], right [B, RR, E], labels [B, 3, T], kept [B, RL] and [B, RR], cache [L, 2, slots, HKV, D]."""
+    _check_sized(left, "left", 3)
+    _check_sized(right, "right", 3)
+    check_cache(cache)
+    _check_alike(left=left, right=right, cache=cache)
+    _check_shape("right", right, (left.shape[0], right.shape[1], left.shape[2]), "[B, RR, E]")
+    sides = (("left", left, left_labels, left_kept), ("right", right, right_labels, right_kept))
+    for name, hidden, labels, kept in sides:
+        _check_layout(left=left, **{f"{name}_labels": labels, f"{name}_kept": kept})
+        _check_dims(labels, f"{name}_labels", 3, exact=True)
+        wanted = (hidden.shape[0], 3, labels.shape[2])
+        _check_indices(f"{name}_labels", labels, wanted, "[B, 3, T]")
+        _check_indices(f"{name}_kept", kept, tuple(hidden.shape[:2]), f"the rows of {name}")
+    shorter = min(left.shape[1], right.shape[1])
+    require(0 <= suffix <= shorter, "suffix", suffix, f"in [0, {shorter}], the rows of a side")
+
+
+def check_cache(cache: Tensor, slots: Tensor | None = None) -> None:
+    """cache [L, 2, slots, HKV, D] with the heads of a slot side by side, slots [T] or None."""
+    _check_dims(cache, "cache", 5, exact=True)
+    _check_alike(cache=cache)
+    require(cache.shape[1] == 2, "the second dimension of cache", cache.shape[1], "2")
+    heads, dim = cache.shape[3:]
+    require(
+        heads == 1 or cache.stride(3) == dim, "the head stride of cache", cache.stride(3), f"{dim}"
+    )
+    if slots is not None:
+        _check_layout(cache=cache, slots=slots)
+        _check_dims(slots, "slots", 1, exact=True)
+        _check_indices("slots", slots, tuple(slots.shape), "[T]")
+
+
+def _check_dims(x: Tensor, name: str, dims: int, exact: bool = False) -> None:
+    holds = x.dim() == dims if exact else x.dim() >= dims
+    must = f"{dims}-dimensional" if exact else f"at least {dims}-dimensional"
+    require(holds, f"the shape of {name}", tuple(x.shape), must)
+
+
+def _check_sized(x: Tensor, name: str, dims: int) -> None:
+    _check_dims(x, name, dims, exact=True)
+    require(x.numel() > 0, f"the shape of {name}", tuple(x.shape), "without empty dimensions")
+
+
+def _check_shape(name: str, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    require(tuple(x.shape) == shape, f"the shape of {name}", tuple(x.shape), f"{shape}, {meaning}")
+
+
+def _check_indices(name: str, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    require(x.dtype == torch.int64, f"the dtype of {name}", x.dtype, "torch.int64")
+    _check_shape(name, x, shape, meaning)
+
+
+def _check_heads(name: str, q: Tensor, k: Tensor) -> None:
+    heads, groups = q.shape[-2], k.shape[2]
+    require(heads > 0 and heads % groups == 0, f"{name}'s heads", heads, f"a multiple of {groups}")
+    require(q.shape[-1] == k.shape[3], f"the head dim of {name}", q.shape[-1], f"k's, {k.shape[3]}")
+
+
+def _check_floating(name: str, x: Tensor) -> None:
+    require(x.dtype.is_floating_point, f"the dtype of {name}", x.dtype, "a floating-point type")
+
+
+def _check_alike(**tensors: Tensor | None) -> None:
+    """One dtype, one device and unit last strides; the first tensor is the yardstick."""
+    _check_layout(**tensors)
+    (first_name, first), *others = ((n, x) for n, x in tensors.items() if x is not None)
+    _check_floating(first_name, first)
+    for name, x in others:
+        must = f"{first_name}'s, {first.dtype}"
+        require(x.dtype == first.dtype, f"the dtype of {name}", x.dtype, must)
+
+
+def _check_layout(**tensors: Tensor | None) -> None:
+    """One device and unit last strides; the first tensor is the yardstick."""
+    given = [(name, x) for name, x in tensors.items() if x is not None]
+    first_name, first = given[0]
+    for name, x in given:
+        must = f"{first_name}'s, {first.device}"
+        require(x.device == first.device, f"the device of {name}", x.device, must)
+        contiguous = x.shape[-1] < 2 or x.stride(-1) == 1
+        require(contiguous, f"the last stride of {name}", x.stride(-1), "1")

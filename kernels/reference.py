@@ -1,0 +1,215 @@
+"""Every op of the method in plain PyTorch: the definition that the Triton kernels are tested
+against, and the CPU path.
+
+Sizes in the docstrings: B nodes of equal shape run as a batch, T rows of a chunk, R selected rows,
+P prefix rows, HQ query heads and HKV key heads of D elements, E hidden size, L layers. Rows,
+positions, source indices and slots are int64. Functions whose name ends in an underscore write into
+an argument. Every function raises `ValueError` for arguments that do not fit together.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Queries that attend at once when they are only some of the rows: bounds the mask to QUERY_BLOCK x
+# keys.
+QUERY_BLOCK = 256
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`x / sqrt(mean(x²) + eps) * weight` over the last dimension.
+
+    x: [..., E]; weight: [E]; returns [..., E] in x's dtype, computed in float32 (Zhang & Sennrich
+    2019).
+    """
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual sum and its norm: `(x + residual, rms_norm(x + residual))`, each [..., E]."""
+    total = x + residual
+    return total, rms_norm(total, weight, eps)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """`silu(gate) * up` of a fused projection (Shazeer 2020, SwiGLU).
+
+    gate_up: [..., 2F], the gate in the first half; returns [..., F].
+    """
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate x in place by its rows' positions (RoPE, Su et al. 2021, with Llama's half-split
+    pairs).
+
+    x: [B, T, H, D]; positions: [B, T], each below len(cos); cos, sin: [positions, D/2] float32.
+    """
+    c, s = cos[positions][:, :, None], sin[positions][:, :, None]
+    first, second = x.float().chunk(2, dim=-1)
+    x.copy_(torch.cat([first * c - second * s, second * c + first * s], dim=-1))
+
+
+def rotary_and_store_(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+) -> None:
+    """Rotate q and k in place, then write k and v to their slots of one layer's cache.
+
+    q: [B, T, HQ, D] or None; k, v: [B, T, HKV, D]; positions, slots: [B, T]; cos, sin: [positions,
+    D/2] float32; keys, values: [slots, HKV, D], written at `slots`.
+    """
+    if q is not None:
+        apply_rotary_(q, positions, cos, sin)
+    apply_rotary_(k, positions, cos, sin)
+    keys[slots] = k
+    values[slots] = v
+
+
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
+    query_rows: Tensor | None = None,
+) -> Tensor:
+    """Exact softmax attention over `prefix ‖ chunk`, causal by row: row i sees the prefix and rows
+    0..i.
+
+    q: [B, R, HQ, D]; k, v: [B, T, HKV, D]; prefix_k, prefix_v: [P, HKV, D], shared by the batch;
+    query_rows: [B, R], the ascending rows that the queries stand at, or None for all T rows.
+    Returns [B, R, HQ, D]. The scale is 1/sqrt(D).
+    """
+    batch, prefix = k.shape[0], 0
+    if prefix_k is not None and prefix_v is not None and prefix_k.shape[0]:
+        prefix = prefix_k.shape[0]
+        k = torch.cat([prefix_k.expand(batch, -1, -1, -1), k], dim=1)
+        v = torch.cat([prefix_v.expand(batch, -1, -1, -1), v], dim=1)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if query_rows is None:
+        # PyTorch aligns a causal mask with the first key; empty queries in front align it with the
+        # last instead.
+        padded = F.pad(q, (0, 0, prefix, 0)) if prefix else q
+        out = F.scaled_dot_product_attention(padded, k, v, is_causal=True, enable_gqa=True)
+        return out[:, :, prefix:].transpose(1, 2)
+
+    out = torch.empty_like(q)
+    columns = torch.arange(k.shape[2], device=k.device)
+    for start in range(0, q.shape[2], QUERY_BLOCK):
+        block = slice(start, start + QUERY_BLOCK)
+        visible = columns <= (query_rows[:, block] + prefix)[:, None, :, None]
+        out[:, :, block] = F.scaled_dot_product_attention(
+            q[:, :, block], k, v, attn_mask=visible, enable_gqa=True
+        )
+    return out.transpose(1, 2)
+
+
+def max_logit(logits: Tensor) -> Tensor:
+    """The paper's score before calibration: the largest logit over heads. [B, HQ, T] -> [B, T]."""
+    return logits.amax(1)
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """The largest log-probability over heads, blind to a head's constant offset. [B, HQ, T] -> [B,
+    T].
+    """
+    return logits.log_softmax(-1).amax(1)
+
+
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {"max_logit": max_logit, "log_softmax": log_softmax}
+
+
+def score_rows(q_last: Tensor, k: Tensor, score: str = "max_logit") -> Tensor:
+    """How much the chunk's last row attends to each row, before calibration (HOMER, section 3.2).
+
+    q_last: [B, HQ, D]; k: [B, T, HKV, D]; score: a name in SCORES, applied to `q · k / sqrt(D)` of
+    every query head (which reads its own group's key head). Returns [B, T] float32.
+    """
+    _, heads, dim = q_last.shape
+    grouped = q_last.float().unflatten(1, (k.shape[2], heads // k.shape[2]))
+    logits = torch.einsum("bhgd,bthd->bhgt", grouped, k.float()).flatten(1, 2) * dim**-0.5
+    return SCORES[score](logits)
+
+
+def score_and_select(
+    q_last: Tensor,
+    k: Tensor,
+    positions: Tensor,
+    bias: Tensor | None,
+    keep: int,
+    first_row: int,
+    last_row: int,
+    score: str = "max_logit",
+) -> tuple[Tensor, Tensor]:
+    """Keep the `keep` most significant of the rows [first_row, last_row), and every row outside
+    that range.
+
+    The significance of row i is `score_rows(...)[i] - bias[positions[-1] - positions[i]]`; of equal
+    ones the later row is kept (HOMER, sections 3.2 and 3.3).
+
+    q_last: [B, HQ, D], the last row's rotated query; k: [B, T, HKV, D], rotated; positions: [B, T];
+    bias: [distances] float32, longer than the largest distance, or None. Returns `(kept [B, T -
+    dropped], dropped [B, dropped])`, both ascending.
+    """
+    scores = score_rows(q_last, k, score)[:, first_row:last_row]
+    if bias is not None:
+        scores = scores - bias[positions[:, -1:] - positions[:, first_row:last_row]]
+    drop = last_row - first_row - keep
+    order = scores.argsort(dim=1, stable=True)
+    dropped = first_row + order[:, :drop].sort(dim=1).values
+    selected = first_row + order[:, drop:].sort(dim=1).values
+    rows = torch.arange(k.shape[1], device=k.device).expand(k.shape[0], -1)
+    return torch.cat([rows[:, :first_row], selected, rows[:, last_row:]], dim=1), dropped
+
+
+def prune_and_concatenate(
+    left: Tensor,
+    right: Tensor,
+    left_labels: Tensor,
+    right_labels: Tensor,
+    left_kept: Tensor,
+    right_kept: Tensor,
+    cache: Tensor,
+    suffix: int,
+) -> tuple[Tensor, Tensor]:
+    """Join two pruned siblings into their parent's chunk and average their suffixes (HOMER, section
+    3.1).
+
+    The parent's rows are left's context, right's context, and the mean of both suffixes. The
+    suffix's keys and values are averaged in the cache, in right's slots; left's suffix slots are
+    free afterwards.
+
+    left, right: [B, RL, E] and [B, RR, E], the kept rows' hidden states, suffix last; labels: [B,
+    3, T], the positions, source indices and slots of all rows before the prune; kept: [B, RL] and
+    [B, RR], the rows that survived it, affix included; cache: [L, 2, slots, HKV, D], the layers run
+    so far; suffix: rows of the suffix. Returns the parent's hidden states [B, RL + RR - suffix, E]
+    and labels [B, 3, RL + RR - suffix].
+    """
+    left_labels = left_labels.gather(2, left_kept[:, None].expand(-1, 3, -1))
+    right_labels = right_labels.gather(2, right_kept[:, None].expand(-1, 3, -1))
+    end, right_end = left.shape[1] - suffix, right.shape[1] - suffix
+    mean = (left[:, end:] + right[:, right_end:]) / 2
+    hidden = torch.cat([left[:, :end], right[:, :right_end], mean], dim=1)
+    left_slots, right_slots = left_labels[:, 2, end:], right_labels[:, 2, right_end:]
+    cache[:, :, right_slots] = (cache[:, :, left_slots] + cache[:, :, right_slots]) / 2
+    return hidden, torch.cat([left_labels[:, :, :end], right_labels], dim=2)
+
+
+def gather_cache(cache: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """The finished keys and values, contiguous: cache [L, 2, slots, HKV, D], slots [T] -> two of
+    [L, HKV, T, D].
+    """
+    keys, values = cache[:, :, slots].transpose(2, 3).unbind(1)
+    return keys.contiguous(), values.contiguous()

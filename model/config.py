@@ -1,0 +1,210 @@
+"""The sizes and settings of a Llama checkpoint, read through transformers' own config class."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import LlamaConfig
+
+from .errors import CheckpointError, MissingCheckpointError
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+_ROPE_NUMBERS = (
+    "rope_theta",
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "low_freq_factor",
+    "high_freq_factor",
+)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Llama's sizes and settings, under transformers' names.
+
+    `dtype` is the checkpoint's (float32 where it says nothing), `eos_token_ids` are the ids that
+    end an answer. `hf` is the transformers config that all of it came from, with the RoPE
+    parameters.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    dtype: torch.dtype
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    hf: LlamaConfig = field(repr=False, compare=False)
+
+    @property
+    def rope_type(self) -> str:
+        """One of `ROPE_TYPES`."""
+        return _rope(self.hf)["rope_type"]
+
+    @classmethod
+    def from_hf(
+        cls, hf_config: LlamaConfig, eos_token_id: int | list[int] | None = None
+    ) -> "ModelConfig":
+        """The same settings as a transformers config.
+
+        eos_token_id: that of the model's generation config, which comes before the model config's.
+        Raises `CheckpointError` for a model that is not a plain Llama.
+        """
+        sizes = {name: getattr(hf_config, name) for name in _SIZES}
+        _refuse_unsupported(hf_config, sizes)
+        if eos_token_id is None:
+            eos_token_id = hf_config.eos_token_id
+        return cls(
+            **sizes,
+            rms_norm_eps=hf_config.rms_norm_eps,
+            tie_word_embeddings=hf_config.tie_word_embeddings,
+            # transformers turns the names of dtypes into dtypes, whatever its annotation says.
+            dtype=cast(torch.dtype, hf_config.dtype or torch.float32),
+            eos_token_ids=_token_ids(eos_token_id),
+            bos_token_id=hf_config.bos_token_id,
+            hf=hf_config,
+        )
+
+
+def load_config(folder: Path, rope_scaling: Mapping[str, Any] | None = None) -> ModelConfig:
+    """The config of the checkpoint in `folder`: its config.json, and the end-of-sequence ids of its
+    generation_config.json where it has one.
+
+    rope_scaling: RoPE parameters in either of transformers' styles, `{"rope_type": "yarn",
+    "factor": 4.0}` or `{"type": ...}`, that replace the checkpoint's; its rope_theta stays unless
+    they name one, and original_max_position_embeddings defaults to max_position_embeddings.
+    Raises `MissingCheckpointError` without a config.json, `CheckpointError` for one that cannot be
+    used and `ValueError` for such a `rope_scaling`.
+    """
+    file = folder / "config.json"
+    raw = read_json(file)
+    model_type = raw.get("model_type")
+    if model_type != "llama":
+        raise CheckpointError(
+            f"{file} describes a model of type {model_type!r}; only 'llama' is supported."
+        )
+    generation_file = folder / "generation_config.json"
+    generation = read_json(generation_file) if generation_file.exists() else {}
+    eos_token_id = generation.get("eos_token_id")
+    try:
+        config = _parse(raw, eos_token_id)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file} cannot be used: {error}") from error
+    if rope_scaling is None:
+        return config
+    raw.pop("rope_scaling", None)
+    rope_theta = _rope(config.hf)["rope_theta"]
+    try:
+        raw["rope_parameters"] = {"rope_theta": rope_theta, **rope_scaling}
+        return _parse(raw, eos_token_id)
+    except (CheckpointError, TypeError) as error:
+        raise ValueError(f"rope_scaling={rope_scaling!r} cannot be used: {error}") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a checkpoint's JSON file.
+
+    Raises `MissingCheckpointError` if there is no such file and `CheckpointError` if it holds
+    anything else.
+    """
+    if not file.is_file():
+        raise MissingCheckpointError(f"{file.parent} is not a checkpoint: it has no {file.name}.")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, not a {type(content).__name__}.")
+    return content
+
+
+def _parse(raw: dict[str, Any], eos_token_id: Any) -> ModelConfig:
+    """The config in a parsed config.json."""
+    try:
+        hf_config = LlamaConfig.from_dict(raw)
+    except Exception as error:  # what transformers raises depends on the field and on its version
+        sentence = " ".join(str(error).split())
+        raise CheckpointError(f"transformers refuses it ({sentence})") from error
+    return ModelConfig.from_hf(hf_config, eos_token_id)
+
+
+def _refuse_unsupported(hf_config: LlamaConfig, sizes: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` for a model that the layers here do not compute."""
+    if hf_config.model_type != "llama":
+        raise CheckpointError(
+            f"the model is of type {hf_config.model_type!r}; only 'llama' is supported."
+        )
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise CheckpointError(f"{name} is {size!r} but must be a positive whole number.")
+    heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
+    if heads % kv_heads:
+        raise CheckpointError(
+            f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})."
+        )
+    if sizes["head_dim"] % 2:
+        raise CheckpointError(f"head_dim is {sizes['head_dim']} but RoPE needs an even one.")
+    for name in ("attention_bias", "mlp_bias"):
+        if getattr(hf_config, name):
+            raise CheckpointError(f"{name} is true; Llamas with biases are not supported.")
+    if hf_config.hidden_act != "silu":
+        raise CheckpointError(f"hidden_act is {hf_config.hidden_act!r}; only 'silu' is supported.")
+    if getattr(hf_config, "quantization_config", None) is not None:
+        raise CheckpointError(
+            "quantization_config is set; quantised checkpoints are not supported, use the original."
+        )
+    _refuse_rope(_rope(hf_config))
+
+
+def _rope(hf_config: LlamaConfig) -> dict[str, Any]:
+    """The RoPE parameters, which transformers always fills in, in its new style."""
+    return cast(dict[str, Any], hf_config.rope_parameters)
+
+
+def _refuse_rope(rope: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` for RoPE parameters that give no tables, or not a Llama's."""
+    if rope["rope_type"] not in ROPE_TYPES:
+        raise CheckpointError(
+            f"the RoPE type is {rope['rope_type']!r}; known are {', '.join(ROPE_TYPES)}."
+        )
+    for name in _ROPE_NUMBERS:
+        value = rope.get(name)
+        if value is not None and not (isinstance(value, int | float) and value > 0):
+            raise CheckpointError(f"the RoPE parameter {name} is {value!r} but must be positive.")
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise CheckpointError("partial_rotary_factor is set; a Llama rotates whole heads.")
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    """One id, a list of ids or nothing, as a tuple."""
+    if value is None:
+        return ()
+    ids = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(i, int) for i in ids):
+        raise CheckpointError(
+            f"eos_token_id is {value!r} but must be a token id or a list of them."
+        )
+    return ids

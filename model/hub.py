@@ -1,0 +1,36 @@
+"""Where a checkpoint is: a local folder, or a copy of a Hugging Face hub repository."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from .errors import MissingCheckpointError
+
+# Everything that is read from a checkpoint; pickled weights never are, so they are not fetched.
+_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja")
+
+
+def resolve(path_or_id: str | Path) -> Path:
+    """The folder of a checkpoint, given as a local path or as a hub id (downloaded unless cached).
+
+    Raises `MissingCheckpointError` if there is no such folder, no such repository, or no way to
+    reach it.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise MissingCheckpointError(f"{path} is a file; give the folder that holds config.json.")
+    try:
+        validate_repo_id(str(path_or_id))
+    except HFValidationError:
+        raise MissingCheckpointError(f"There is no checkpoint folder at {path}.") from None
+    try:
+        return Path(snapshot_download(str(path_or_id), allow_patterns=list(_FILES)))
+    except Exception as error:  # gated, offline, disk full: the hub's client has a kind for each
+        reason = " ".join(str(error).split())
+        raise MissingCheckpointError(
+            f"{str(path_or_id)!r} is neither a local folder nor a readable hub repository: {reason}"
+        ) from error

@@ -1,0 +1,217 @@
+"""A minimal Llama whose one `layer` serves plain prefill, every chunk of the merge tree and
+decoding.
+
+Keys and values live in a cache `[L, 2, slots, HKV, D]` that the caller owns: rows are written at
+the slots they are given, and attend to the cache's first `prefix` slots and to each other. Which
+ops do the work is an argument: the module `kernels` (Triton) or `kernels.reference` (PyTorch).
+Sizes are those of `kernels.reference`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cached_property
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import ModelConfig
+from .rotary import rotary_tables
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Chosen by the last row's query [B, HQ, D] and all rows' keys [B, T, HKV, D]: the rows [B, R] that
+# go on, ascending.
+Select = Callable[[Tensor, Tensor], Tensor]
+
+
+class Llama:
+    """Llama's weights with the ops to run them; `tokenizer` is None where the checkpoint has
+    none.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        ops: ModuleType,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.ops = ops
+        self.tokenizer = tokenizer
+        self._rotary: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.embedding.dtype
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells models apart, whatever dtype they were loaded in: a hash of their sizes and of some
+        of their weights.
+        """
+        c, w = self.config, self.weights
+        sizes = (c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads)
+        digest = hashlib.sha256(repr((sizes, c.head_dim, c.vocab_size)).encode())
+        for sample in (w.norm, *(layer.post_norm for layer in w.layers), w.embedding[:8].flatten()):
+            coarse = sample.detach().to(torch.bfloat16).view(torch.int16)
+            digest.update(coarse.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def new_cache(self, slots: int) -> Tensor:
+        """An uninitialised cache [L, 2, slots, HKV, D] for keys (0) and values (1)."""
+        c = self.config
+        shape = (c.num_hidden_layers, 2, slots, c.num_key_value_heads, c.head_dim)
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """token_ids: [B, T] -> hidden states [B, T, E]."""
+        return F.embedding(token_ids, self.weights.embedding)
+
+    def rotary(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos, sin [at least length, D/2] float32 for positions below `length`."""
+        dynamic = (
+            self.config.rope_type == "dynamic"
+        )  # its frequencies depend on the length
+        tables = self._rotary
+        if tables is None or len(tables[0]) < length or (dynamic and len(tables[0]) != length):
+            rounded = length if dynamic else max(self.config.max_position_embeddings, 2 * length)
+            tables = self._rotary = rotary_tables(self.config, rounded, self.device)
+        return tables
+
+    def run(
+        self,
+        layers: range,
+        hidden: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        cache: Tensor,
+        prefix: int,
+        rotary: tuple[Tensor, Tensor],
+        select: Select | None = None,
+    ) -> Tensor:
+        """Run consecutive layers over B chunks of T rows; `select` decides in the last one which
+        rows go on.
+
+        hidden: [B, T, E]; positions, slots: [B, T]; cache: [L, 2, slots, HKV, D], of which the
+        first `prefix` slots are visible to all rows. Returns hidden states [B, T, E], or [B, R, E]
+        for the R selected rows.
+        """
+        for index in layers:
+            last = select if index == layers[-1] else None
+            hidden = self.layer(
+                index, hidden, positions, slots, cache[index], prefix, rotary, select=last
+            )
+        return hidden
+
+    def layer(
+        self,
+        index: int,
+        hidden: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        cache: Tensor,
+        prefix: int,
+        rotary: tuple[Tensor, Tensor],
+        select: Select | None = None,
+    ) -> Tensor:
+        """One decoder layer; arguments as in `run`, with this layer's cache [2, slots, HKV, D].
+
+        With `select`, the keys and values of all rows are stored, but only the selected rows have
+        their queries projected, attend, and go through the MLP: the others' outputs would be pruned
+        unread.
+        """
+        ops, w, eps = self.ops, self.weights.layers[index], self.config.rms_norm_eps
+        keys, values = cache[0], cache[1]
+        x = ops.rms_norm(hidden, w.input_norm, eps)
+        rows = None
+        if select is None:
+            q, k, v = self._heads(project(x, w.qkv), with_queries=True)
+            ops.rotary_and_store_(q, k, v, positions, *rotary, keys, values, slots)
+        else:
+            _, k, v = self._heads(project(x, w.kv), with_queries=False)
+            ops.rotary_and_store_(None, k, v, positions, *rotary, keys, values, slots)
+            rows = select(self._queries(index, x[:, -1:], positions[:, -1:], rotary)[:, 0], k)
+            x, hidden = take_rows(x, rows), take_rows(hidden, rows)
+            q = self._queries(index, x, positions.gather(1, rows), rotary)
+        mixed = ops.causal_attention(q, k, v, keys[:prefix], values[:prefix], query_rows=rows)
+        hidden = hidden + project(mixed.flatten(2), (w.output,))
+        x = ops.rms_norm(hidden, w.post_norm, eps)
+        return hidden + project(ops.silu_mul(project(x, w.gate_up)), (w.down,))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and output head: [..., E] -> [..., vocabulary] float32."""
+        x = self.ops.rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)
+        return F.linear(x, self.weights.lm_head).float()
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        cache: Tensor,
+        filled: int = 0,
+        position: int | None = None,
+        all_logits: bool = False,
+    ) -> Tensor:
+        """Run T tokens after the first `filled` slots of a cache, filling the next T; returns
+        logits [V] of the last.
+
+        token_ids: [T]; position: RoPE index of the first of them, `filled` when left out;
+        all_logits: return those of every token, [T, V].
+        """
+        tokens = len(token_ids)
+        rows = torch.arange(tokens, device=self.device)[None]
+        start = filled if position is None else position
+        last = None if all_logits else (lambda q_last, k: rows[:, -1:])
+        hidden = self.run(
+            range(self.config.num_hidden_layers),
+            self.embed(token_ids[None]),
+            rows + start,
+            rows + filled,
+            cache,
+            filled,
+            self.rotary(start + tokens),
+            last,
+        )
+        return self.logits(hidden[0] if all_logits else hidden[0, -1])
+
+    def _heads(self, projected: Tensor, with_queries: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Views of a fused projection: q [B, T, HQ, D] (or None), k and v [B, T, HKV, D]."""
+        c = self.config
+        heads = projected.unflatten(-1, (-1, c.head_dim))
+        groups = [c.num_key_value_heads] * 2
+        if not with_queries:
+            k, v = heads.split(groups, dim=2)
+            return None, k, v
+        q, k, v = heads.split([c.num_attention_heads, *groups], dim=2)
+        return q, k, v
+
+    def _queries(
+        self, index: int, x: Tensor, positions: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Rotated queries of some rows: x [B, R, E], positions [B, R] -> [B, R, HQ, D]."""
+        q = project(x, self.weights.layers[index].q).unflatten(-1, (-1, self.config.head_dim))
+        self.ops.apply_rotary_(q, positions, *rotary)
+        return q
+
+
+def project(x: Tensor, matrices: tuple[Tensor, ...]) -> Tensor:
+    """x [..., I] times each matrix [O, I] transposed, the outputs side by side: [..., sum of O]."""
+    outputs = [F.linear(x, matrix) for matrix in matrices]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x [B, T, E], rows [B, R] -> [B, R, E]."""
+    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,210 @@
+"""A Llama's weights: read from safetensors into fused matrices, or shared with transformers.
+
+Sizes in the docstrings: V vocabulary, E hidden size, F intermediate size, HQ query heads and HKV
+key heads of D elements.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from .checkpoint import catalogue, read_into, some
+from .config import ModelConfig
+from .errors import CheckpointError
+
+# Tables that old checkpoints carry and that follow from the config.
+_DERIVED = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
+
+
+@dataclass
+class LayerWeights:
+    """One decoder layer. The outputs of a tuple's matrices belong side by side, in that order.
+
+    Loaded weights have one fused matrix in each tuple, shared ones transformers' separate matrices.
+    input_norm, post_norm: [E]; qkv: [(HQ + 2 HKV) D, E] in all; output: [E, HQ D];
+    gate_up: [2 F, E] in all; down: [E, F]. `q` [HQ D, E] and `kv` [2 HKV D, E] are views of `qkv`.
+    """
+
+    input_norm: Tensor
+    qkv: tuple[Tensor, ...]
+    output: Tensor
+    post_norm: Tensor
+    gate_up: tuple[Tensor, ...]
+    down: Tensor
+    q: tuple[Tensor, ...] = field(init=False)
+    kv: tuple[Tensor, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        first, rest = self.qkv[0], self.qkv[1:]
+        q_rows = self.output.shape[1]
+        self.q = (first[:q_rows],)
+        self.kv = rest or (first[q_rows:],)
+
+
+@dataclass
+class Weights:
+    """All of a Llama. embedding, lm_head: [V, E], the same tensor when they are tied; norm: [E]."""
+
+    embedding: Tensor
+    layers: list[LayerWeights]
+    norm: Tensor
+    lm_head: Tensor
+
+
+def load_weights(
+    folder: Path, config: ModelConfig, device: torch.device | str, dtype: torch.dtype
+) -> Weights:
+    """The weights of the checkpoint in `folder`: one safetensors file, or shards with an index.
+
+    Each tensor goes straight to its place on `device`, converted to `dtype` (any float type);
+    beside the result no more than a few megabytes are held. Raises `MissingCheckpointError` for
+    files that are not there, `CheckpointError` for corrupt ones, for missing, unexpected or
+    misshapen tensors and for NaN or infinity, `ValueError` for a `dtype` that is no float type.
+    """
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype} but weights need a float type.")
+    stored = catalogue(folder)
+    # Every header is checked before any memory is allocated.
+    expected = _places(_allocate(config, "meta", dtype), config)
+    _check_shapes({name: tensor.shape for name, tensor in stored.items()}, expected, str(folder))
+    weights = _allocate(config, device, dtype)
+    for name, place in _places(weights, config).items():
+        read_into(stored[name], place)
+    return weights
+
+
+def share_weights(hf_model: LlamaForCausalLM) -> Weights:
+    """The weights of a transformers Llama without a copy: the same memory, unknown to autograd.
+
+    Raises `CheckpointError` for other classes and for models that are quantised, adapted, spread
+    over devices or dtypes, or without data (on the meta device).
+    """
+    if not isinstance(hf_model, LlamaForCausalLM):
+        raise CheckpointError(
+            f"The model is a {type(hf_model).__name__}; only a LlamaForCausalLM can be shared."
+        )
+    config = ModelConfig.from_hf(hf_model.config)
+    found = {
+        name: parameter.detach()
+        for name, parameter in hf_model.named_parameters(remove_duplicate=False)
+    }
+    expected = _places(_allocate(config, "meta", config.dtype), config)
+    _check_shapes({name: tensor.shape for name, tensor in found.items()}, expected, "The model")
+    _check_uniform(found.values())
+    embedding, lm_head = found["model.embed_tokens.weight"], found["lm_head.weight"]
+    tied = embedding.data_ptr() == lm_head.data_ptr()
+    return Weights(
+        embedding=embedding,
+        layers=[_shared_layer(found, i) for i in range(config.num_hidden_layers)],
+        norm=found["model.norm.weight"],
+        lm_head=embedding if tied else lm_head,
+    )
+
+
+def _shared_layer(found: Mapping[str, Tensor], index: int) -> LayerWeights:
+    """Layer `index` of a transformers model's parameters."""
+
+    def of(name: str) -> Tensor:
+        return found[f"model.layers.{index}.{name}.weight"]
+
+    return LayerWeights(
+        input_norm=of("input_layernorm"),
+        qkv=(of("self_attn.q_proj"), of("self_attn.k_proj"), of("self_attn.v_proj")),
+        output=of("self_attn.o_proj"),
+        post_norm=of("post_attention_layernorm"),
+        gate_up=(of("mlp.gate_proj"), of("mlp.up_proj")),
+        down=of("mlp.down_proj"),
+    )
+
+
+def _check_uniform(tensors: Collection[Tensor]) -> None:
+    """Raise `CheckpointError` unless all are of one float type, on one device that holds data."""
+    devices = sorted({str(tensor.device) for tensor in tensors})
+    if len(devices) > 1:
+        raise CheckpointError(f"The model is spread over {', '.join(devices)}; move it to one.")
+    if devices == ["meta"]:
+        raise CheckpointError("The model is on the meta device, so it has no weights to share.")
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) > 1 or not all(dtype.is_floating_point for dtype in dtypes):
+        names = ", ".join(sorted(map(str, dtypes)))
+        raise CheckpointError(
+            f"The model's weights are of {names}; they must be of one float type."
+        )
+
+
+def _check_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor], source: str
+) -> None:
+    """Raise `CheckpointError` unless `found` is just what is expected, in name and shape."""
+    missing = sorted(expected.keys() - found.keys())
+    if missing:
+        raise CheckpointError(f"{source} lacks {some(missing)}, which its config calls for.")
+    unexpected = sorted(
+        name
+        for name in found.keys() - expected.keys()
+        # Tied embeddings may be stored twice.
+        if name != "lm_head.weight" and not name.endswith(_DERIVED)
+    )
+    if unexpected:
+        raise CheckpointError(f"{source} has {some(unexpected)}, which no Llama has.")
+    for name, place in expected.items():
+        if tuple(found[name]) != tuple(place.shape):
+            raise CheckpointError(
+                f"{source} has {name} of shape {list(found[name])}, "
+                f"but its config calls for {list(place.shape)}."
+            )
+
+
+def _allocate(config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> Weights:
+    """Uninitialised weights, with one fused matrix in each tuple."""
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device=device, dtype=dtype)
+
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q_rows = config.num_attention_heads * config.head_dim
+    kv_rows = config.num_key_value_heads * config.head_dim
+    embedding = empty(config.vocab_size, hidden)
+    return Weights(
+        embedding=embedding,
+        layers=[
+            LayerWeights(
+                input_norm=empty(hidden),
+                qkv=(empty(q_rows + 2 * kv_rows, hidden),),
+                output=empty(hidden, q_rows),
+                post_norm=empty(hidden),
+                gate_up=(empty(2 * inner, hidden),),
+                down=empty(hidden, inner),
+            )
+            for _ in range(config.num_hidden_layers)
+        ],
+        norm=empty(hidden),
+        lm_head=embedding if config.tie_word_embeddings else empty(config.vocab_size, hidden),
+    )
+
+
+def _places(weights: Weights, config: ModelConfig) -> dict[str, Tensor]:
+    """Where a checkpoint's tensors go, by their names in it: views of the fused weights."""
+    places = {"model.embed_tokens.weight": weights.embedding, "model.norm.weight": weights.norm}
+    if not config.tie_word_embeddings:
+        places["lm_head.weight"] = weights.lm_head
+    for i, layer in enumerate(weights.layers):
+        key, value = layer.kv[0].chunk(2)
+        gate, up = layer.gate_up[0].chunk(2)
+        parts = {
+            "input_layernorm": layer.input_norm,
+            "self_attn.q_proj": layer.q[0],
+            "self_attn.k_proj": key,
+            "self_attn.v_proj": value,
+            "self_attn.o_proj": layer.output,
+            "post_attention_layernorm": layer.post_norm,
+            "mlp.gate_proj": gate,
+            "mlp.up_proj": up,
+            "mlp.down_proj": layer.down,
+        }
+        places |= {f"model.layers.{i}.{name}.weight": part for name, part in parts.items()}
+    return places

@@ -1,0 +1,37 @@
+"""Package metadata; the exact versions that `make` installs are in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="homer_triton",
+    version="0.1.0",
+    description="Long contexts on pre-trained Llama models without training, in Triton",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    # homer_triton/kernels and homer_triton/model are links to the top-level folders; a wheel holds
+    # real files.
+    packages=find_packages(include=["homer_triton", "homer_triton.*"]),
+    package_data={"homer_triton": ["py.typed", "demo/checkpoint/*"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.6",
+        "triton>=3.2; platform_system == 'Linux'",
+        "transformers>=5.0",
+        "safetensors>=0.4.3",
+    ],
+    extras_require={
+        "dev": [
+            "hypothesis>=6.100",
+            "mypy>=1.13",
+            "pytest>=8",
+            "pytest-benchmark>=5",
+            "ruff>=0.9",
+        ],
+        "plots": ["matplotlib>=3.8"],
+    },
+    entry_points={"console_scripts": ["homer=homer_triton.cli:main"]},
+)

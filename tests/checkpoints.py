@@ -1,0 +1,106 @@
+"""Tiny random Llama checkpoints of every supported shape, made by transformers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+# The context limit of the tiny models, short enough for tests to go beyond it.
+LIMIT = 64
+
+_BASE = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": LIMIT,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    # Wide enough for attention to be peaked and logits to be far apart.
+    "initializer_range": 0.2,
+}
+
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": LIMIT // 4},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": LIMIT // 8,
+    },
+}
+
+_LLAMA3_ROPE = {"rope_theta": 500000.0, **ROPES["llama3"]}
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-1": {"rms_norm_eps": 1e-6},
+    "llama-2": {"rms_norm_eps": 1e-5},
+    "llama-3": {"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 500000.0}},
+    "llama-3.1": {"num_key_value_heads": 2, "rope_parameters": _LLAMA3_ROPE},
+    "llama-3.2": {
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+        "rope_parameters": _LLAMA3_ROPE,
+    },
+    "explicit head_dim": {"num_key_value_heads": 2, "head_dim": 24},
+}
+
+
+def random_model(
+    shape: str = "llama-3", dtype: torch.dtype = torch.float32, seed: int = 0, **settings: Any
+) -> LlamaForCausalLM:
+    """A transformers model of one of `SHAPES` with random weights; `settings` override its config."""
+    config = LlamaConfig(**(_BASE | _copy(SHAPES[shape]) | _copy(settings)))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.data += 0.2 * torch.randn_like(parameter)
+    return model.to(dtype)
+
+
+def save_checkpoint(
+    folder: Path,
+    shape: str = "llama-3",
+    dtype: torch.dtype = torch.float32,
+    shards: bool = False,
+    old_style: bool = False,
+    **settings: Any,
+) -> LlamaForCausalLM:
+    """Save a `random_model` in `folder` and return it.
+
+    shards: as several safetensors files with an index; old_style: with the config.json that
+    transformers wrote before version 5 (`rope_theta`, `rope_scaling`, `torch_dtype`).
+    """
+    model = random_model(shape, dtype, **settings)
+    model.save_pretrained(folder, max_shard_size="100KB" if shards else "1GB")
+    if old_style:
+        edit_json(folder / "config.json", _to_old_style)
+    return model
+
+
+def edit_json(file: Path, edit: Any) -> None:
+    """Replace the object in a JSON file by what `edit` makes of it, or leave what it did to it."""
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(edit(content) or content))
+
+
+def _to_old_style(config: dict[str, Any]) -> None:
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    rope["type"] = rope.pop("rope_type")
+    config["rope_scaling"] = None if rope == {"type": "default"} else rope
+    config["torch_dtype"] = config.pop("dtype")
+
+
+def _copy(settings: dict[str, Any]) -> dict[str, Any]:
+    """A copy that transformers may write into."""
+    return json.loads(json.dumps(settings))
