@@ -45,15 +45,19 @@ class EncodedContext:
     serves many prompts.
 
     keys, values: [L, HKV, T', D], keys after RoPE; positions, source_indices: [T'], every kept
-    token's RoPE position and its index in `prefix ‖ context ‖ suffix`; next_position: the position
-    at which new tokens go on, not T'; logits: [V] float32, for the token after the suffix; plan:
-    the merge tree; stats: what it took; model: the fingerprint of the model that made it.
+    token's RoPE position and its index in `prefix ‖ context ‖ suffix`; token_ids: [tokens], that
+    whole input; pruned_at: [tokens] int8, the height at which each of its tokens was pruned, -1 for
+    kept ones; next_position: the position at which new tokens go on, not T'; logits: [V] float32,
+    for the token after the suffix; plan: the merge tree; stats: what it took; model: the
+    fingerprint of the model that made it.
     """
 
     keys: Tensor
     values: Tensor
     positions: Tensor
     source_indices: Tensor
+    token_ids: Tensor
+    pruned_at: Tensor
     next_position: int
     logits: Tensor
     plan: Plan
@@ -77,6 +81,8 @@ class EncodedContext:
             "values": self.values,
             "positions": self.positions,
             "source_indices": self.source_indices,
+            "token_ids": self.token_ids,
+            "pruned_at": self.pruned_at,
             "logits": self.logits,
         }
         save_tensors(path, tensors, {"homer_triton.encoded": json.dumps(described)})

@@ -60,7 +60,9 @@ def from_transformers(
     devices.
     """
     weights = share_weights(hf_model)
-    config = ModelConfig.from_hf(hf_model.config)
+    generation = hf_model.generation_config
+    eos = None if generation is None else generation.eos_token_id
+    config = ModelConfig.from_hf(hf_model.config, eos)
     return Llama(config, weights, choose_ops(ops, weights.embedding.device), tokenizer)
 
 

@@ -30,14 +30,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Merged:
-    """What is left at the root: the last row's hidden state [E], and [T'] positions, source indices
-    and slots.
+    """What is left at the root: the last row's hidden state [E], [T'] positions, source indices and
+    slots, and of every input token the height at which it was pruned, [tokens] int8, -1 if kept.
     """
 
     hidden: Tensor
     positions: Tensor
     source_indices: Tensor
     slots: Tensor
+    pruned_at: Tensor
 
 
 class Scheduler:
@@ -52,6 +53,9 @@ class Scheduler:
         self.bias = bias
         self.score = score
         self.rotary = model.rotary(plan.next_position)
+        self._pruned_at = torch.full(
+            (plan.input_len,), -1, dtype=torch.int8, device=pool.cache.device
+        )
 
     def run(
         self, prefix: Tensor, context: Tensor, suffix: Tensor, on_node: Callable[[Node], None]
@@ -63,15 +67,9 @@ class Scheduler:
         waiting: list[Chunk] = []
         for node in self.plan.steps():
             if node.height == 0:
-                hidden, labels = self._leaf(node, context, suffix)
-            elif self.plan.has_right(node.height, node.index):
-                right = waiting.pop()
-                hidden, labels = self._merge(waiting.pop(), right, node)
-                del right
+                waiting.append(self._finish(node, *self._leaf(node, context, suffix)))
             else:
-                only = waiting.pop()
-                hidden, labels = only.hidden, only.labels
-            waiting.append(self._finish(node, hidden, labels))
+                waiting.append(self._finish(node, *self._join(node, waiting)))
             on_node(node)
         return self._result(waiting.pop())
 
@@ -96,9 +94,15 @@ class Scheduler:
         labels = torch.stack([positions, sources, self.pool.take(len(tokens))])
         return self.model.embed(tokens[None]), labels[None]
 
-    def _merge(self, left: Chunk, right: Chunk, node: Node) -> tuple[Tensor, Tensor]:
-        """The parent's hidden states and labels; left's suffix slots are free again."""
+    def _join(self, node: Node, waiting: list[Chunk]) -> tuple[Tensor, Tensor]:
+        """The hidden states and labels of a node above the leaves, from its children, which no
+        longer wait and of which nothing stays; left's suffix slots are free again.
+        """
         plan = self.plan
+        if not plan.has_right(node.height, node.index):
+            only = waiting.pop()  # pruned by nothing: its target is a whole chunk
+            return only.hidden, only.labels
+        right, left = waiting.pop(), waiting.pop()
         merged = self.model.ops.prune_and_concatenate(
             left.hidden,
             right.hidden,
@@ -130,7 +134,9 @@ class Scheduler:
                 kept, dropped = self.model.ops.score_and_select(
                     q_last, k, labels[:, 0], bias, node.kept, 0, node.context, score=self.score
                 )
-                self.pool.give(labels[:, 2].gather(1, dropped))
+                _, sources, slots = labels.gather(2, dropped[:, None].expand(-1, 3, -1)).unbind(1)
+                self.pool.give(slots)
+                self._pruned_at[sources] = node.height
             return rows[:, -1:] if is_root else kept
 
         hidden = self.model.run(
@@ -149,4 +155,4 @@ class Scheduler:
         prefix = torch.arange(self.plan.prefix_len, device=root.labels.device)
         kept = root.labels[0].index_select(1, root.kept[0])
         labels = torch.cat([prefix.expand(3, -1), kept], dim=1)
-        return Merged(root.hidden[0, -1], labels[0], labels[1], labels[2])
+        return Merged(root.hidden[0, -1], labels[0], labels[1], labels[2], self._pruned_at)

@@ -86,6 +86,11 @@ class Plan:
         return self.levels[-1].last_layer
 
     @property
+    def input_len(self) -> int:
+        """Tokens of `prefix ‖ context ‖ suffix`."""
+        return self.prefix_len + self.context_len + self.suffix_len
+
+    @property
     def rows(self) -> int:
         """Rows of the finished cache."""
         return self.prefix_len + self.levels[-1].nodes[0].kept + self.suffix_len
@@ -146,9 +151,8 @@ class Plan:
         """Floating-point operations of running the whole input through the plain model, last logits
         only.
         """
-        tokens = self.prefix_len + self.context_len + self.suffix_len
         head = 2 * shape.hidden_size * shape.vocab_size
-        return _layer_flops(shape, 0, tokens) * self.num_layers + head
+        return _layer_flops(shape, 0, self.input_len) * self.num_layers + head
 
     def memory(self, shape: ModelShape, itemsize: int) -> int:
         """Bytes at the peak above the model's weights: the slot pool, one chunk's activations, the
@@ -163,8 +167,7 @@ class Plan:
         """Bytes at the peak above the weights when the plain model reads the whole input with exact
         attention.
         """
-        tokens = self.prefix_len + self.context_len + self.suffix_len
-        return tokens * (_cache_bytes(shape, itemsize) + _row_bytes(shape, itemsize))
+        return self.input_len * (_cache_bytes(shape, itemsize) + _row_bytes(shape, itemsize))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything needed to make this plan again, as plain numbers."""

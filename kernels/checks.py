@@ -52,6 +52,7 @@ def check_rotary(name: str, x: Tensor, positions: Tensor, cos: Tensor, sin: Tens
             table.dtype == torch.float32, f"the dtype of {table_name}", table.dtype, "torch.float32"
         )
         _check_shape(table_name, table, (cos.shape[0], dim // 2), "[positions, D/2]")
+        require(table.is_contiguous(), f"the strides of {table_name}", table.stride(), "contiguous")
 
 
 def check_rotary_and_store(

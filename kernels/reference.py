@@ -18,13 +18,18 @@ from torch import Tensor
 QUERY_BLOCK = 256
 
 
+def widen(x: Tensor) -> Tensor:
+    """x in float32, or as it is where it is wider: the precision that sums are taken in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x²) + eps) * weight` over the last dimension.
 
-    x: [..., E]; weight: [E]; returns [..., E] in x's dtype, computed in float32 (Zhang & Sennrich
-    2019).
+    x: [..., E]; weight: [E]; returns [..., E] in x's dtype, computed in at least float32 (Zhang &
+    Sennrich 2019).
     """
-    wide = x.float()
+    wide = widen(x)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
 
 
@@ -50,7 +55,7 @@ def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Non
     x: [B, T, H, D]; positions: [B, T], each below len(cos); cos, sin: [positions, D/2] float32.
     """
     c, s = cos[positions][:, :, None], sin[positions][:, :, None]
-    first, second = x.float().chunk(2, dim=-1)
+    first, second = widen(x).chunk(2, dim=-1)
     x.copy_(torch.cat([first * c - second * s, second * c + first * s], dim=-1))
 
 
@@ -92,26 +97,34 @@ def causal_attention(
     query_rows: [B, R], the ascending rows that the queries stand at, or None for all T rows.
     Returns [B, R, HQ, D]. The scale is 1/sqrt(D).
     """
-    batch, prefix = k.shape[0], 0
-    if prefix_k is not None and prefix_v is not None and prefix_k.shape[0]:
-        prefix = prefix_k.shape[0]
+    batch, queries, chunk = k.shape[0], q.shape[1], k.shape[1]
+    prefix = 0 if prefix_k is None else len(prefix_k)
+    if prefix_k is not None and prefix_v is not None and prefix:
         k = torch.cat([prefix_k.expand(batch, -1, -1, -1), k], dim=1)
         v = torch.cat([prefix_v.expand(batch, -1, -1, -1), v], dim=1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if query_rows is None:
+    if query_rows is None and prefix <= queries:
         # PyTorch aligns a causal mask with the first key; empty queries in front align it with the
         # last instead.
         padded = F.pad(q, (0, 0, prefix, 0)) if prefix else q
         out = F.scaled_dot_product_attention(padded, k, v, is_causal=True, enable_gqa=True)
         return out[:, :, prefix:].transpose(1, 2)
 
+    if query_rows is None:
+        query_rows = torch.arange(chunk, device=k.device).expand(batch, -1)
     out = torch.empty_like(q)
-    columns = torch.arange(k.shape[2], device=k.device)
-    for start in range(0, q.shape[2], QUERY_BLOCK):
-        block = slice(start, start + QUERY_BLOCK)
-        visible = columns <= (query_rows[:, block] + prefix)[:, None, :, None]
-        out[:, :, block] = F.scaled_dot_product_attention(
-            q[:, :, block], k, v, attn_mask=visible, enable_gqa=True
+    columns = torch.arange(prefix + chunk, device=k.device)
+    for start in range(0, queries, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, queries)
+        # Ascending rows leave room for those behind them, which bounds what the block can see.
+        seen = prefix + chunk - (queries - stop)
+        visible = columns[:seen] <= (query_rows[:, start:stop] + prefix)[:, None, :, None]
+        out[:, :, start:stop] = F.scaled_dot_product_attention(
+            q[:, :, start:stop],
+            k[:, :, :seen],
+            v[:, :, :seen],
+            attn_mask=visible,
+            enable_gqa=True,
         )
     return out.transpose(1, 2)
 
@@ -135,11 +148,11 @@ def score_rows(q_last: Tensor, k: Tensor, score: str = "max_logit") -> Tensor:
     """How much the chunk's last row attends to each row, before calibration (HOMER, section 3.2).
 
     q_last: [B, HQ, D]; k: [B, T, HKV, D]; score: a name in SCORES, applied to `q · k / sqrt(D)` of
-    every query head (which reads its own group's key head). Returns [B, T] float32.
+    every query head (which reads its own group's key head). Returns [B, T], at least float32.
     """
     _, heads, dim = q_last.shape
-    grouped = q_last.float().unflatten(1, (k.shape[2], heads // k.shape[2]))
-    logits = torch.einsum("bhgd,bthd->bhgt", grouped, k.float()).flatten(1, 2) * dim**-0.5
+    grouped = widen(q_last).unflatten(1, (k.shape[2], heads // k.shape[2]))
+    logits = torch.einsum("bhgd,bthd->bhgt", grouped, widen(k)).flatten(1, 2) * dim**-0.5
     return SCORES[score](logits)
 
 

@@ -81,8 +81,7 @@ class ModelConfig:
             **sizes,
             rms_norm_eps=hf_config.rms_norm_eps,
             tie_word_embeddings=hf_config.tie_word_embeddings,
-            # transformers turns the names of dtypes into dtypes, whatever its annotation says.
-            dtype=cast(torch.dtype, hf_config.dtype or torch.float32),
+            dtype=_dtype(hf_config.dtype or torch.float32),
             eos_token_ids=_token_ids(eos_token_id),
             bos_token_id=hf_config.bos_token_id,
             hf=hf_config,
@@ -143,6 +142,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _parse(raw: dict[str, Any], eos_token_id: Any) -> ModelConfig:
     """The config in a parsed config.json."""
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters")
+    if isinstance(rope, dict):
+        _refuse_rope(rope)  # transformers would only warn
     try:
         hf_config = LlamaConfig.from_dict(raw)
     except Exception as error:  # what transformers raises depends on the field and on its version
@@ -186,16 +188,23 @@ def _rope(hf_config: LlamaConfig) -> dict[str, Any]:
 
 def _refuse_rope(rope: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` for RoPE parameters that give no tables, or not a Llama's."""
-    if rope["rope_type"] not in ROPE_TYPES:
-        raise CheckpointError(
-            f"the RoPE type is {rope['rope_type']!r}; known are {', '.join(ROPE_TYPES)}."
-        )
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in ROPE_TYPES:
+        raise CheckpointError(f"the RoPE type is {rope_type!r}; known are {', '.join(ROPE_TYPES)}.")
     for name in _ROPE_NUMBERS:
         value = rope.get(name)
         if value is not None and not (isinstance(value, int | float) and value > 0):
             raise CheckpointError(f"the RoPE parameter {name} is {value!r} but must be positive.")
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise CheckpointError("partial_rotary_factor is set; a Llama rotates whole heads.")
+
+
+def _dtype(value: Any) -> torch.dtype:
+    """A float type, or the name of one (to which transformers goes back when it saves a model)."""
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise CheckpointError(f"dtype is {value!r} but must be a float type.")
+    return dtype
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:

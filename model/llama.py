@@ -59,12 +59,13 @@ class Llama:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells models apart, whatever dtype they were loaded in: a hash of their sizes and of some
-        of their weights.
+        """Tells models apart, whatever dtype they were loaded in: a hash of their sizes, their RoPE
+        and some of their weights.
         """
         c, w = self.config, self.weights
         sizes = (c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads)
-        digest = hashlib.sha256(repr((sizes, c.head_dim, c.vocab_size)).encode())
+        rope = sorted((c.hf.rope_parameters or {}).items())
+        digest = hashlib.sha256(repr((sizes, c.head_dim, c.vocab_size, rope)).encode())
         for sample in (w.norm, *(layer.post_norm for layer in w.layers), w.embedding[:8].flatten()):
             coarse = sample.detach().to(torch.bfloat16).view(torch.int16)
             digest.update(coarse.cpu().numpy().tobytes())
@@ -82,13 +83,16 @@ class Llama:
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
         """cos, sin [at least length, D/2] float32 for positions below `length`."""
-        dynamic = (
-            self.config.rope_type == "dynamic"
-        )  # its frequencies depend on the length
+        limit = self.config.max_position_embeddings
         tables = self._rotary
-        if tables is None or len(tables[0]) < length or (dynamic and len(tables[0]) != length):
-            rounded = length if dynamic else max(self.config.max_position_embeddings, 2 * length)
-            tables = self._rotary = rotary_tables(self.config, rounded, self.device)
+        if self.config.rope_type == "dynamic":  # past the limit, its frequencies follow the length
+            stale = tables is None or len(tables[0]) != max(limit, length)
+            rows = max(limit, length)
+        else:
+            stale = tables is None or len(tables[0]) < length
+            rows = max(limit, 2 * length)
+        if tables is None or stale:
+            tables = self._rotary = rotary_tables(self.config, rows, self.device)
         return tables
 
     def run(

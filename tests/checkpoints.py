@@ -1,10 +1,13 @@
 """Tiny random Llama checkpoints of every supported shape, made by transformers."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 # The context limit of the tiny models, short enough for tests to go beyond it.
@@ -56,7 +59,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 def random_model(
     shape: str = "llama-3", dtype: torch.dtype = torch.float32, seed: int = 0, **settings: Any
 ) -> LlamaForCausalLM:
-    """A transformers model of one of `SHAPES` with random weights; `settings` override its config."""
+    """A transformers model of one of `SHAPES`, random weights; `settings` override its config."""
     config = LlamaConfig(**(_BASE | _copy(SHAPES[shape]) | _copy(settings)))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -87,10 +90,21 @@ def save_checkpoint(
     return model
 
 
-def edit_json(file: Path, edit: Any) -> None:
-    """Replace the object in a JSON file by what `edit` makes of it, or leave what it did to it."""
+def edit_json(file: Path, edit: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+    """Replace the object in a JSON file by what `edit` returns, or keep what it did in place."""
     content = json.loads(file.read_text())
     file.write_text(json.dumps(edit(content) or content))
+
+
+def edit_tensors(folder: Path, **changes: Tensor | None) -> None:
+    """Replace, add or (None) remove tensors of a checkpoint in one file; `__` stands for a dot."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in changes.items():
+        tensors.pop(name.replace("__", "."), None)
+        if tensor is not None:
+            tensors[name.replace("__", ".")] = tensor
+    save_file(tensors, file)
 
 
 def _to_old_style(config: dict[str, Any]) -> None:

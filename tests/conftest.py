@@ -1,4 +1,5 @@
-"""Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before triton is imported."""
+"""Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before triton is
+imported."""
 
 import os
 
@@ -7,6 +8,10 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# The models in the tests are tiny: threads would cost more than they bring, in child processes too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,259 @@
+"""Exact causal attention over `prefix ‖ chunk`, in one pass with an online softmax (Dao 2023, FlashAttention-2).
+
+    out[i] = softmax(q[i] · K / sqrt(D)) · V,    K, V = prefix ‖ rows 0..row(i)
+
+q: [B, R, HQ, D]; k, v: [B, T, HKV, D]; the prefix [P, HKV, D] is read where it lies, shared by the batch. A program
+takes BLOCK_M queries of one head. Queries stand at ascending rows, so all keys up to the first one's row need no mask and none
+after the last one's are read: selected rows cost what their positions cost, and no mask is ever in memory.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .checks import check_attention, check_head_dim
+from .devices import architecture, launching_on
+
+LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def _attend(
+    acc,
+    peak,
+    total,
+    q,
+    k_ptr,
+    v_ptr,
+    first_key,
+    end_key,
+    keys,
+    last_visible,
+    stride_k_row,
+    stride_v_row,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Add keys [first_key, end_key) to the softmax so far: its weighted values, largest logit and sum of weights.
+
+    Unmasked, the range is whole blocks that every query sees; masked, query i sees keys up to last_visible[i].
+    """
+    offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    for start in tl.range(first_key, end_key, BLOCK_N):
+        far = tl.cast(start, tl.int64)
+        k_ptrs = k_ptr + far * stride_k_row + offs_n[:, None] * stride_k_row + offs_d[None, :]
+        v_ptrs = v_ptr + far * stride_v_row + offs_n[:, None] * stride_v_row + offs_d[None, :]
+        if MASKED:
+            mask = ((start + offs_n) < keys)[:, None] & (offs_d < HEAD_DIM)[None, :]
+            k = tl.load(k_ptrs, mask=mask, other=0.0)
+            v = tl.load(v_ptrs, mask=mask, other=0.0)
+        elif BLOCK_D == HEAD_DIM:
+            k, v = tl.load(k_ptrs), tl.load(v_ptrs)
+        else:
+            k = tl.load(k_ptrs, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
+            v = tl.load(v_ptrs, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
+        logits = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if MASKED:
+            visible = (start + offs_n)[None, :] <= last_visible[:, None]
+            logits = tl.where(visible, logits, float("-inf"))
+        # The first key of all is visible to every query, so peak is finite after the first block.
+        new_peak = tl.maximum(peak, tl.max(logits, axis=1) * scale)
+        weights = tl.exp2(logits * scale - new_peak[:, None])
+        shrink = tl.exp2(peak - new_peak)
+        total = total * shrink + tl.sum(weights, axis=1)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+        peak = new_peak
+    return acc, peak, total
+
+
+@triton.jit(do_not_specialize=["queries", "keys", "prefix_keys"])
+def _causal_attention_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    prefix_k_ptr,
+    prefix_v_ptr,
+    query_rows_ptr,
+    out_ptr,
+    scale,
+    queries,
+    keys,
+    prefix_keys,
+    group,
+    stride_q_batch,
+    stride_q_row,
+    stride_q_head,
+    stride_k_batch,
+    stride_k_row,
+    stride_k_head,
+    stride_v_batch,
+    stride_v_row,
+    stride_v_head,
+    stride_prefix_k_row,
+    stride_prefix_k_head,
+    stride_prefix_v_row,
+    stride_prefix_v_head,
+    stride_rows_batch,
+    stride_out_batch,
+    stride_out_row,
+    stride_out_head,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    # The last queries see most keys: they start first, so that the short programs fill the end.
+    first_m = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_M
+    offs_m, offs_d = first_m + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    mask_m = offs_m < queries
+    last_m = tl.minimum(first_m + BLOCK_M, queries) - 1
+    if query_rows_ptr is not None:
+        query_rows_ptr += batch * stride_rows_batch
+        rows = tl.load(query_rows_ptr + offs_m, mask=mask_m, other=0).to(tl.int32)
+        first_row = tl.load(query_rows_ptr + first_m).to(tl.int32)
+        last_row = tl.load(query_rows_ptr + last_m).to(tl.int32)
+    else:
+        rows, first_row, last_row = offs_m, first_m, last_m
+
+    mask_q = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
+    q_ptr += batch * stride_q_batch + head.to(tl.int64) * stride_q_head
+    q_rows = offs_m.to(tl.int64) * stride_q_row
+    q = tl.load(q_ptr + q_rows[:, None] + offs_d[None, :], mask=mask_q, other=0.0)
+
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    key_head = (head // group).to(tl.int64)
+    if prefix_k_ptr is not None:
+        prefix_k_ptr += key_head * stride_prefix_k_head
+        prefix_v_ptr += key_head * stride_prefix_v_head
+        whole = prefix_keys // BLOCK_N * BLOCK_N
+        all_visible = tl.full([BLOCK_M], 0, tl.int32) + prefix_keys - 1
+        for masked in tl.static_range(2):
+            acc, peak, total = _attend(
+                acc,
+                peak,
+                total,
+                q,
+                prefix_k_ptr,
+                prefix_v_ptr,
+                whole if masked else 0,
+                prefix_keys if masked else whole,
+                prefix_keys,
+                all_visible,
+                stride_prefix_k_row,
+                stride_prefix_v_row,
+                scale,
+                HEAD_DIM,
+                BLOCK_N,
+                BLOCK_D,
+                MASKED=masked == 1,
+            )
+
+    k_ptr += batch * stride_k_batch + key_head * stride_k_head
+    v_ptr += batch * stride_v_batch + key_head * stride_v_head
+    seen_by_all = (first_row + 1) // BLOCK_N * BLOCK_N
+    for masked in tl.static_range(2):
+        acc, peak, total = _attend(
+            acc,
+            peak,
+            total,
+            q,
+            k_ptr,
+            v_ptr,
+            seen_by_all if masked else 0,
+            last_row + 1 if masked else seen_by_all,
+            keys,
+            rows,
+            stride_k_row,
+            stride_v_row,
+            scale,
+            HEAD_DIM,
+            BLOCK_N,
+            BLOCK_D,
+            MASKED=masked == 1,
+        )
+
+    out_ptr += batch * stride_out_batch + head.to(tl.int64) * stride_out_head
+    out_rows = offs_m.to(tl.int64) * stride_out_row
+    out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + out_rows[:, None] + offs_d[None, :], out, mask=mask_q)
+
+
+def attention_tile(queries: int, dim: int, itemsize: int, arch: str) -> tuple[int, int, int, int]:
+    """(BLOCK_M, BLOCK_N, warps, pipeline stages) for a head dim on an architecture.
+
+    A fixed table instead of autotuning at a user's first call; `bench/compile.py` holds every entry to no spills.
+    """
+    wide = triton.next_power_of_2(dim)
+    amd = arch.startswith("gfx")
+    if queries <= 16:  # decoding: one short tile that streams the cache
+        return 16, 64 if wide < 256 else 32, 4, 2
+    if itemsize == 4:  # no tensor cores at full precision
+        return (64, 32, 8, 1 if amd else 2) if wide <= 64 else (32, 32, 8, 1)
+    if wide == 256:
+        return (64, 32, 4, 1) if amd else (128, 32, 8, 2)
+    if amd:
+        return 128, 64 if wide == 64 else 32, 4, 1
+    if wide <= 64:
+        return 128, 64, 4, 3
+    return 128, 64, 8, 3
+
+
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
+    query_rows: Tensor | None = None,
+) -> Tensor:
+    """Exact softmax attention over `prefix ‖ chunk`, causal by row: row i sees the prefix and rows 0..i.
+
+    q: [B, R, HQ, D]; k, v: [B, T, HKV, D]; prefix_k, prefix_v: [P, HKV, D], shared by the batch; query_rows: [B, R],
+    the ascending rows that the queries stand at, or None for all T rows. Returns [B, R, HQ, D]. The scale is 1/sqrt(D).
+    D is one of `checks.HEAD_DIMS`. Raises `ValueError` for arguments that do not fit together.
+    """
+    check_attention(q, k, v, prefix_k, prefix_v, query_rows)
+    batch, queries, heads, dim = q.shape
+    check_head_dim(dim)
+    if prefix_k is not None and not len(prefix_k):
+        prefix_k = prefix_v = None
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    block_m, block_n, warps, stages = attention_tile(
+        queries, dim, q.element_size(), architecture(q.device)
+    )
+    with launching_on(q):
+        _causal_attention_kernel[(heads, triton.cdiv(queries, block_m), batch)](
+            q,
+            k,
+            v,
+            prefix_k,
+            prefix_v,
+            query_rows,
+            out,
+            LOG2_E / dim**0.5,
+            queries,
+            k.shape[1],
+            0 if prefix_k is None else len(prefix_k),
+            heads // k.shape[2],
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            *(k[0] if prefix_k is None else prefix_k).stride()[:2],
+            *(v[0] if prefix_v is None else prefix_v).stride()[:2],
+            0 if query_rows is None else query_rows.stride(0),
+            *out.stride()[:3],
+            HEAD_DIM=dim,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            BLOCK_D=triton.next_power_of_2(dim),
+            num_warps=warps,
+            num_stages=stages,
+        )
+    return out

@@ -1,0 +1,74 @@
+"""The finished cache: every layer's keys and values of the surviving slots, gathered once.
+
+cache: [L, 2, slots, HKV, D], slots: [T] -> keys, values: [L, HKV, T, D]. A program takes some rows of one head of one
+layer, keys and values both; neighbouring programs take the heads that lie next to each other in a slot.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .checks import check_cache
+from .devices import launching_on
+
+# Elements of one program's tile, of keys and of values each.
+TILE = 4096
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _gather_cache_kernel(
+    cache_ptr,
+    slots_ptr,
+    keys_ptr,
+    values_ptr,
+    rows,
+    dim,
+    stride_cache_layer,
+    stride_cache_half,
+    stride_cache_slot,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    head, layer = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask_r = offs_r < rows
+    mask = mask_r[:, None] & (offs_d < dim)[None, :]
+    slots = tl.load(slots_ptr + offs_r, mask=mask_r, other=0)
+    cache_ptr += layer * stride_cache_layer + head * dim
+    ptrs = cache_ptr + (slots * stride_cache_slot)[:, None] + offs_d[None, :]
+    keys = tl.load(ptrs, mask=mask, other=0.0)
+    values = tl.load(ptrs + stride_cache_half, mask=mask, other=0.0)
+    out_rows = (layer * tl.num_programs(0) + head) * rows + offs_r
+    out = out_rows[:, None] * dim + offs_d[None, :]
+    tl.store(keys_ptr + out, keys, mask=mask)
+    tl.store(values_ptr + out, values, mask=mask)
+
+
+def gather_cache(cache: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """The finished keys and values, contiguous: cache [L, 2, slots, HKV, D], slots [T] -> two of [L, HKV, T, D].
+
+    Raises `ValueError` for arguments that do not fit together.
+    """
+    check_cache(cache, slots)
+    layers, _, _, heads, dim = cache.shape
+    rows = len(slots)
+    keys = torch.empty(layers, heads, rows, dim, dtype=cache.dtype, device=cache.device)
+    values = torch.empty_like(keys)
+    block_d = triton.next_power_of_2(dim)
+    block_r = max(1, TILE // block_d)
+    with launching_on(cache):
+        _gather_cache_kernel[(heads, triton.cdiv(rows, block_r), layers)](
+            cache,
+            slots,
+            keys,
+            values,
+            rows,
+            dim,
+            *cache.stride()[:3],
+            BLOCK_R=block_r,
+            BLOCK_D=block_d,
+            num_warps=4,
+        )
+    return keys, values
