@@ -15,13 +15,19 @@ setup(
     # homer_triton/kernels and homer_triton/model are links to the top-level folders; a wheel holds
     # real files.
     packages=find_packages(include=["homer_triton", "homer_triton.*"]),
-    package_data={"homer_triton": ["py.typed", "demo/checkpoint/*"]},
+    package_data={
+        "homer_triton": ["py.typed", "demo/words.txt", "demo/checkpoint/*", "evaluation/*.html"]
+    },
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",
         "triton>=3.2; platform_system == 'Linux'",
         "transformers>=5.0",
         "safetensors>=0.4.3",
+        # These come with transformers, and are imported here too.
+        "huggingface_hub",
+        "tqdm",
+        "typer",
     ],
     extras_require={
         "dev": [

@@ -27,6 +27,7 @@ def encode(
     suffix: TokensLike | None = None,
     config: HomerConfig | None = None,
     progress: bool | Callable[[Node], None] = False,
+    scheduler: Callable[..., Scheduler] = Scheduler,
 ) -> EncodedContext:
     """Merge a long input into a cache of at most `config.target_len` rows (HOMER, Song et al., ICLR
     2024).
@@ -34,6 +35,7 @@ def encode(
     context, prefix, suffix: text or token ids (a list or a 1-D tensor). The prefix, left out, is
     the tokenizer's beginning-of-sequence token; the suffix, left out, is the context's own end.
     progress: show a bar over the tree's nodes, or call a function with each finished one.
+    scheduler: another walk of the tree, for experiments on the method.
 
     Raises `ValueError` for inputs and settings that do not fit the model or each other, for a
     calibration made for something else, and for a model whose weights yield NaN.
@@ -48,7 +50,7 @@ def encode(
         bias = config.calibration.bias.to(model.device, torch.float32)
 
     pool = SlotPool(model.new_cache(tree.peak_slots), reserved=len(before))
-    scheduler = Scheduler(model, tree, pool, bias, config.score)
+    walk = scheduler(model, tree, pool, bias, config.score)
     watch = Stopwatch(model.device)
     seconds = [0.0] * len(tree.levels)
     finished: list[int] = []
@@ -66,7 +68,7 @@ def encode(
             if callable(progress):
                 progress(node)
 
-        merged = scheduler.run(before, middle, after, on_node)
+        merged = walk.run(before, middle, after, on_node)
     logits = model.logits(merged.hidden)
     keys, values = model.ops.gather_cache(pool.cache, merged.slots)
     watch.mark()
@@ -93,7 +95,7 @@ def encode(
         ),
         model=model.fingerprint,
     )
-    del pool, scheduler
+    del pool, walk
     if config.suffix == "recomputed":
         encoded = recompute_suffix(model, encoded, after)
     if not encoded.logits.isfinite().all():

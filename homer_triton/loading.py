@@ -66,6 +66,22 @@ def from_transformers(
     return Llama(config, weights, choose_ops(ops, weights.embedding.device), tokenizer)
 
 
+def with_rope(model: Llama, rope_scaling: Mapping[str, Any]) -> Llama:
+    """The same weights under another RoPE; nothing is copied and `model` stays as it is.
+
+    rope_scaling: as in `load`. Raises `ValueError` for parameters that give no tables.
+    """
+    return Llama(model.config.with_rope(rope_scaling), model.weights, model.ops, model.tokenizer)
+
+
+def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase | None:
+    """A checkpoint's tokenizer without its weights, or None if it has none.
+
+    Raises `FileNotFoundError` or `ValueError` as `load` does.
+    """
+    return _tokenizer(resolve(path_or_id))
+
+
 def choose_ops(name: OpsName, device: torch.device) -> ModuleType:
     """The module that runs the ops: `kernels` (Triton) or `kernels.reference` (PyTorch)."""
     if name not in ("auto", "triton", "torch"):

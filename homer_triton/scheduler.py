@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .model.llama import Llama
+from .model.llama import Llama, Select
 from .pool import SlotPool
 from .tree import Node, Plan
 
@@ -121,7 +121,6 @@ class Scheduler:
 
         At the root nothing but the last row's output is still needed.
         """
-        level = self.plan.levels[node.height]
         rows = torch.arange(labels.shape[2], device=labels.device)[None]
         prunes = node.kept < node.context
         is_root = node.height == self.plan.height
@@ -130,16 +129,33 @@ class Scheduler:
         def select(q_last: Tensor, k: Tensor) -> Tensor:
             nonlocal kept
             if prunes:
-                bias = None if self.bias is None else self.bias[level.last_layer - 1]
-                kept, dropped = self.model.ops.score_and_select(
-                    q_last, k, labels[:, 0], bias, node.kept, 0, node.context, score=self.score
-                )
+                kept, dropped = self._select(node, q_last, k, labels)
                 _, sources, slots = labels.gather(2, dropped[:, None].expand(-1, 3, -1)).unbind(1)
                 self.pool.give(slots)
                 self._pruned_at[sources] = node.height
             return rows[:, -1:] if is_root else kept
 
-        hidden = self.model.run(
+        hidden = self._run_layers(node, hidden, labels, select if prunes or is_root else None)
+        return Chunk(hidden, labels, kept)
+
+    def _select(
+        self, node: Node, q_last: Tensor, k: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The rows that survive a node's prune and the ones that do not, each [1, rows]."""
+        layer = self.plan.levels[node.height].last_layer - 1
+        bias = None if self.bias is None else self.bias[layer]
+        return self.model.ops.score_and_select(
+            q_last, k, labels[:, 0], bias, node.kept, 0, node.context, score=self.score
+        )
+
+    def _run_layers(
+        self, node: Node, hidden: Tensor, labels: Tensor, select: Select | None
+    ) -> Tensor:
+        """A node's hidden states [1, rows, E] after its layers; of the rows that `select` chooses
+        in the last one, if given.
+        """
+        level = self.plan.levels[node.height]
+        return self.model.run(
             range(level.first_layer, level.last_layer),
             hidden,
             labels[:, 0],
@@ -147,9 +163,8 @@ class Scheduler:
             self.pool.cache,
             self.plan.prefix_len,
             self.rotary,
-            select if prunes or is_root else None,
+            select,
         )
-        return Chunk(hidden, labels, kept)
 
     def _result(self, root: Chunk) -> Merged:
         prefix = torch.arange(self.plan.prefix_len, device=root.labels.device)

@@ -64,6 +64,11 @@ class ModelConfig:
         """One of `ROPE_TYPES`."""
         return _rope(self.hf)["rope_type"]
 
+    @property
+    def rope_theta(self) -> float:
+        """The base of the RoPE frequencies, before any scaling."""
+        return _rope(self.hf)["rope_theta"]
+
     @classmethod
     def from_hf(
         cls, hf_config: LlamaConfig, eos_token_id: int | list[int] | None = None
@@ -86,6 +91,20 @@ class ModelConfig:
             bos_token_id=hf_config.bos_token_id,
             hf=hf_config,
         )
+
+    def with_rope(self, rope_scaling: Mapping[str, Any]) -> "ModelConfig":
+        """The same settings with other RoPE parameters, in either of transformers' styles; the
+        rope_theta stays unless they name one.
+
+        Raises `ValueError` for parameters that give no tables.
+        """
+        raw = self.hf.to_dict()
+        raw.pop("rope_scaling", None)
+        try:
+            raw["rope_parameters"] = {"rope_theta": self.rope_theta, **rope_scaling}
+            return _parse(raw, list(self.eos_token_ids) or None)
+        except (CheckpointError, TypeError) as error:
+            raise ValueError(f"rope_scaling={rope_scaling!r} cannot be used: {error}") from error
 
 
 def load_config(folder: Path, rope_scaling: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -112,15 +131,7 @@ def load_config(folder: Path, rope_scaling: Mapping[str, Any] | None = None) -> 
         config = _parse(raw, eos_token_id)
     except CheckpointError as error:
         raise CheckpointError(f"{file} cannot be used: {error}") from error
-    if rope_scaling is None:
-        return config
-    raw.pop("rope_scaling", None)
-    rope_theta = _rope(config.hf)["rope_theta"]
-    try:
-        raw["rope_parameters"] = {"rope_theta": rope_theta, **rope_scaling}
-        return _parse(raw, eos_token_id)
-    except (CheckpointError, TypeError) as error:
-        raise ValueError(f"rope_scaling={rope_scaling!r} cannot be used: {error}") from error
+    return config if rope_scaling is None else config.with_rope(rope_scaling)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,0 +1,119 @@
+"""Random trees for property tests, tiny models to run them on, and both implementations at once."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from checkpoints import random_model
+from hypothesis import settings
+from hypothesis import strategies as st
+from oracle import Encoding, Oracle
+from oracle_tree import Settings
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+import homer_triton as ht
+from homer_triton.tree import build_plan
+
+# Models this small run ten times faster on one thread, and a hundred times beside other work.
+torch.set_num_threads(1)
+
+# The same examples on every machine and in every run: a failure is a bug, never bad luck.
+REPEATABLE = settings(derandomize=True, deadline=None, database=None)
+
+# Query and key heads of the models that trees are run on.
+HEADS = ((4, 4), (4, 2), (4, 1))
+LAYERS = 7
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of each part of an input, with settings that fit a model of `layers` layers."""
+
+    prefix: int
+    context: int
+    suffix: int
+    layers: int
+    settings: Settings
+
+    def plan(self) -> ht.Plan:
+        """homer_triton's tree for them."""
+        s = self.settings
+        return build_plan(
+            self.prefix,
+            self.context,
+            self.suffix,
+            self.layers,
+            s.max_chunk_len,
+            s.target_len,
+            s.layers_warmup,
+        )
+
+
+@st.composite
+def lengths(draw: st.DrawFn, max_height: int = 4, layers: int | None = None) -> Lengths:
+    """Trees of every height up to `max_height`, often with a short last leaf, with empty trailing
+    leaves or without a prefix. layers: the model's, or drawn too.
+    """
+    prefix, suffix = draw(st.integers(0, 4)), draw(st.integers(1, 4))
+    room = draw(st.integers(1, 12))
+    height = draw(st.integers(0, max_height))
+    smallest = room * 2 ** (height - 1) + 1 if height else 1
+    context = draw(st.integers(smallest, room * 2**height))
+    count = layers or draw(st.integers(height + 1, 40))
+    warmup = draw(st.integers(0, count - height - 1))
+    affix = prefix + suffix
+    target = draw(st.integers(affix + 1, affix + 2 * room))
+    return Lengths(prefix, context, suffix, count, Settings(affix + room, target, warmup))
+
+
+@cache
+def peers(
+    heads: int, kv_heads: int, layers: int = LAYERS
+) -> tuple[LlamaForCausalLM, ht.Llama, Oracle]:
+    """One random float64 model three times, weights shared: transformers', ours and the oracle."""
+    hf_model = random_model(
+        dtype=torch.float64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+    )
+    return hf_model, ht.from_transformers(hf_model, ops="torch"), Oracle(hf_model)
+
+
+def random_tokens(count: int, seed: int = 0, vocabulary: int = 96) -> list[int]:
+    """`count` token ids, the same for the same seed."""
+    return torch.randint(
+        vocabulary, (count,), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
+
+
+def random_bias(distances: int, layers: int = LAYERS, seed: int = 0) -> Tensor:
+    """A calibration bias [layers, distances] wide enough to change what is kept."""
+    return torch.randn(layers, distances, generator=torch.Generator().manual_seed(seed))
+
+
+def encode_both(
+    peer: tuple[LlamaForCausalLM, ht.Llama, Oracle], case: Lengths, seed: int = 0
+) -> tuple[ht.EncodedContext, Encoding]:
+    """One random input of these lengths, encoded by homer_triton and by the oracle."""
+    _, model, oracle = peer
+    tokens = random_tokens(case.prefix + case.context + case.suffix, seed)
+    middle = case.prefix + case.context
+    prefix, context, suffix = tokens[: case.prefix], tokens[case.prefix : middle], tokens[middle:]
+    encoded = ht.encode(model, context, prefix, suffix, to_config(case.settings))
+    return encoded, oracle.encode(prefix, context, suffix, case.settings)
+
+
+def to_config(s: Settings) -> ht.HomerConfig:
+    """The oracle's settings as homer_triton takes them."""
+    return ht.HomerConfig(
+        max_chunk_len=s.max_chunk_len,
+        target_len=s.target_len,
+        layers_warmup=s.layers_warmup,
+        calibration=None if s.bias is None else ht.Calibration(s.bias),
+        suffix=s.suffix,
+        score=s.score,
+    )

@@ -1,0 +1,267 @@
+"""HOMER again, as naively as it can be written: what the fast implementation is compared with.
+
+Breadth first; every chunk holds its own copy of the prefix; attention is an explicit n x n softmax
+under a mask, over all rows in every layer; every node owns its keys and values, and a prune copies
+those it keeps. None of the exact shortcuts is taken: not the prefix computed once, not scoring
+before attending, not slots in place of copies, not the last row alone at the root. Agreement with
+it is therefore the proof that each of them changes nothing.
+
+Nothing here is shared with homer_triton; the weights are a transformers state dict, computed with
+in its own dtype.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from oracle_tree import Settings, Tree, lay_out
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A node's tokens: hidden [n, E], keys and values of each layer [n, HKV, D], positions and
+    sources [n].
+    """
+
+    hidden: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+    positions: Tensor
+    sources: Tensor
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """keys, values: [L, HKV, T', D]; positions, sources: [T']; logits: [V]; pruned_at: the
+    height at which each input token went, -1 for kept ones.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    sources: Tensor
+    next_position: int
+    logits: Tensor
+    pruned_at: list[int]
+
+
+class Oracle:
+    """The method over the weights of a transformers Llama with default RoPE, in their own dtype."""
+
+    def __init__(self, hf_model: LlamaForCausalLM) -> None:
+        self.weights = {name: weight.detach() for name, weight in hf_model.state_dict().items()}
+        config = hf_model.config
+        self.layers: int = config.num_hidden_layers
+        self.heads: int = config.num_attention_heads
+        self.kv_heads: int = config.num_key_value_heads
+        self.dim: int = config.head_dim
+        self.eps: float = config.rms_norm_eps
+        self.theta: float = config.rope_parameters["rope_theta"]
+
+    def encode(
+        self, prefix: list[int], context: list[int], suffix: list[int], settings: Settings
+    ) -> Encoding:
+        """Run the whole tree, one height after the other."""
+        before, after = len(prefix), len(suffix)
+        tree = lay_out(before, len(context), after, self.layers, settings)
+        chunks: list[Chunk] = []
+        pruned_at = [-1] * (before + len(context) + after)
+        for height, nodes in enumerate(tree.heights):
+            if height == 0:
+                chunks = [self._leaf(prefix, context, suffix, tree, i) for i in range(len(nodes))]
+            else:
+                chunks = [
+                    _merge([chunks[i] for i in node.children], before, after) for node in nodes
+                ]
+            merged = chunks
+            chunks = [
+                self._run(chunk, tree.layers[height], node.target, before, after, settings)
+                for chunk, node in zip(chunks, nodes, strict=True)
+            ]
+            for whole, pruned in zip(merged, chunks, strict=True):
+                for source in {*whole.sources.tolist()} - {*pruned.sources.tolist()}:
+                    pruned_at[source] = height
+        root = chunks[0]
+        next_position = int(root.positions[-1]) + 1
+        if settings.suffix == "recomputed":
+            root = self._recompute(root, suffix)
+        return Encoding(
+            torch.stack(root.keys).transpose(1, 2),
+            torch.stack(root.values).transpose(1, 2),
+            root.positions,
+            root.sources,
+            next_position,
+            self._logits(root.hidden[-1]),
+            pruned_at,
+        )
+
+    def calibrate(self, segments: list[list[int]], score: str) -> Tensor:
+        """The bias [L, distance]: the mean score at each distance from the last token, over
+        segments of one length.
+        """
+        totals = []
+        for segment in segments:
+            rows = torch.arange(len(segment))
+            chunk = Chunk(self._embed(segment), [], [], rows, rows)
+            scores = []
+            for layer in range(self.layers):
+                q, k, v = self._project(layer, chunk.hidden, rows)
+                scores.append(self._scores(q[-1], k, 0, score).flip(0))
+                chunk = replace(
+                    chunk, hidden=self._mlp(layer, self._attend(layer, chunk.hidden, q, k, v))
+                )
+            totals.append(torch.stack(scores))
+        return torch.stack(totals).mean(0)
+
+    def _leaf(
+        self, prefix: list[int], context: list[int], suffix: list[int], tree: Tree, index: int
+    ) -> Chunk:
+        start = index * tree.leaf_context
+        rows = range(start, start + tree.leaves[index])
+        positions = [
+            *range(len(prefix)),
+            *(len(prefix) + i for i in range(len(rows))),
+            *(len(prefix) + tree.leaf_context + i for i in range(len(suffix))),
+        ]
+        sources = [
+            *range(len(prefix)),
+            *(len(prefix) + i for i in rows),
+            *(len(prefix) + len(context) + i for i in range(len(suffix))),
+        ]
+        hidden = self._embed([*prefix, *(context[i] for i in rows), *suffix])
+        return Chunk(hidden, [], [], torch.tensor(positions), torch.tensor(sources))
+
+    def _run(
+        self, chunk: Chunk, layers: range, target: int, before: int, after: int, settings: Settings
+    ) -> Chunk:
+        """A node's layers, the prune within the last of them included."""
+        for layer in layers:
+            q, k, v = self._project(layer, chunk.hidden, chunk.positions)
+            hidden = self._attend(layer, chunk.hidden, q, k, v)
+            chunk = replace(chunk, hidden=hidden, keys=[*chunk.keys, k], values=[*chunk.values, v])
+            if layer == layers[-1] and len(hidden) > target:
+                scores = self._scores(q[-1], k, before, settings.score)
+                if settings.bias is not None:
+                    scores = scores - settings.bias[layer][chunk.positions[-1] - chunk.positions]
+                chunk = _prune(chunk, scores, target, before, after)
+            chunk = replace(chunk, hidden=self._mlp(layer, chunk.hidden))
+        return chunk
+
+    def _recompute(self, root: Chunk, suffix: list[int]) -> Chunk:
+        """The suffix once more, over the cache without its rows."""
+        kept = len(root.hidden) - len(suffix)
+        hidden = self._embed(suffix)
+        keys, values = [], []
+        for layer in range(self.layers):
+            q, k, v = self._project(layer, hidden, root.positions[kept:])
+            keys.append(torch.cat([root.keys[layer][:kept], k]))
+            values.append(torch.cat([root.values[layer][:kept], v]))
+            hidden = self._mlp(layer, self._attend(layer, hidden, q, keys[-1], values[-1]))
+        return replace(root, hidden=hidden, keys=keys, values=values)
+
+    def _embed(self, tokens: list[int]) -> Tensor:
+        return self.weights["model.embed_tokens.weight"][torch.tensor(tokens, dtype=torch.int64)]
+
+    def _project(
+        self, layer: int, hidden: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q [n, HQ, D] and k [n, HKV, D] after RoPE, v [n, HKV, D]."""
+        name = f"model.layers.{layer}"
+        x = self._norm(hidden, f"{name}.input_layernorm")
+        q, k, v = (
+            (x @ self.weights[f"{name}.self_attn.{part}_proj.weight"].T).unflatten(
+                1, (-1, self.dim)
+            )
+            for part in "qkv"
+        )
+        # Angles in float32, as transformers has them in every dtype.
+        frequencies = 1.0 / self.theta ** (torch.arange(0, self.dim, 2).float() / self.dim)
+        angles = positions[:, None].float() * frequencies
+        cos, sin = angles.cos()[:, None].to(x.dtype), angles.sin()[:, None].to(x.dtype)
+
+        def rotate(y: Tensor) -> Tensor:
+            first, second = y[..., : self.dim // 2], y[..., self.dim // 2 :]
+            return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+        return rotate(q), rotate(k), v
+
+    def _attend(self, layer: int, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The residual plus attention of q's rows, which are the last of k's and v's."""
+        q_rows, k_rows = len(q), len(k)
+        group = self.heads // self.kv_heads
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        logits = torch.einsum("qhd,khd->hqk", q, k) / self.dim**0.5
+        hidden_keys = torch.ones(q_rows, k_rows, dtype=torch.bool).triu(k_rows - q_rows + 1)
+        weights = logits.masked_fill(hidden_keys, float("-inf")).softmax(-1)
+        mixed = torch.einsum("hqk,khd->qhd", weights, v).flatten(1)
+        return hidden + mixed @ self.weights[f"model.layers.{layer}.self_attn.o_proj.weight"].T
+
+    def _mlp(self, layer: int, hidden: Tensor) -> Tensor:
+        name = f"model.layers.{layer}"
+        x = self._norm(hidden, f"{name}.post_attention_layernorm")
+        gate, up, down = (
+            self.weights[f"{name}.mlp.{part}_proj.weight"] for part in ("gate", "up", "down")
+        )
+        return hidden + (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+    def _scores(self, q_last: Tensor, k: Tensor, before: int, score: str) -> Tensor:
+        """The score of each row [n] before calibration; the prefix, which is never removed, has
+        none (-inf) and no part in the softmax.
+        """
+        group = self.heads // self.kv_heads
+        logits = torch.stack(
+            [k[:, head // group] @ q_last[head] / self.dim**0.5 for head in range(self.heads)]
+        )
+        logits = logits[:, before:]
+        if score == "log_softmax":
+            logits = logits.log_softmax(-1)
+        nothing = torch.full((before,), float("-inf"), dtype=logits.dtype)
+        return torch.cat([nothing, logits.max(0).values])
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        mean_square = x.pow(2).mean(-1, keepdim=True)
+        return x / torch.sqrt(mean_square + self.eps) * self.weights[f"{name}.weight"]
+
+    def _logits(self, last: Tensor) -> Tensor:
+        return self._norm(last, "model.norm") @ self.weights["lm_head.weight"].T
+
+
+def _prune(chunk: Chunk, scores: Tensor, target: int, before: int, after: int) -> Chunk:
+    """Remove the lowest-scoring context rows, of equal ones the earlier, from everything that the
+    chunk holds.
+    """
+    context = range(before, len(scores) - after)
+    ranked = sorted(context, key=lambda row: (float(scores[row]), row))
+    removed = set(ranked[: len(scores) - target])
+    kept = torch.tensor([row for row in range(len(scores)) if row not in removed])
+    return Chunk(
+        chunk.hidden[kept],
+        [k[kept] for k in chunk.keys],
+        [v[kept] for v in chunk.values],
+        chunk.positions[kept],
+        chunk.sources[kept],
+    )
+
+
+def _merge(children: list[Chunk], before: int, after: int) -> Chunk:
+    """Left's context, then right's, between the means of their affixes."""
+    if len(children) == 1:
+        return children[0]
+    left, right = children
+
+    def join(a: Tensor, b: Tensor) -> Tensor:
+        suffix = (a[len(a) - after :] + b[len(b) - after :]) / 2
+        prefix = (a[:before] + b[:before]) / 2
+        return torch.cat([prefix, a[before : len(a) - after], b[before : len(b) - after], suffix])
+
+    def label(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([a[: len(a) - after], b[before:]])
+
+    return Chunk(
+        join(left.hidden, right.hidden),
+        [join(a, b) for a, b in zip(left.keys, right.keys, strict=True)],
+        [join(a, b) for a, b in zip(left.values, right.values, strict=True)],
+        label(left.positions, right.positions),
+        label(left.sources, right.sources),
+    )

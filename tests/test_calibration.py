@@ -1,0 +1,170 @@
+"""The calibration bias against the oracle's, its files, and what it refuses to serve."""
+
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import LAYERS, peers, random_bias, random_tokens, to_config
+from checkpoints import random_model
+from oracle_tree import Settings
+from safetensors.torch import save_file
+
+import homer_triton as ht
+
+SETTINGS = Settings(max_chunk_len=18, target_len=16, layers_warmup=2)
+
+
+def calibrated(**settings: Any) -> ht.Calibration:
+    return ht.calibrate(peers(4, 2)[1], [random_tokens(100)], **settings)
+
+
+@pytest.mark.parametrize("score", ["max_logit", "log_softmax"])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_bias_is_the_oracles(heads: tuple[int, int], score: str) -> None:
+    _, model, oracle = peers(*heads)
+    texts = [random_tokens(30, seed) for seed in range(3)]
+    calibration = ht.calibrate(model, texts, segment_len=18, num_segments=4, score=score)
+    joined = [*chain.from_iterable(texts)]
+    segments = [joined[start : start + 18] for start in (0, 24, 48, 72)]
+    expected = oracle.calibrate(segments, score).float()
+    torch.testing.assert_close(calibration.bias, expected, atol=1e-5, rtol=1e-5)
+    assert (calibration.model, calibration.score) == (model.fingerprint, score)
+
+
+def test_few_tokens_make_fewer_segments() -> None:
+    model, oracle = peers(4, 2)[1:]
+    tokens = random_tokens(20)
+    calibration = ht.calibrate(model, [tokens], segment_len=18, num_segments=100)
+    expected = oracle.calibrate([tokens[start : start + 18] for start in range(3)], "max_logit")
+    torch.testing.assert_close(calibration.bias, expected.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_segments_are_half_the_context_limit_when_left_out() -> None:
+    limit = peers(4, 2)[1].config.max_position_embeddings
+    assert calibrated().bias.shape == (LAYERS, limit // 2)
+
+
+def test_encode_subtracts_it() -> None:
+    model, tokens = peers(4, 2)[1], random_tokens(70)
+    stamped = calibrated(segment_len=18)
+    kept = []
+    for calibration in (stamped, ht.Calibration(stamped.bias), None):
+        config = ht.HomerConfig(18, 16, 2, calibration)
+        kept.append(ht.encode(model, tokens, [1], [2], config).source_indices.tolist())
+    assert kept[0] == kept[1] != kept[2]
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    calibration = calibrated(segment_len=18, score="log_softmax")
+    calibration.save(tmp_path / "bias.safetensors")
+    loaded = ht.Calibration.load(tmp_path / "bias.safetensors")
+    assert torch.equal(loaded.bias, calibration.bias)
+    assert (loaded.model, loaded.score) == (calibration.model, "log_softmax")
+
+
+@pytest.mark.parametrize("wrap", [lambda bias: bias, lambda bias: {"bias": bias}])
+def test_torch_files_of_one_tensor_are_read(tmp_path: Path, wrap: Callable) -> None:
+    bias = random_bias(20).half()
+    torch.save(wrap(bias), tmp_path / "bias.pt")
+    loaded = ht.Calibration.load(tmp_path / "bias.pt")
+    assert torch.equal(loaded.bias, bias.float())
+    assert (loaded.model, loaded.score) == (None, None)
+
+
+class Malicious:
+    """An object whose unpickling would run code."""
+
+    def __reduce__(self) -> tuple[Callable, tuple[str]]:
+        return (Path.touch, (Path("unpickled"),))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("two.pt", {"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, "exactly one tensor"),
+        ("list.pt", [1.0, 2.0], "exactly one tensor"),
+        ("code.pt", Malicious(), "neither a safetensors nor a torch file"),
+        ("flat.pt", torch.ones(4), "layers, distances"),
+        ("whole.pt", torch.ones(4, 4) / 0, "NaN or infinite"),
+    ],
+)
+def test_other_torch_files_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: object, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        ht.Calibration.load(tmp_path / name)
+    assert not Path("unpickled").exists()
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no calibration file"):
+        ht.Calibration.load(tmp_path / "missing.safetensors")
+    for name, content in (("bias.safetensors", b"no"), ("bias.pt", b"no")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match="bias"):
+            ht.Calibration.load(tmp_path / name)
+    save_file({"other": torch.ones(2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="not a calibration file"):
+        ht.Calibration.load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        (torch.ones(3, 4, dtype=torch.int64), "int64"),
+        (torch.ones(0, 4), "layers, distances"),
+        (torch.ones(2, 3, 4), "layers, distances"),
+        (torch.full((2, 3), float("nan")), "NaN"),
+    ],
+)
+def test_tensors_of_another_kind_are_refused(bias: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ht.Calibration(bias)
+
+
+def encode_with(calibration: ht.Calibration, model: ht.Llama, score: str = "max_logit") -> None:
+    config = ht.HomerConfig(18, 16, 2, calibration, score=score)
+    ht.encode(model, random_tokens(70), [1], [2], config)
+
+
+def test_a_calibration_for_something_else_is_refused() -> None:
+    model = peers(4, 2)[1]
+    stamped = calibrated(segment_len=18)
+    other = ht.from_transformers(random_model(num_hidden_layers=LAYERS, seed=9), ops="torch")
+    with pytest.raises(ValueError, match="made for another model"):
+        encode_with(stamped, other)
+    with pytest.raises(ValueError, match="made for score='max_logit', not 'log_softmax'"):
+        encode_with(stamped, model, "log_softmax")
+    with pytest.raises(ValueError, match=f"has 3 layers, the model {LAYERS}"):
+        encode_with(ht.Calibration(random_bias(20, layers=3)), model)
+
+
+def test_a_calibration_must_reach_across_a_chunk() -> None:
+    """A chunk's context and suffix span leaf_context + 1 tokens here, so as many distances."""
+    model, tokens = peers(4, 2)[1], random_tokens(70)
+    needed = ht.encode(model, tokens, [1], [2], to_config(SETTINGS)).plan.leaf_context + 1
+    encode_with(ht.Calibration(random_bias(needed)), model)
+    with pytest.raises(ValueError, match=f"segments of at least {needed} tokens"):
+        encode_with(ht.Calibration(random_bias(needed - 1)), model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"segment_len": 1}, "segment_len=1 must be"),
+        ({"segment_len": 65}, "segment_len=65 must be"),
+        ({"num_segments": 0}, "num_segments=0"),
+        ({"score": "l2"}, "score='l2'"),
+        ({"segment_len": 60}, "have 50 tokens, a segment needs 60"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ht.calibrate(peers(4, 2)[1], [random_tokens(50)], **settings)
+    with pytest.raises(ValueError, match="0 tokens"):
+        ht.calibrate(peers(4, 2)[1], [])

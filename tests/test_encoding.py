@@ -1,0 +1,162 @@
+"""The whole encoding against the oracle, which takes none of the exact shortcuts: they change
+nothing.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import (
+    HEADS,
+    LAYERS,
+    REPEATABLE,
+    Lengths,
+    encode_both,
+    lengths,
+    peers,
+    random_bias,
+    random_tokens,
+    to_config,
+)
+from checkpoints import random_model
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import Encoding, Oracle
+from oracle_tree import Settings
+
+import homer_triton as ht
+from homer_triton.tree import Node
+
+# Both sides compute in float64, but with float32 angles: a cosine may differ in its last bit.
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def assert_equal(encoded: ht.EncodedContext, expected: Encoding) -> None:
+    """Rows, positions and sources exactly, numbers to rounding."""
+    assert encoded.positions.tolist() == expected.positions.tolist()
+    assert encoded.source_indices.tolist() == expected.sources.tolist()
+    assert encoded.pruned_at.tolist() == expected.pruned_at
+    assert encoded.next_position == expected.next_position
+    torch.testing.assert_close(encoded.keys, expected.keys, **TOLERANCE)
+    torch.testing.assert_close(encoded.values, expected.values, **TOLERANCE)
+    torch.testing.assert_close(encoded.logits, expected.logits.float(), **TOLERANCE)
+
+
+@REPEATABLE
+@given(
+    case=lengths(layers=LAYERS),
+    heads=st.sampled_from(HEADS),
+    calibrated=st.booleans(),
+    suffix=st.sampled_from(["merged", "recomputed"]),
+    score=st.sampled_from(["max_logit", "log_softmax"]),
+    seed=st.integers(0, 9),
+)
+def test_equals_the_oracle(
+    case: Lengths, heads: tuple[int, int], calibrated: bool, suffix: str, score: str, seed: int
+) -> None:
+    bias = random_bias(case.settings.max_chunk_len, seed=seed) if calibrated else None
+    settings = replace(case.settings, bias=bias, suffix=suffix, score=score)
+    assert_equal(*encode_both(peers(*heads), replace(case, settings=settings), seed))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "context", "suffix", "settings"),
+    [
+        pytest.param(2, 5, 3, Settings(10, 10, 3), id="one chunk, nothing pruned"),
+        pytest.param(2, 5, 3, Settings(10, 8, 3), id="one chunk, pruned at the root"),
+        pytest.param(0, 21, 1, Settings(7, 7, 1), id="no prefix, short last leaf"),
+        pytest.param(1, 5, 2, Settings(4, 4, 0), id="empty trailing leaves"),
+        pytest.param(1, 9, 2, Settings(5, 40, 0), id="a node with one child, a roomy target"),
+        pytest.param(1, 32, 1, Settings(10, 3, 3), id="one context row in the end"),
+    ],
+)
+def test_equals_the_oracle_at_the_edges(
+    prefix: int, context: int, suffix: int, settings: Settings
+) -> None:
+    case = Lengths(prefix, context, suffix, LAYERS, settings)
+    encoded, expected = encode_both(peers(4, 2), case)
+    assert_equal(encoded, expected)
+    assert len(encoded) == encoded.plan.rows == encoded.stats.kept_tokens
+    assert encoded.stats.tokens == prefix + context + suffix
+    assert len(encoded.stats.seconds_by_height) == encoded.plan.height + 1
+
+
+def test_equal_scores_keep_the_later_rows() -> None:
+    hf_model = random_model(dtype=torch.float64, num_hidden_layers=LAYERS)
+    for layer in hf_model.model.layers:
+        layer.self_attn.q_proj.weight.data.zero_()
+    peer = hf_model, ht.from_transformers(hf_model, ops="torch"), Oracle(hf_model)
+    encoded, expected = encode_both(peer, Lengths(2, 20, 1, LAYERS, Settings(13, 13, 3)))
+    assert_equal(encoded, expected)
+    assert encoded.source_indices.tolist() == [0, 1, *range(7, 12), *range(17, 22), 22]
+
+
+def test_a_context_that_fits_one_chunk_is_a_plain_prefill() -> None:
+    hf_model, model, _ = peers(4, 2)
+    tokens = random_tokens(20)
+    encoded = ht.encode(
+        model, tokens[2:17], tokens[:2], tokens[17:], to_config(Settings(20, 20, 3))
+    )
+    with torch.no_grad():
+        plain = hf_model(torch.tensor([tokens]))
+    torch.testing.assert_close(encoded.logits, plain.logits[0, -1].float(), atol=1e-4, rtol=1e-4)
+    keys = torch.cat([layer.keys for layer in plain.past_key_values.layers])
+    torch.testing.assert_close(encoded.keys, keys, atol=1e-4, rtol=1e-4)
+    assert encoded.positions.tolist() == encoded.source_indices.tolist() == list(range(20))
+    assert encoded.next_position == 20
+
+
+@pytest.mark.parametrize("suffix", ["merged", "recomputed"])
+def test_encoding_twice_gives_the_same_bits(suffix: str) -> None:
+    case = Lengths(2, 60, 3, LAYERS, Settings(15, 15, 2, suffix=suffix))
+    first, second = (encode_both(peers(4, 2), case)[0] for _ in range(2))
+    for name in ("keys", "values", "positions", "pruned_at", "logits"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+def test_progress_hears_of_every_node_in_order() -> None:
+    model = peers(4, 2)[1]
+    heard: list[Node] = []
+    encoded = ht.encode(
+        model, random_tokens(50), [1], [2], to_config(Settings(12, 12, 3)), progress=heard.append
+    )
+    assert heard == list(encoded.plan.steps())
+
+
+def test_defaults_take_the_prefix_from_the_model_and_the_suffix_from_the_context() -> None:
+    model = peers(4, 2)[1]
+    tokens = random_tokens(50)
+    encoded = ht.encode(model, tokens)
+    length = model.config.max_position_embeddings // 2 // 8
+    assert (encoded.plan.prefix_len, encoded.plan.suffix_len) == (1, length)
+    given = ht.encode(model, tokens[:-length], [model.config.bos_token_id], tokens[-length:])
+    assert torch.equal(encoded.keys, given.keys)
+
+
+@pytest.mark.parametrize(
+    ("context", "settings", "message"),
+    [
+        ([], {}, "context is empty"),
+        ([1], {}, "one token long"),
+        ([1, 96], {}, "token id 96, outside the vocabulary of 96"),
+        ([1, -3], {}, "token id -3"),
+        ([1.5, 2.0], {}, "whole numbers"),
+        ([[1, 2]], {}, "flat list"),
+        ("text", {}, "no tokenizer"),
+        ([1, 2], {"max_chunk_len": 2, "target_len": 2}, "max_chunk_len=2 no room"),
+        ([1, 2], {"layers_warmup": LAYERS}, f"layers_warmup={LAYERS} must"),
+        ([3] * 1000, {"max_chunk_len": 4}, "raise max_chunk_len or lower layers_warmup"),
+    ],
+)
+def test_refuses_bad_input(context: object, settings: dict[str, int], message: str) -> None:
+    model = peers(4, 2)[1]
+    with pytest.raises(ValueError, match=message):
+        ht.encode(model, context, config=ht.HomerConfig(**settings))
+
+
+def test_refuses_weights_that_yield_nan() -> None:
+    hf_model = random_model()
+    hf_model.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
+    model = ht.from_transformers(hf_model, ops="torch")
+    with pytest.raises(ValueError, match="not finite"):
+        ht.encode(model, random_tokens(40))

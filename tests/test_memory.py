@@ -1,0 +1,91 @@
+"""Memory hardly grows with the length: slots against their bound, and a process's peak."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cases import random_tokens
+from checkpoints import random_model, save_checkpoint
+
+import homer_triton as ht
+from homer_triton.tree import build_plan
+
+# 131,072 tokens make a tree of height 11 here: the checkpoint needs at least 12 layers.
+SETTINGS = {"max_chunk_len": 128, "target_len": 128, "layers_warmup": 4}
+CHECKPOINT = {
+    "num_hidden_layers": 16,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+AFFIX = 8
+
+# Prints the high-water mark of a fresh process's resident memory, in KiB.
+ENCODE = """
+import re, sys
+from pathlib import Path
+import torch
+import homer_triton as ht
+torch.set_num_threads(1)
+path, tokens, affix, *settings = sys.argv[1:]
+tokens, affix = int(tokens), int(affix)
+model = ht.load(path, device="cpu", ops="torch")
+ids = torch.randint(3, model.config.vocab_size, (tokens,))
+config = ht.HomerConfig(*map(int, settings))
+ht.encode(model, ids[affix:-affix], ids[:affix], ids[-affix:], config)
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.parametrize(("prefix", "suffix"), [(0, 1), (16, 16), (1, 100)])
+def test_slots_stay_within_a_chunk_and_one_waiting_half_for_each_height(
+    prefix: int, suffix: int
+) -> None:
+    """For 1 to 512 leaves: `M + h·M/2` and a prefix, plus what a suffix longer than the prefix adds
+    to each of the h nodes that wait, since each one keeps its own suffix.
+    """
+    chunk = 2048
+    room = chunk - prefix - suffix
+    for leaves in range(1, 513):
+        for context in (room * leaves, room * (leaves - 1) + 1):
+            plan = build_plan(prefix, context, suffix, 32, chunk, chunk, 8)
+            bound = chunk + plan.height * chunk // 2 + prefix
+            bound += plan.height * max(suffix - prefix, 0) // 2
+            assert plan.peak_slots <= bound, (leaves, context)
+
+
+@pytest.mark.parametrize("leaves", [1, 2, 3, 5, 8, 31, 100, 511, 512])
+def test_an_encoding_takes_the_slots_that_its_plan_says(leaves: int) -> None:
+    hf_model = random_model(hidden_size=16, intermediate_size=16, num_hidden_layers=11)
+    model = ht.from_transformers(hf_model, ops="torch")
+    room, chunk = 12, 16
+    tokens = random_tokens(room * leaves + 4)
+    config = ht.HomerConfig(chunk, chunk, 1)
+    encoded = ht.encode(model, tokens[2:-2], tokens[:2], tokens[-2:], config)
+    height = (leaves - 1).bit_length()
+    assert encoded.plan.height == height
+    assert encoded.stats.peak_slots == encoded.plan.peak_slots <= chunk + height * chunk // 2 + 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
+def test_the_process_peak_hardly_grows_from_16k_to_128k_tokens(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, **CHECKPOINT)
+    short, long = (peak_kib(tmp_path, tokens) for tokens in (16_384, 131_072))
+    cache_row = 2 * 16 * 64 * 4
+    assert 0.15 * short * 1024 < 131_072 / 2 * cache_row, "too small to see a linear growth"
+    assert long <= 1.15 * short
+
+
+def peak_kib(checkpoint: Path, tokens: int) -> int:
+    """The peak of a process that encodes random tokens."""
+    arguments = [checkpoint, tokens, AFFIX, *SETTINGS.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", ENCODE, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
