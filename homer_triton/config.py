@@ -24,7 +24,8 @@ class HomerConfig:
     far tokens comparable, from `calibrate`. suffix: "merged" answers from the averaged suffix as
     the paper does; "recomputed" runs the suffix once more over the finished cache, so that the
     question reads all surviving context directly. score: what makes a row significant, "max_logit"
-    (the paper's) or "log_softmax" (blind to a head's constant offset).
+    (the paper's) or "log_softmax" (blind to a head's constant offset). leaf_batch: leaves that run
+    at once, a power of two; more fill a chip better and take memory.
 
     Raises `ValueError` for values out of range.
     """
@@ -35,9 +36,15 @@ class HomerConfig:
     calibration: Calibration | None = None
     suffix: SuffixMode = "merged"
     score: str = "max_logit"
+    leaf_batch: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("max_chunk_len", 1), ("target_len", 1), ("layers_warmup", 0)):
+        for name, least in (
+            ("max_chunk_len", 1),
+            ("target_len", 1),
+            ("layers_warmup", 0),
+            ("leaf_batch", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}.")
@@ -81,4 +88,5 @@ def plan(
         max_chunk_len=chunk_len,
         target_len=config.target_len or chunk_len,
         layers_warmup=warmup,
+        leaf_batch=config.leaf_batch,
     )

@@ -17,15 +17,19 @@ from .tree import Node, Plan
 
 @dataclass(frozen=True)
 class Chunk:
-    """A finished node, waiting for its sibling.
+    """B finished nodes of equal shape, side by side, waiting for siblings or for their parents.
 
-    hidden: [1, kept rows, E]; labels: [1, 3, rows], every row's position, source index and slot
-    before the prune; kept: [1, kept rows], the rows that survived it.
+    hidden: [B, kept rows, E]; labels: [B, 3, rows], every row's position, source index and slot
+    before the prune; kept: [B, kept rows], the rows that survived it.
     """
 
     hidden: Tensor
     labels: Tensor
     kept: Tensor
+
+    def every_second(self, first: int) -> Chunk:
+        """The left (0) or the right (1) ones of the batch's pairs of siblings."""
+        return Chunk(self.hidden[first::2], self.labels[first::2], self.kept[first::2])
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,13 @@ class Scheduler:
         """
         self._run_prefix(prefix)
         waiting: list[Chunk] = []
-        for node in self.plan.steps():
-            if node.height == 0:
-                waiting.append(self._finish(node, *self._leaf(node, context, suffix)))
+        for nodes in self.plan.steps():
+            if nodes[0].height == 0:
+                waiting.append(self._finish(nodes, *self._leaves(nodes, context, suffix)))
             else:
-                waiting.append(self._finish(node, *self._join(node, waiting)))
-            on_node(node)
+                waiting.append(self._finish(nodes, *self._join(nodes, waiting)))
+            for node in nodes:
+                on_node(node)
         return self._result(waiting.pop())
 
     def _run_prefix(self, prefix: Tensor) -> None:
@@ -80,29 +85,37 @@ class Scheduler:
         if len(prefix):
             self.model.forward(prefix, self.pool.cache)
 
-    def _leaf(self, node: Node, context: Tensor, suffix: Tensor) -> tuple[Tensor, Tensor]:
-        """The embedded tokens [1, rows, E] and the labels [1, 3, rows] of a leaf."""
-        plan = self.plan
-        start = node.index * plan.leaf_context
-        tokens = torch.cat([context[start : start + node.context], suffix])
-        rows = torch.arange(len(tokens), device=tokens.device)
-        is_suffix = rows >= node.context
+    def _leaves(
+        self, nodes: tuple[Node, ...], context: Tensor, suffix: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The embedded tokens [B, rows, E] and the labels [B, 3, rows] of B leaves."""
+        plan, batch, width = self.plan, len(nodes), nodes[0].context
+        start = nodes[0].index * plan.leaf_context
+        parts = context[start : start + batch * width].view(batch, width)
+        tokens = torch.cat([parts, suffix.expand(batch, -1)], dim=1)
+        rows = torch.arange(tokens.shape[1], device=tokens.device)
+        is_suffix = rows >= width
         # A short last leaf's suffix stands where every other leaf's does.
-        positions = plan.prefix_len + rows + is_suffix * (plan.leaf_context - node.context)
-        after_context = plan.context_len - start - node.context
-        sources = plan.prefix_len + start + rows + is_suffix * after_context
-        labels = torch.stack([positions, sources, self.pool.take(len(tokens))])
-        return self.model.embed(tokens[None]), labels[None]
+        positions = plan.prefix_len + rows + is_suffix * (plan.leaf_context - width)
+        starts = start + width * torch.arange(batch, device=tokens.device)[:, None]
+        after_context = plan.context_len - starts - width
+        sources = plan.prefix_len + starts + rows + is_suffix * after_context
+        slots = self.pool.take(tokens.numel()).view(tokens.shape)
+        labels = torch.stack([positions.expand_as(slots), sources, slots], dim=1)
+        return self.model.embed(tokens), labels
 
-    def _join(self, node: Node, waiting: list[Chunk]) -> tuple[Tensor, Tensor]:
-        """The hidden states and labels of a node above the leaves, from its children, which no
+    def _join(self, nodes: tuple[Node, ...], waiting: list[Chunk]) -> tuple[Tensor, Tensor]:
+        """The hidden states and labels of nodes above the leaves, from their children, which no
         longer wait and of which nothing stays; left's suffix slots are free again.
         """
-        plan = self.plan
-        if not plan.has_right(node.height, node.index):
-            only = waiting.pop()  # pruned by nothing: its target is a whole chunk
-            return only.hidden, only.labels
-        right, left = waiting.pop(), waiting.pop()
+        plan, height = self.plan, nodes[0].height
+        right = waiting.pop()
+        if not plan.has_right(height, nodes[0].index):
+            return right.hidden, right.labels  # pruned by nothing: its target is a whole chunk
+        if len(right.kept) == 2 * len(nodes):
+            left, right = right.every_second(0), right.every_second(1)
+        else:
+            left = waiting.pop()
         merged = self.model.ops.prune_and_concatenate(
             left.hidden,
             right.hidden,
@@ -110,18 +123,19 @@ class Scheduler:
             right.labels,
             left.kept,
             right.kept,
-            self.pool.cache[: plan.levels[node.height].first_layer],
+            self.pool.cache[: plan.levels[height].first_layer],
             plan.suffix_len,
         )
         self.pool.give(left.labels[:, 2, -plan.suffix_len :])
         return merged
 
-    def _finish(self, node: Node, hidden: Tensor, labels: Tensor) -> Chunk:
-        """Run the node's layers and prune at the end of the last one (HOMER, sections 3.2 and 3.3).
+    def _finish(self, nodes: tuple[Node, ...], hidden: Tensor, labels: Tensor) -> Chunk:
+        """Run the nodes' layers and prune at the end of the last one (HOMER, sections 3.2 and 3.3).
 
         At the root nothing but the last row's output is still needed.
         """
-        rows = torch.arange(labels.shape[2], device=labels.device)[None]
+        node = nodes[0]
+        rows = torch.arange(labels.shape[2], device=labels.device).expand(len(nodes), -1)
         prunes = node.kept < node.context
         is_root = node.height == self.plan.height
         kept = rows
@@ -141,7 +155,9 @@ class Scheduler:
     def _select(
         self, node: Node, q_last: Tensor, k: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The rows that survive a node's prune and the ones that do not, each [1, rows]."""
+        """The rows that survive the prune of B nodes like `node`, and the ones that do not, each
+        [B, rows].
+        """
         layer = self.plan.levels[node.height].last_layer - 1
         bias = None if self.bias is None else self.bias[layer]
         return self.model.ops.score_and_select(
@@ -151,7 +167,7 @@ class Scheduler:
     def _run_layers(
         self, node: Node, hidden: Tensor, labels: Tensor, select: Select | None
     ) -> Tensor:
-        """A node's hidden states [1, rows, E] after its layers; of the rows that `select` chooses
+        """The hidden states [B, rows, E] of nodes after their layers; of the rows `select` chooses
         in the last one, if given.
         """
         level = self.plan.levels[node.height]

@@ -74,6 +74,7 @@ class Plan:
     max_chunk_len: int
     target_len: int
     layers_warmup: int
+    leaf_batch: int
     leaf_context: int
     levels: tuple[Level, ...]
 
@@ -100,17 +101,25 @@ class Plan:
         """The RoPE position at which new tokens go on."""
         return self.prefix_len + self.leaf_context + self.suffix_len
 
-    def steps(self) -> Iterator[Node]:
+    def steps(self) -> Iterator[tuple[Node, ...]]:
         """The nodes in the order they run: depth first, left before right, children before their
-        parent.
+        parent. A step's nodes have equal shapes, stand side by side and run as a batch.
         """
 
-        def walk(height: int, index: int) -> Iterator[Node]:
+        def walk(height: int, index: int) -> Iterator[tuple[Node, ...]]:
+            if 2**height <= self.leaf_batch:
+                subtree = [
+                    level.nodes[index << (height - j) : (index + 1) << (height - j)]
+                    for j, level in enumerate(self.levels[: height + 1])
+                ]
+                if len(subtree[0]) == 2**height and all(map(_alike, subtree)):
+                    yield from subtree
+                    return
             if height:
                 yield from walk(height - 1, 2 * index)
                 if self.has_right(height, index):
                     yield from walk(height - 1, 2 * index + 1)
-            yield self.levels[height].nodes[index]
+            yield (self.levels[height].nodes[index],)
 
         return walk(self.height, 0)
 
@@ -124,13 +133,14 @@ class Plan:
     def peak_slots(self) -> int:
         """The most tokens whose keys and values are alive at once, the prefix included."""
         live = peak = self.prefix_len
-        for node in self.steps():
-            if node.height == 0:
-                live += node.context + self.suffix_len
-            elif self.has_right(node.height, node.index):
-                live -= self.suffix_len
+        for nodes in self.steps():
+            first = nodes[0]
+            if first.height == 0:
+                live += len(nodes) * (first.context + self.suffix_len)
+            elif self.has_right(first.height, first.index):
+                live -= len(nodes) * self.suffix_len
             peak = max(peak, live)
-            live -= node.context - node.kept
+            live -= len(nodes) * (first.context - first.kept)
         return peak
 
     def flops(self, shape: ModelShape) -> int:
@@ -159,7 +169,7 @@ class Plan:
         finished cache.
         """
         token = _cache_bytes(shape, itemsize)
-        chunk = max(node.context for level in self.levels for node in level.nodes) + self.suffix_len
+        chunk = max(len(nodes) * (nodes[0].context + self.suffix_len) for nodes in self.steps())
         finished = self.rows * token
         return self.peak_slots * token + max(chunk * _row_bytes(shape, itemsize), finished)
 
@@ -189,6 +199,7 @@ def build_plan(
     max_chunk_len: int,
     target_len: int,
     layers_warmup: int,
+    leaf_batch: int = 1,
 ) -> Plan:
     """Lay out the merge tree (HOMER, section 3 and appendix A).
 
@@ -223,6 +234,9 @@ def build_plan(
             f"{num_layers} layers."
         )
 
+    if leaf_batch < 1 or leaf_batch & (leaf_batch - 1):
+        raise ValueError(f"leaf_batch={leaf_batch} must be a power of two: 1, 2, 4, ...")
+
     height = tree_height(context_len, room)
     per_level = (num_layers - layers_warmup) // (height + 1)
     if per_level == 0:
@@ -255,6 +269,7 @@ def build_plan(
         max_chunk_len,
         target_len,
         layers_warmup,
+        leaf_batch,
         leaf_context,
         tuple(levels),
     )
@@ -263,6 +278,11 @@ def build_plan(
 def tree_height(context_len: int, room: int) -> int:
     """Height of the smallest binary tree whose leaves hold the context, `room` tokens in each."""
     return (-(-context_len // room) - 1).bit_length()
+
+
+def _alike(nodes: tuple[Node, ...]) -> bool:
+    """Whether all nodes have the shape of the first."""
+    return all((n.context, n.kept) == (nodes[0].context, nodes[0].kept) for n in nodes)
 
 
 def _context_budgets(height: int, leaves: list[int], room: int, target: int) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """Random trees for property tests, tiny models to run them on, and both implementations at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -35,6 +35,7 @@ class Lengths:
     suffix: int
     layers: int
     settings: Settings
+    leaf_batch: int = 1
 
     def plan(self) -> ht.Plan:
         """homer_triton's tree for them."""
@@ -47,11 +48,14 @@ class Lengths:
             s.max_chunk_len,
             s.target_len,
             s.layers_warmup,
+            self.leaf_batch,
         )
 
 
 @st.composite
-def lengths(draw: st.DrawFn, max_height: int = 4, layers: int | None = None) -> Lengths:
+def lengths(
+    draw: st.DrawFn, max_height: int = 4, layers: int | None = None, max_leaf_batch: int = 1
+) -> Lengths:
     """Trees of every height up to `max_height`, often with a short last leaf, with empty trailing
     leaves or without a prefix. layers: the model's, or drawn too.
     """
@@ -64,7 +68,9 @@ def lengths(draw: st.DrawFn, max_height: int = 4, layers: int | None = None) -> 
     warmup = draw(st.integers(0, count - height - 1))
     affix = prefix + suffix
     target = draw(st.integers(affix + 1, affix + 2 * room))
-    return Lengths(prefix, context, suffix, count, Settings(affix + room, target, warmup))
+    leaf_batch = 2 ** draw(st.integers(0, max_leaf_batch.bit_length() - 1))
+    settings = Settings(affix + room, target, warmup)
+    return Lengths(prefix, context, suffix, count, settings, leaf_batch)
 
 
 @cache
@@ -103,7 +109,8 @@ def encode_both(
     tokens = random_tokens(case.prefix + case.context + case.suffix, seed)
     middle = case.prefix + case.context
     prefix, context, suffix = tokens[: case.prefix], tokens[case.prefix : middle], tokens[middle:]
-    encoded = ht.encode(model, context, prefix, suffix, to_config(case.settings))
+    config = replace(to_config(case.settings), leaf_batch=case.leaf_batch)
+    encoded = ht.encode(model, context, prefix, suffix, config)
     return encoded, oracle.encode(prefix, context, suffix, case.settings)
 
 

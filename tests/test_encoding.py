@@ -44,7 +44,7 @@ def assert_equal(encoded: ht.EncodedContext, expected: Encoding) -> None:
 
 @REPEATABLE
 @given(
-    case=lengths(layers=LAYERS),
+    case=lengths(layers=LAYERS, max_leaf_batch=8),
     heads=st.sampled_from(HEADS),
     calibrated=st.booleans(),
     suffix=st.sampled_from(["merged", "recomputed"]),
@@ -120,7 +120,7 @@ def test_progress_hears_of_every_node_in_order() -> None:
     encoded = ht.encode(
         model, random_tokens(50), [1], [2], to_config(Settings(12, 12, 3)), progress=heard.append
     )
-    assert heard == list(encoded.plan.steps())
+    assert heard == [node for nodes in encoded.plan.steps() for node in nodes]
 
 
 def test_defaults_take_the_prefix_from_the_model_and_the_suffix_from_the_context() -> None:

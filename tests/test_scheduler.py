@@ -35,13 +35,13 @@ def make_pool(model: Llama, plan: Plan) -> SlotPool:
 
 
 @REPEATABLE
-@given(case=lengths(layers=LAYERS))
+@given(case=lengths(layers=LAYERS, max_leaf_batch=8))
 def test_takes_the_planned_slots_and_leaves_the_kept_ones(case: Lengths) -> None:
     model, plan = peers(4, 2)[1], case.plan()
     pool = make_pool(model, plan)
     visited: list[Node] = []
     merged = run(model, plan, pool, visited.append)
-    assert visited == list(plan.steps())
+    assert visited == [node for nodes in plan.steps() for node in nodes]
     assert pool.high_water == plan.peak_slots
     assert pool.live == plan.rows == len(set(merged.slots.tolist()))
     assert merged.slots[: plan.prefix_len].tolist() == list(range(plan.prefix_len))
@@ -73,11 +73,12 @@ def test_merged_children_are_freed(
     states: list[weakref.ref[Tensor]] = []
     finish = Scheduler._finish
 
-    def watched(scheduler: Scheduler, node: Node, *rows: Tensor) -> Chunk:
+    def watched(scheduler: Scheduler, nodes: tuple[Node, ...], *rows: Tensor) -> Chunk:
+        (node,) = nodes
         if node.height:
             del waiting[-1 - plan.has_right(node.height, node.index) :]
         assert alive(chunks) == len(waiting)
-        chunk = finish(scheduler, node, *rows)
+        chunk = finish(scheduler, nodes, *rows)
         chunks.append(weakref.ref(chunk))
         states.append(weakref.ref(chunk.hidden))
         waiting.append(node)

@@ -51,7 +51,7 @@ def test_plan_loses_no_token_and_no_layer(case: Lengths) -> None:
 @given(case=lengths(max_height=7))
 def test_steps_run_children_before_parents_and_left_before_right(case: Lengths) -> None:
     plan = case.plan()
-    steps = list(plan.steps())
+    steps = [node for nodes in plan.steps() for node in nodes]
     assert sorted(steps, key=lambda n: (n.height, n.index)) == [
         node for level in plan.levels for node in level.nodes
     ]
@@ -70,6 +70,23 @@ def test_steps_run_children_before_parents_and_left_before_right(case: Lengths) 
 def test_peak_slots_are_the_oracles(case: Lengths) -> None:
     expected = peak_tokens(case.prefix, case.context, case.suffix, case.layers, case.settings)
     assert case.plan().peak_slots == expected
+
+
+def test_a_batch_of_leaves_merges_upward_and_a_ragged_end_runs_alone() -> None:
+    plan = build_plan(1, 45, 1, 8, 10, 10, 2, leaf_batch=4)
+    shapes = [(nodes[0].height, [node.index for node in nodes]) for nodes in plan.steps()]
+    assert shapes == [
+        (0, [0, 1, 2, 3]),
+        (1, [0, 1]),
+        (2, [0]),
+        (0, [4, 5]),
+        (1, [2]),
+        (0, [6]),
+        (0, [7]),
+        (1, [3]),
+        (2, [1]),
+        (3, [0]),
+    ]
 
 
 def test_a_tree_by_hand() -> None:
