@@ -1,16 +1,22 @@
 """Long contexts on pre-trained Llama models without training: hierarchical context merging (HOMER,
 ICLR 2024).
+
+Names are imported when they are first used, so that `homer --help` need not wait for PyTorch.
 """
 
-from .calibration import Calibration, calibrate
-from .config import HomerConfig, plan
-from .context import EncodedContext
-from .encoding import encode
-from .generation import Generation, generate
-from .loading import from_transformers, load
-from .model.config import ModelConfig
-from .model.llama import Llama
-from .tree import Plan
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .calibration import Calibration, calibrate
+    from .config import HomerConfig, plan
+    from .context import EncodedContext
+    from .encoding import encode
+    from .generation import Generation, generate
+    from .loading import from_transformers, load, with_rope
+    from .model.config import ModelConfig
+    from .model.llama import Llama
+    from .tree import Plan
 
 __version__ = "0.1.0"
 
@@ -28,4 +34,28 @@ __all__ = [
     "generate",
     "load",
     "plan",
+    "with_rope",
 ]
+
+_MODULES = {
+    "calibration": ("Calibration", "calibrate"),
+    "config": ("HomerConfig", "plan"),
+    "context": ("EncodedContext",),
+    "encoding": ("encode",),
+    "generation": ("Generation", "generate"),
+    "loading": ("from_transformers", "load", "with_rope"),
+    "model.config": ("ModelConfig",),
+    "model.llama": ("Llama",),
+    "tree": ("Plan",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,408 @@
+"""Time and memory of `encode` by length, beside transformers' plain prefill on the same weights.
+
+    python bench/encode.py [--shape 50M] [--dtype float32] [--lengths 4096,8192] [--out DIR]
+
+Every measurement has a process of its own, so that one's memory is not another's; systems take
+turns at each length. First, in the same run, a text of one chunk must give transformers' own
+logits. Writes
+DIR/encode-SHAPE-DTYPE.csv and two plots beside it, and prints the crossover: the length below which
+the plain prefill is faster.
+"""
+
+import argparse
+import csv
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import measure  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+import homer_triton as ht  # noqa: E402
+from homer_triton.loading import DTYPES, choose_ops  # noqa: E402
+from homer_triton.model.config import ModelConfig  # noqa: E402
+from homer_triton.model.llama import Llama  # noqa: E402
+from homer_triton.model.weights import LayerWeights, Weights  # noqa: E402
+
+AFFIX = 16  # tokens of the prefix, and of the suffix
+PLAIN = "transformers"
+MATRIX_OPS = ("aten::mm", "aten::addmm", "aten::bmm")
+ATTENTION_OPS = "scaled_dot_product"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes as transformers names them, and the warm-up layers to encode with."""
+
+    sizes: dict[str, int]
+    layers_warmup: int
+
+    def config(self, dtype: torch.dtype) -> LlamaConfig:
+        return LlamaConfig(**self.sizes, dtype=dtype, tie_word_embeddings=False)
+
+
+def sizes(
+    layers: int, width: int, heads: int, kv_heads: int, inner: int, words: int, limit: int
+) -> dict[str, int]:
+    """Named as in a transformers config."""
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": inner,
+        "vocab_size": words,
+        "max_position_embeddings": limit,
+    }
+
+
+SHAPES = {
+    "50M": Shape(sizes(16, 512, 8, 8, 1376, 1024, 1024), 6),
+    "Llama-2-7B": Shape(sizes(32, 4096, 32, 32, 11008, 32000, 4096), 12),
+    "Llama-3-8B": Shape(sizes(32, 4096, 32, 8, 14336, 128256, 8192), 12),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One system at one length. peak_bytes: the most memory above the weights; share_of_rate: of
+    the matrix rate measured in the same process; share_outside: of the time, spent neither in
+    matrix products nor in attention (CPU only, else nan).
+    """
+
+    shape: str
+    dtype: str
+    system: str
+    tokens: int
+    leaf_batch: int
+    seconds: float
+    microseconds_per_token: float
+    peak_bytes: int
+    flops: int
+    share_of_rate: float
+    share_outside: float
+    device: str
+    versions: str
+    commit: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a child process is to measure."""
+
+    shape: str
+    dtype: str
+    system: str
+    tokens: int
+    leaf_batch: int
+    repeats: int
+    profile: bool
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def random_llama(name: str, dtype: str, ops: str) -> Llama:
+    """Random weights, made on the device; the same ones for a shape in every process."""
+    shape, where = SHAPES[name], device()
+    config = ModelConfig.from_hf(shape.config(DTYPES[dtype]))
+    generator = torch.Generator(where).manual_seed(0)
+    width, inner = config.hidden_size, config.intermediate_size
+    q, kv = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+
+    def normal(rows: int, columns: int) -> Tensor:
+        made = torch.randn(rows, columns, generator=generator, device=where, dtype=DTYPES[dtype])
+        return made.mul_(0.02)
+
+    def ones() -> Tensor:
+        return torch.ones(width, device=where, dtype=DTYPES[dtype])
+
+    layers = [
+        LayerWeights(
+            ones(),
+            (normal(q + 2 * kv, width),),
+            normal(width, q),
+            ones(),
+            (normal(2 * inner, width),),
+            normal(width, inner),
+        )
+        for _ in range(config.num_hidden_layers)
+    ]
+    words = config.vocab_size
+    weights = Weights(normal(words, width), layers, ones(), normal(words, width))
+    return Llama(config, weights, choose_ops(ops, where))
+
+
+def as_transformers(model: Llama) -> LlamaForCausalLM:
+    """The same weights in transformers' model: its parameters are views of ours."""
+    with torch.device("meta"):
+        peer = LlamaForCausalLM(model.config.hf)
+    w, state = model.weights, {}
+    state["model.embed_tokens.weight"] = w.embedding
+    state["model.norm.weight"], state["lm_head.weight"] = w.norm, w.lm_head
+    kv = model.config.num_key_value_heads * model.config.head_dim
+    for i, layer in enumerate(w.layers):
+        name = f"model.layers.{i}."
+        q_rows, inner = layer.output.shape[1], layer.down.shape[1]
+        names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        for part, tensor in zip(names, layer.qkv[0].split([q_rows, kv, kv]), strict=True):
+            state[f"{name}{part}.weight"] = tensor
+        for part, tensor in zip(("gate", "up"), layer.gate_up[0].split(inner), strict=True):
+            state[f"{name}mlp.{part}_proj.weight"] = tensor
+        state[f"{name}self_attn.o_proj.weight"] = layer.output
+        state[f"{name}mlp.down_proj.weight"] = layer.down
+        state[f"{name}input_layernorm.weight"] = layer.input_norm
+        state[f"{name}post_attention_layernorm.weight"] = layer.post_norm
+    peer.load_state_dict(state, assign=True)
+    peer.model.rotary_emb = type(peer.model.rotary_emb)(model.config.hf).to(model.device)
+    return peer.eval()
+
+
+def make_call(model: Llama, task: Task) -> Callable[[], Tensor]:
+    """A function that reads the whole input and returns the last token's logits [V]."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(model.config.vocab_size, (task.tokens,), generator=generator)
+    if task.system == PLAIN:
+        peer, inputs = as_transformers(model), ids[None].to(model.device)
+
+        def prefill() -> Tensor:
+            with torch.no_grad():
+                return peer(inputs, logits_to_keep=1).logits[0, -1].float()
+
+        return prefill
+    prefix, context, suffix = ids[:AFFIX], ids[AFFIX:-AFFIX], ids[-AFFIX:]
+    config = homer_config(task)
+    return lambda: ht.encode(model, context, prefix, suffix, config).logits
+
+
+def measure_task(task: Task) -> Line:
+    """Warm up on the first call, time the others, and note the memory of all."""
+    model = random_llama(task.shape, task.dtype, "torch" if task.system == PLAIN else task.system)
+    rate = matrix_rate(model)
+    call = make_call(model, task)
+    short = Task(
+        **{**asdict(task), "tokens": min(task.tokens, model.config.max_position_embeddings)}
+    )
+    make_call(model, short)()  # libraries set themselves up; what that takes is not counted
+    before = reset_peak()
+    seconds = sorted(timed(call) for _ in range(task.repeats))[task.repeats // 2]
+    peak = peak_bytes() - before
+    outside = profile_outside(call) if task.profile else math.nan
+    tree = ht.plan(model.config, task.tokens - 2 * AFFIX, AFFIX, AFFIX, homer_config(task))
+    plain = task.system == PLAIN
+    flops = tree.prefill_flops(model.config) if plain else tree.flops(model.config)
+    return Line(
+        task.shape,
+        task.dtype,
+        task.system,
+        task.tokens,
+        task.leaf_batch,
+        seconds,
+        seconds / task.tokens * 1e6,
+        peak,
+        flops,
+        flops / seconds / rate,
+        outside,
+        measure.device_name(),
+        measure.versions(),
+        measure.commit(),
+        measure.command(),
+    )
+
+
+def homer_config(task: Task) -> ht.HomerConfig:
+    return ht.HomerConfig(
+        layers_warmup=SHAPES[task.shape].layers_warmup, leaf_batch=task.leaf_batch
+    )
+
+
+def timed(call: Callable[[], Tensor]) -> float:
+    """Seconds of one call, which must give finite logits."""
+    synchronize()
+    start = time.perf_counter()
+    logits = call()
+    synchronize()
+    seconds = time.perf_counter() - start
+    if not logits.isfinite().all():
+        raise ArithmeticError("the logits are not finite")
+    return seconds
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matrix_rate(model: Llama) -> float:
+    """FLOPs per second of this model's largest product over 4096 rows, the median of five."""
+    matrix = model.weights.layers[0].gate_up[0]
+    x = torch.randn(4096, matrix.shape[1], dtype=model.dtype, device=model.device)
+    samples = sorted(timed(lambda: torch.nn.functional.linear(x, matrix)) for _ in range(6))
+    return 2 * x.shape[0] * matrix.numel() / samples[2]
+
+
+def profile_outside(call: Callable[[], Tensor]) -> float:
+    """The share of a call's CPU time that is neither matrix products nor attention."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    inside = sum(t for key, t in times.items() if key in MATRIX_OPS or ATTENTION_OPS in key)
+    return 1 - inside / sum(times.values())
+
+
+def reset_peak() -> int:
+    """Forget the peak so far; returns the memory in use, in bytes."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+
+def peak_bytes() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else status("VmHWM")
+
+
+def status(name: str) -> int:
+    """A figure of this process from the Linux kernel, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)
+
+
+def check(shape: str, dtype: str, system: str) -> None:
+    """Raise `ArithmeticError` unless an input of one chunk gives transformers' logits."""
+    model = random_llama(shape, dtype, system)
+    tokens = model.config.max_position_embeddings // 2
+    task = Task(shape, dtype, system, tokens, 1, 1, False)
+    ours = make_call(model, task)()
+    peer = as_transformers(model)
+    plain = Task(**{**asdict(task), "system": PLAIN})
+    own = make_call(model, plain)()
+    if dtype == "float32":
+        error = (ours - own).abs().max().item()
+        if not error <= 1e-3:
+            raise ArithmeticError(f"the logits of {system} are off by {error:.1e}")
+        return
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(model.config.vocab_size, (tokens,), generator=generator)
+    with torch.no_grad():
+        exact = peer.float()(ids[None].to(model.device), logits_to_keep=1).logits[0, -1]
+    measure.require_as_exact(ours, own, exact)
+
+
+def in_child(function: Callable, *args: object) -> object:
+    """Run a function in a fresh process; what it raises is raised here."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        return pool.apply(function, args)
+
+
+def crossover(lines: list[Line], system: str) -> float | None:
+    """The length at which a system overtakes the plain prefill, between measured ones."""
+    seconds = {(line.system, line.tokens): line.seconds for line in lines}
+    lengths = sorted(n for s, n in seconds if s == PLAIN and (system, n) in seconds)
+    ratios = [(n, math.log(seconds[system, n] / seconds[PLAIN, n])) for n in lengths]
+    for (short, above), (long, below) in pairwise(ratios):
+        if above > 0 >= below:
+            part = above / (above - below)
+            return math.exp(math.log(short) * (1 - part) + math.log(long) * part)
+    return None
+
+
+def draw(lines: list[Line], path: Path, value: Callable[[Line], float], label: str) -> None:
+    """One curve a system over the length, on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for system in dict.fromkeys(line.system for line in lines):
+        points = sorted((line.tokens, value(line)) for line in lines if line.system == system)
+        axes.loglog(*zip(*points, strict=True), "o-", base=2, label=system)
+    axes.set_xlabel("input tokens")
+    axes.set_ylabel(label)
+    axes.set_title(f"{lines[0].shape}, {lines[0].dtype}, {lines[0].device}", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def write_csv(path: Path, lines: list[Line]) -> None:
+    """Write the lines, replacing the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Line)])
+        writer.writeheader()
+        writer.writerows(asdict(line) for line in lines)
+    os.replace(temporary, path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shape", choices=SHAPES, default="50M")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--lengths", default="1024,2048,4096,8192,16384,32768,65536,131072")
+    parser.add_argument(
+        "--plain-up-to", type=int, default=32768, help="tokens of the plain prefill"
+    )
+    parser.add_argument("--leaf-batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
+    args = parser.parse_args()
+    ours = ["torch", "triton"] if torch.cuda.is_available() else ["torch"]
+    for system in ours:
+        in_child(check, args.shape, args.dtype, system)
+    lines: list[Line] = []
+    path = args.out / f"encode-{args.shape}-{args.dtype}.csv"
+    for tokens in (int(length) for length in args.lengths.split(",")):
+        for system in [PLAIN, *ours]:
+            if system == PLAIN and tokens > args.plain_up_to:
+                continue
+            profile = system == "torch" and not torch.cuda.is_available() and tokens <= 16384
+            task = Task(
+                args.shape, args.dtype, system, tokens, args.leaf_batch, args.repeats, profile
+            )
+            line = in_child(measure_task, task)
+            lines.append(line)
+            write_csv(path, lines)  # what is measured stays, whatever comes after
+            print(
+                f"{line.tokens:8} {line.system:13} {line.seconds:8.2f} s "
+                f"{line.microseconds_per_token:8.1f} us/token "
+                f"{line.peak_bytes / 2**20:7.0f} MiB  {line.share_of_rate:4.0%} of the matrix rate"
+                + ("" if math.isnan(line.share_outside) else f"  {line.share_outside:.0%} outside"),
+                flush=True,
+            )
+    for system in ours:
+        point = crossover(lines, system)
+        found = "not within these lengths" if point is None else f"at about {point:.0f} tokens"
+        print(f"{system} overtakes the plain prefill {found}")
+    draw(lines, path.with_suffix(".time.png"), lambda line: line.seconds, "seconds")
+    draw(
+        lines,
+        path.with_suffix(".memory.png"),
+        lambda line: max(line.peak_bytes, 1) / 2**20,
+        "MiB above the weights, at the peak",
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
