@@ -10,6 +10,17 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q
+	$(BIN)/python bench/compile.py
+
+compile: .venv/ready
+	$(BIN)/python bench/compile.py
+
+bench: .venv/ready
+	$(BIN)/python bench/kernels.py
+	$(BIN)/python bench/encode.py
+
+gpu: .venv/ready
+	$(BIN)/python bench/gpu.py --out $(OUT)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

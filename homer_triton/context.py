@@ -101,16 +101,35 @@ class EncodedContext:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             stats = described.pop("stats")
             stats["seconds_by_height"] = tuple(stats["seconds_by_height"])
-            return cls(
+            encoded = cls(
                 **tensors,
                 plan=Plan.from_dict(described.pop("plan")),
                 stats=EncodeStats(**stats),
                 **described,
             )
+            encoded._check_shapes()
+            return encoded
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not an encoded context, or is damaged: {error}."
             ) from error
+
+    def _check_shapes(self) -> None:
+        """Raise `ValueError` unless the tensors fit each other and the plan."""
+        rows, tokens = self.plan.rows, self.plan.input_len
+        expected = {
+            "keys": (self.plan.num_layers, *self.keys.shape[1:2], rows, *self.keys.shape[3:]),
+            "values": tuple(self.keys.shape),
+            "positions": (rows,),
+            "source_indices": (rows,),
+            "token_ids": (tokens,),
+            "pruned_at": (tokens,),
+            "logits": (self.logits.numel(),),
+        }
+        for name, shape in expected.items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape or (name == "keys" and len(found) != 4):
+                raise ValueError(f"{name} has the shape {found} instead of {shape}")
 
     def to_transformers(self, new_ids: Tensor | list[int]) -> dict[str, Any]:
         """The keyword arguments with which a transformers `LlamaForCausalLM` goes on from here,

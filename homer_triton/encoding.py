@@ -119,5 +119,6 @@ def recompute_suffix(model: Llama, encoded: EncodedContext, suffix: Tensor) -> E
     keys, values = (half.transpose(1, 2).contiguous() for half in cache.unbind(1))
     watch.mark()
     seconds = encoded.stats.seconds + sum(watch.laps())
-    stats = replace(encoded.stats, seconds=seconds)
+    flops = encoded.stats.flops + encoded.plan.recompute_flops(model.config)
+    stats = replace(encoded.stats, seconds=seconds, flops=flops)
     return replace(encoded, keys=keys, values=values, logits=logits, stats=stats)

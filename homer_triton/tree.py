@@ -11,26 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
-
-class ModelShape(Protocol):
-    """The sizes of a Llama that the cost of a plan depends on."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def intermediate_size(self) -> int: ...
-    @property
-    def num_hidden_layers(self) -> int: ...
-    @property
-    def num_attention_heads(self) -> int: ...
-    @property
-    def num_key_value_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
+from .costs import ModelShape, cache_bytes, layer_flops, row_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,38 +129,44 @@ class Plan:
     def flops(self, shape: ModelShape) -> int:
         """Floating-point operations of the encoding; a multiply and an add are two."""
         prefix, suffix = self.prefix_len, self.suffix_len
-        total = _layer_flops(shape, 0, prefix) * self.num_layers
+        total = layer_flops(shape, 0, prefix) * self.num_layers
         for level in self.levels:
             for node in level.nodes:
                 rows = node.context + suffix
                 layers = level.last_layer - level.first_layer
                 last_only = level.height == self.height
                 queries = 1 if last_only else node.kept + suffix
-                total += _layer_flops(shape, prefix, rows) * (layers - 1)
-                total += _layer_flops(shape, prefix, rows, queries)
+                total += layer_flops(shape, prefix, rows) * (layers - 1)
+                total += layer_flops(shape, prefix, rows, queries)
         return total + 2 * shape.hidden_size * shape.vocab_size
+
+    def recompute_flops(self, shape: ModelShape) -> int:
+        """Floating-point operations of running the suffix once more over the finished cache."""
+        context = self.rows - self.suffix_len
+        head = 2 * shape.hidden_size * shape.vocab_size
+        return layer_flops(shape, context, self.suffix_len) * self.num_layers + head
 
     def prefill_flops(self, shape: ModelShape) -> int:
         """Floating-point operations of running the whole input through the plain model, last logits
         only.
         """
         head = 2 * shape.hidden_size * shape.vocab_size
-        return _layer_flops(shape, 0, self.input_len) * self.num_layers + head
+        return layer_flops(shape, 0, self.input_len) * self.num_layers + head
 
     def memory(self, shape: ModelShape, itemsize: int) -> int:
         """Bytes at the peak above the model's weights: the slot pool, one chunk's activations, the
         finished cache.
         """
-        token = _cache_bytes(shape, itemsize)
+        token = cache_bytes(shape, itemsize)
         chunk = max(len(nodes) * (nodes[0].context + self.suffix_len) for nodes in self.steps())
         finished = self.rows * token
-        return self.peak_slots * token + max(chunk * _row_bytes(shape, itemsize), finished)
+        return self.peak_slots * token + max(chunk * row_bytes(shape, itemsize), finished)
 
     def prefill_memory(self, shape: ModelShape, itemsize: int) -> int:
         """Bytes at the peak above the weights when the plain model reads the whole input with exact
         attention.
         """
-        return self.input_len * (_cache_bytes(shape, itemsize) + _row_bytes(shape, itemsize))
+        return self.input_len * (cache_bytes(shape, itemsize) + row_bytes(shape, itemsize))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything needed to make this plan again, as plain numbers."""
@@ -302,32 +291,3 @@ def _context_budgets(height: int, leaves: list[int], room: int, target: int) -> 
             level[-2] = room - leaves[-1]
         budgets.append(level)
     return budgets[::-1]
-
-
-def _layer_flops(shape: ModelShape, prefix: int, rows: int, queries: int | None = None) -> int:
-    """One layer over `rows` chunk rows; only `queries` of them (the last row scoring first) when
-    given.
-    """
-    heads, dim = shape.num_attention_heads, shape.head_dim
-    kv = 2 * rows * shape.hidden_size * 2 * shape.num_key_value_heads * dim
-    if queries is None:
-        scoring, queries, visible = 0, rows, rows * prefix + rows * (rows + 1) // 2
-    else:
-        scoring = 2 * heads * dim * (shape.hidden_size + rows)
-        visible = queries * (prefix + rows) // 2 if queries > 1 else prefix + rows
-    mixing = 4 * heads * dim * visible
-    q_and_output = 2 * queries * shape.hidden_size * 2 * heads * dim
-    mlp = 2 * queries * 3 * shape.hidden_size * shape.intermediate_size
-    return kv + scoring + mixing + q_and_output + mlp
-
-
-def _cache_bytes(shape: ModelShape, itemsize: int) -> int:
-    """Keys and values of one token in all layers."""
-    return 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * itemsize
-
-
-def _row_bytes(shape: ModelShape, itemsize: int) -> int:
-    """A row's largest set of activations alive at once: hidden states, their norm, and the MLP's
-    gate, up and product.
-    """
-    return (2 * shape.hidden_size + 3 * shape.intermediate_size) * itemsize

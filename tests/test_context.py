@@ -64,6 +64,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         "no plan",
         "broken json",
         "no stats",
+        "a row short",
     ],
 )
 def test_a_damaged_file_is_refused(encoded: ht.EncodedContext, tmp_path: Path, damage: str) -> None:
@@ -85,6 +86,8 @@ def damage_file(path: Path, damage: str) -> None:
         tensors = {name: file.get_tensor(name) for name in TENSORS}
     if damage == "no tensor":
         del tensors["values"]
+    if damage == "a row short":
+        tensors["positions"] = tensors["positions"][1:]
     if damage in ("no plan", "no stats"):
         del described[damage.removeprefix("no ")]
     text = json.dumps(described)[: -5 if damage == "broken json" else None]
