@@ -1,0 +1,260 @@
+"""`homer eval`: does a shortened context keep what matters?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .eval_ablation import ablation
+from .eval_options import (
+    DEFAULT_METHODS,
+    Depths,
+    Lengths,
+    Methods,
+    NoPlots,
+    OptionalModelPath,
+    OutputFolder,
+    Samples,
+    Seed,
+    digest,
+    parse_depths,
+    parse_length,
+    parse_lengths,
+    split_list,
+)
+from .eval_runs import (
+    layout_of,
+    length_table,
+    open_checkpoint,
+    open_folder,
+    perplexity_table,
+    progress,
+    report,
+    share_cells,
+    want_plots,
+)
+from .inputs import homer_config, read_text
+from .options import (
+    CalibrationFile,
+    Device,
+    Dtype,
+    Json,
+    LayersWarmup,
+    MaxChunkLen,
+    NoChatTemplate,
+    Ops,
+    Score,
+    SuffixMode,
+    TargetLen,
+)
+from .output import table
+
+app = typer.Typer(
+    help="""Does a shortened context keep what matters? Each evaluation compares methods on one task
+    and writes a folder with its settings, every prediction, the figures and plots.
+
+    A run that was stopped goes on where it was when the same command is given again.""",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def passkey(
+    output: OutputFolder,
+    model: OptionalModelPath = None,
+    methods: Methods = DEFAULT_METHODS,
+    lengths: Lengths = "1x,4x,8x,16x",
+    depths: Depths = "0.1,0.3,0.5,0.7,0.9",
+    samples: Samples = 4,
+    seed: Seed = 0,
+    no_chat_template: NoChatTemplate = False,
+    max_chunk_len: MaxChunkLen = None,
+    target_len: TargetLen = None,
+    layers_warmup: LayersWarmup = None,
+    calibration: CalibrationFile = None,
+    suffix_mode: SuffixMode = None,
+    score: Score = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    ops: Ops = "auto",
+    no_plots: NoPlots = False,
+    as_json: Json = False,
+) -> None:
+    """Find a five-digit key in a long text of repeated sentences.
+
+    Example: homer eval passkey --methods plain,yarn,homer --lengths 1x,8x --suffix-mode recomputed
+    -o runs/passkey
+    """
+    from ..evaluation import plots
+    from ..evaluation.methods import make_readers
+    from ..evaluation.retrieval import PasskeyTask, check_lengths, run_passkeys
+
+    want_plots(no_plots)
+    config = homer_config(max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score)
+    llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
+    limit = llama.config.max_position_embeddings
+    task = PasskeyTask(parse_lengths(lengths, limit), parse_depths(depths), samples, seed)
+    readers = make_readers(split_list(methods), llama, config)
+    layout = layout_of(tokenizer, not no_chat_template)
+    check_lengths(llama, task, layout)
+    settings = {
+        "task": "passkey",
+        "methods": list(readers),
+        "lengths": task.lengths,
+        "depths": task.depths,
+        "samples": samples,
+        "seed": seed,
+        "chat_template": not no_chat_template,
+    }
+    folder = open_folder(output, llama, checkpoint, config, settings)
+    with progress("passkey", len(task) * len(readers)) as advance:
+        metrics = run_passkeys(llama, readers, task, layout, folder, advance)
+    folder.finish(metrics)
+    if not no_plots:
+        plots.plot_accuracy_by_length(metrics, limit, folder.path / "accuracy_by_length.png")
+        plots.plot_depth_by_length(metrics, limit, folder.path / "depth_by_length.png")
+    report(folder, metrics, length_table(metrics, limit), as_json)
+
+
+@app.command()
+def perplexity(
+    output: OutputFolder,
+    text: Annotated[
+        list[str],
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="A document in UTF-8; give the option again for more of them.",
+        ),
+    ],
+    model: OptionalModelPath = None,
+    methods: Methods = DEFAULT_METHODS,
+    max_length: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Read no more of each document: tokens, or times the context limit as in 64x.",
+            show_default="all of it",
+        ),
+    ] = None,
+    segments: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Score this many segments beyond the limit, evenly spaced.",
+            show_default="all",
+        ),
+    ] = None,
+    seed: Seed = 0,
+    max_chunk_len: MaxChunkLen = None,
+    target_len: TargetLen = None,
+    layers_warmup: LayersWarmup = None,
+    calibration: CalibrationFile = None,
+    suffix_mode: SuffixMode = None,
+    score: Score = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    ops: Ops = "auto",
+    no_plots: NoPlots = False,
+    as_json: Json = False,
+) -> None:
+    """Predict long documents, each segment from all before it.
+
+    Segments are half the context limit long; what lies before one is read as its prefix (the
+    document's first tokens), context and suffix (the tokens right before it).
+
+    Example: homer eval perplexity --text book.txt --methods plain,window,homer --max-length 64x
+    -o runs/perplexity
+    """
+    from ..evaluation import plots
+    from ..evaluation.methods import make_readers
+    from ..evaluation.perplexity import lay_out_documents, run_perplexity
+
+    want_plots(no_plots)
+    texts = {file: read_text(file) for file in text}
+    config = homer_config(max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score)
+    llama, _, checkpoint = open_checkpoint(model, device, dtype, ops)
+    limit = llama.config.max_position_embeddings
+    longest = None if max_length is None else parse_length(max_length, limit)
+    task = lay_out_documents(llama, texts, longest, segments)
+    readers = make_readers(split_list(methods), llama, config)
+    settings = {
+        "task": "perplexity",
+        "methods": list(readers),
+        "texts": list(texts),
+        "texts_digest": digest(content.encode() for content in texts.values()),
+        "max_length": longest,
+        "segments": segments,
+        "seed": seed,
+    }
+    folder = open_folder(output, llama, checkpoint, config, settings)
+    with progress("perplexity", len(task) * len(readers)) as advance:
+        metrics = run_perplexity(llama, readers, task, folder, seed, advance)
+    folder.finish(metrics)
+    if not no_plots:
+        path = folder.path / "perplexity_by_position.png"
+        plots.plot_perplexity_by_position(metrics, limit, path)
+    report(folder, metrics, perplexity_table(metrics), as_json)
+
+
+@app.command()
+def quality(
+    output: OutputFolder,
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", metavar="FILE", help="Questions in QuALITY's own format (JSON lines)."
+        ),
+    ],
+    model: OptionalModelPath = None,
+    methods: Methods = DEFAULT_METHODS,
+    no_chat_template: NoChatTemplate = False,
+    max_chunk_len: MaxChunkLen = None,
+    target_len: TargetLen = None,
+    layers_warmup: LayersWarmup = None,
+    calibration: CalibrationFile = None,
+    suffix_mode: SuffixMode = None,
+    score: Score = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    ops: Ops = "auto",
+    as_json: Json = False,
+) -> None:
+    """Choose the likeliest answers to questions about long articles.
+
+    The data is published at https://github.com/nyu-mll/quality.
+
+    Example: homer eval quality --model meta-llama/Llama-2-7b-hf --data quality.dev.jsonl --methods
+    plain,ntk,homer,homer+ntk -o runs/quality
+    """
+    from ..evaluation.methods import make_readers
+    from ..evaluation.quality import read_quality, run_quality
+
+    questions = read_quality(data)
+    config = homer_config(max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score)
+    llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
+    readers = make_readers(split_list(methods), llama, config)
+    settings = {
+        "task": "quality",
+        "methods": list(readers),
+        "data_digest": digest([data.read_bytes()]),
+        "chat_template": not no_chat_template,
+    }
+    folder = open_folder(output, llama, checkpoint, config, settings)
+    layout = layout_of(tokenizer, not no_chat_template)
+    with progress("quality", len(questions.questions) * len(readers)) as advance:
+        metrics = run_quality(llama, readers, questions, layout, folder, advance)
+    folder.finish(metrics)
+    rows = [
+        [row["method"], row["subset"], *share_cells(row), str(row["errors"])]
+        for row in metrics["by_method"]
+    ]
+    headings = ["method", "questions", "right", "95 % interval", "errors"]
+    report(folder, metrics, table(headings, rows), as_json)
+
+
+app.command()(ablation)

@@ -1,0 +1,98 @@
+"""`homer eval ablation`: what each part of the method brings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .eval_options import (
+    Depths,
+    Lengths,
+    NoPlots,
+    OptionalModelPath,
+    OutputFolder,
+    Samples,
+    Seed,
+    parse_depths,
+    parse_lengths,
+)
+from .eval_runs import (
+    layout_of,
+    length_table,
+    open_checkpoint,
+    open_folder,
+    progress,
+    report,
+    want_plots,
+)
+from .inputs import homer_config
+from .options import (
+    CalibrationFile,
+    Device,
+    Dtype,
+    Json,
+    LayersWarmup,
+    MaxChunkLen,
+    NoChatTemplate,
+    Ops,
+    SuffixMode,
+    TargetLen,
+)
+
+
+def ablation(
+    output: OutputFolder,
+    model: OptionalModelPath = None,
+    lengths: Lengths = "4x,8x",
+    depths: Depths = "0.1,0.3,0.5,0.7,0.9",
+    samples: Samples = 4,
+    seed: Seed = 0,
+    no_chat_template: NoChatTemplate = False,
+    max_chunk_len: MaxChunkLen = None,
+    target_len: TargetLen = None,
+    layers_warmup: LayersWarmup = None,
+    calibration: CalibrationFile = None,
+    suffix_mode: SuffixMode = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    ops: Ops = "auto",
+    no_plots: NoPlots = False,
+    as_json: Json = False,
+) -> None:
+    """Change one part of the method at a time, on passkeys.
+
+    Scores: calibrated (by --calibration, or measured on the task's own sentences), uncalibrated,
+    log_softmax, random. Refinement: propagative, by each layer's own scores, random. Then W, the
+    warm-up layers, M, the chunk's length, and T, the target's.
+
+    Example: homer eval ablation --lengths 8x --suffix-mode recomputed -o runs/ablation
+    """
+    from ..evaluation import plots
+    from ..evaluation.ablation import as_readers, calibrate_on_filler, make_variants
+    from ..evaluation.retrieval import PasskeyTask, check_lengths, run_passkeys
+
+    want_plots(no_plots)
+    given = homer_config(max_chunk_len, target_len, layers_warmup, calibration, suffix_mode)
+    llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
+    limit = llama.config.max_position_embeddings
+    task = PasskeyTask(parse_lengths(lengths, limit), parse_depths(depths), samples, seed)
+    layout = layout_of(tokenizer, not no_chat_template)
+    check_lengths(llama, task, layout)
+    bias = given.calibration or calibrate_on_filler(llama, given.chunk_len(llama.config))
+    variants = make_variants(llama, replace(given, calibration=None), bias, seed)
+    readers = as_readers(llama, variants)
+    settings = {
+        "task": "ablation",
+        "methods": list(readers),
+        "lengths": task.lengths,
+        "depths": task.depths,
+        "samples": samples,
+        "seed": seed,
+        "chat_template": not no_chat_template,
+    }
+    folder = open_folder(output, llama, checkpoint, given, settings)
+    with progress("ablation", len(task) * len(readers)) as advance:
+        metrics = run_passkeys(llama, readers, task, layout, folder, advance)
+    folder.finish({**metrics, "task": "ablation"})
+    if not no_plots:
+        plots.plot_variants(metrics, limit, folder.path / "variants.png")
+    report(folder, metrics, length_table(metrics, limit), as_json)

@@ -1,0 +1,128 @@
+"""What the evaluations share: their options, and what these options say."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .. import HomerConfig
+
+OptionalModelPath = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="PATH_OR_ID",
+        help="A Llama checkpoint: a folder or a Hugging Face hub id.",
+        show_default="the small one that ships with homer_triton",
+    ),
+]
+OutputFolder = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="Where the run goes: config.json, predictions.jsonl, metrics.json and plots. A run "
+        "that was stopped goes on from there.",
+    ),
+]
+Methods = Annotated[
+    str,
+    typer.Option(
+        "--methods",
+        metavar="LIST",
+        help="Any of plain, pi, ntk, yarn (RoPE rescaled), window (the last tokens that fit), "
+        "independent (chunks without merging), homer, homer+pi, homer+ntk, homer+yarn.",
+    ),
+]
+Lengths = Annotated[
+    str,
+    typer.Option(
+        "--lengths",
+        metavar="LIST",
+        help="Text lengths: tokens, or times the context limit as in 4x.",
+    ),
+]
+Depths = Annotated[
+    str,
+    typer.Option(
+        "--depths", metavar="LIST", help="Where the key is hidden, from 0 (the beginning) to 1."
+    ),
+]
+Samples = Annotated[
+    int,
+    typer.Option("--samples", metavar="N", min=1, help="Questions at each depth of each length."),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Draws whatever is random.")]
+NoPlots = Annotated[bool, typer.Option("--no-plots", help="Write the figures as numbers only.")]
+
+DEFAULT_METHODS = "plain,pi,ntk,yarn,window,independent,homer"
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """The entries of a list with commas."""
+    return tuple(entry.strip() for entry in text.split(",") if entry.strip())
+
+
+def parse_length(text: str, limit: int) -> int:
+    """Tokens, from a number or a multiple of the context limit such as 4x; a broken token is left
+    out.
+
+    Raises `ValueError` for anything else, and for less than one token.
+    """
+    number, times = (text[:-1], limit) if text[-1:] in ("x", "×") else (text, 1)
+    try:
+        tokens = int(Fraction(number) * times)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"The length {text!r} is neither a number of tokens nor one such as 4x."
+        ) from None
+    if tokens < 1:
+        raise ValueError(f"The length {text!r} must be at least one token.")
+    return tokens
+
+
+def parse_lengths(text: str, limit: int) -> tuple[int, ...]:
+    """Ascending lengths in tokens. Raises `ValueError` as `parse_length` does, and for none."""
+    lengths = tuple(sorted({parse_length(entry, limit) for entry in split_list(text)}))
+    if not lengths:
+        raise ValueError("--lengths is empty; give at least one, such as 4x.")
+    return lengths
+
+
+def parse_depths(text: str) -> tuple[float, ...]:
+    """Ascending depths. Raises `ValueError` for what is not a number from 0 to 1, and for none."""
+    try:
+        depths = tuple(sorted({float(entry) for entry in split_list(text)}))
+    except ValueError:
+        raise ValueError(f"--depths {text!r} must be numbers from 0 to 1.") from None
+    if not depths or not all(0 <= depth <= 1 for depth in depths):
+        raise ValueError(f"--depths {text!r} must be numbers from 0 to 1.")
+    return depths
+
+
+def describe_config(config: HomerConfig) -> dict[str, Any]:
+    """HOMER's settings as plain values, a calibration by its digest."""
+    bias = None if config.calibration is None else config.calibration.bias
+    return {
+        "max_chunk_len": config.max_chunk_len,
+        "target_len": config.target_len,
+        "layers_warmup": config.layers_warmup,
+        "suffix": config.suffix,
+        "score": config.score,
+        "calibration": None if bias is None else digest([bias.contiguous().numpy().tobytes()]),
+    }
+
+
+def digest(contents: Iterable[bytes]) -> str:
+    """Tells contents apart."""
+    total = hashlib.sha256()
+    for content in contents:
+        total.update(hashlib.sha256(content).digest())
+    return total.hexdigest()[:16]

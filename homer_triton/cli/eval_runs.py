@@ -1,0 +1,126 @@
+"""What the evaluations do around a task: open model and folder, show progress, print figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .eval_options import describe_config
+from .inputs import compose, open_model
+from .output import at_terminal, note, print_json, table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .. import HomerConfig, Llama
+    from ..evaluation.retrieval import Layout
+    from ..evaluation.runs import Record, RunFolder
+
+
+def open_checkpoint(
+    model: str | None, device: str | None, dtype: str, ops: str
+) -> tuple[Llama, PreTrainedTokenizerBase, str]:
+    """The model, its tokenizer, and where it came from."""
+    from ..demo import CHECKPOINT
+
+    checkpoint = model or str(CHECKPOINT)
+    return *open_model(checkpoint, device, dtype, ops, None), checkpoint
+
+
+def open_folder(
+    output: Path, model: Llama, checkpoint: str, config: HomerConfig, settings: Record
+) -> RunFolder:
+    """The run's folder; a stopped run of the same settings goes on."""
+    from ..evaluation.runs import RunFolder, describe_environment
+
+    settings = {
+        **settings,
+        "fingerprint": model.fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "homer": describe_config(config),
+    }
+    folder = RunFolder(output, settings, describe_environment(model, checkpoint))
+    if folder.records:
+        note(f"{output} has {len(folder.records):,} predictions already; going on from there.")
+    return folder
+
+
+def layout_of(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Layout:
+    """What stands around a text that ends in a question."""
+
+    def lay_out(question: str) -> tuple[str | None, str]:
+        parts = compose(tokenizer, None, None, [question], chat, ask_later=False)
+        return parts.prefix, parts.suffix or question
+
+    return lay_out
+
+
+def want_plots(no_plots: bool) -> None:
+    """Raise `ValueError` where plots are wanted and cannot be drawn."""
+    from ..evaluation.plots import require_matplotlib
+
+    if not no_plots:
+        require_matplotlib()
+
+
+@contextmanager
+def progress(task: str, total: int) -> Iterator[Callable[[], Any]]:
+    """A progress bar, as the function that moves it."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=task, unit="answer", disable=not at_terminal()) as bar:
+        yield bar.update
+
+
+def report(folder: RunFolder, metrics: Record, text: str, as_json: bool) -> None:
+    """Print the figures, as a table or as JSON, and what the folder holds."""
+    if as_json:
+        print_json({"output": str(folder.path), **metrics})
+    else:
+        print(
+            f"{text}\n\n{folder.path}: {', '.join(sorted(p.name for p in folder.path.iterdir()))}"
+        )
+
+
+def length_table(metrics: Record, limit: int) -> str:
+    """Accuracies, a line for each method at each length."""
+    rows = [
+        [
+            row["method"],
+            f"{row['length'] / limit:g}×",
+            f"{row['length']:,}",
+            *share_cells(row),
+            str(row["errors"]),
+        ]
+        for row in metrics["by_length"]
+    ]
+    return table(["method", "limit", "tokens", "right", "95 % interval", "errors"], rows)
+
+
+def share_cells(row: Record) -> list[str]:
+    """An accuracy and its interval."""
+    return [
+        f"{row['accuracy']:.1%} ({row['right']}/{row['total']})",
+        f"{row['low']:.1%} to {row['high']:.1%}",
+    ]
+
+
+def perplexity_table(metrics: Record) -> str:
+    """Perplexities over everything scored, a line for each method."""
+
+    def figure(row: Record, name: str) -> str:
+        return "none" if row[name] is None else f"{row[name]:,.2f}"
+
+    rows = [
+        [
+            row["method"],
+            figure(row, "perplexity"),
+            f"{figure(row, 'low')} to {figure(row, 'high')}",
+            str(row["segments"]),
+            str(row["errors"]),
+        ]
+        for row in metrics["overall"]
+    ]
+    return table(["method", "perplexity", "95 % interval", "segments", "errors"], rows)

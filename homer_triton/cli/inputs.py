@@ -1,0 +1,161 @@
+"""From options to what the library takes: texts, models, settings, and the parts of an input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .. import HomerConfig, Llama
+
+# Stands for the context while a chat template is applied; no template has it in its own text.
+_CONTEXT = "⟦the context goes here⟧"
+
+
+def read_text(file: str) -> str:
+    """The text of a UTF-8 file, "-" for standard input, without a byte order mark.
+
+    Raises `FileNotFoundError`, or `ValueError` for a file that cannot be read or is not UTF-8.
+    """
+    name = "standard input" if file == "-" else file
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file {name}.") from None
+    except OSError as error:
+        raise ValueError(f"Cannot read {name}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); "
+            "convert it first, for example with iconv."
+        ) from error
+
+
+def parse_rope_scaling(text: str | None) -> Mapping[str, Any] | None:
+    """The object that `--rope-scaling` gives as JSON.
+
+    Raises `ValueError` for anything else.
+    """
+    if text is None:
+        return None
+    try:
+        parsed = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--rope-scaling is not valid JSON: {error}.") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(
+            '--rope-scaling must be a JSON object such as {"rope_type": "yarn", "factor": 4.0}.'
+        )
+    return parsed
+
+
+def open_model(
+    path_or_id: str, device: str | None, dtype: str, ops: str, rope_scaling: str | None
+) -> tuple[Llama, PreTrainedTokenizerBase]:
+    """The model that the options name, and its tokenizer.
+
+    Raises as `homer_triton.load` does, and `ValueError` for a checkpoint without a tokenizer.
+    """
+    from .. import load
+
+    scaling = parse_rope_scaling(rope_scaling)
+    model = load(path_or_id, device, dtype, scaling, ops)  # type: ignore[arg-type]
+    if model.tokenizer is None:
+        raise ValueError(
+            f"The checkpoint {path_or_id} has no tokenizer, which text needs; put its "
+            "tokenizer.json and tokenizer_config.json beside config.json."
+        )
+    return model, model.tokenizer
+
+
+def homer_config(
+    max_chunk_len: int | None,
+    target_len: int | None,
+    layers_warmup: int | None,
+    calibration: Path | None = None,
+    suffix_mode: str | None = None,
+    score: str | None = None,
+) -> HomerConfig:
+    """The settings that the options give, the library's defaults elsewhere.
+
+    Raises as `HomerConfig` and `Calibration.load` do.
+    """
+    from .. import Calibration, HomerConfig
+
+    given: dict[str, Any] = {
+        "max_chunk_len": max_chunk_len,
+        "target_len": target_len,
+        "layers_warmup": layers_warmup,
+        "calibration": None if calibration is None else Calibration.load(calibration),
+        "suffix": suffix_mode,
+        "score": score,
+    }
+    return HomerConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An input cut for `encode`, and what to append for each answer (None: nothing).
+
+    prefix, suffix: as `encode` takes them, None for its defaults.
+    """
+
+    prefix: str | None
+    suffix: str | None
+    appended: tuple[str | None, ...]
+
+
+def compose(
+    tokenizer: PreTrainedTokenizerBase,
+    prefix: str | None,
+    suffix: str | None,
+    prompts: Sequence[str],
+    chat: bool,
+    ask_later: bool,
+) -> Parts:
+    """Lay the texts out around the context: `prefix ‖ context ‖ suffix ‖ prompt`.
+
+    ask_later: append each prompt after the encoding, one per answer; otherwise the prompt, if any,
+    ends the suffix, so that it decides what is kept. chat: put all of it into the user's turn of
+    the tokenizer's chat template, if it has one, which the prompt closes.
+
+    Raises `ValueError` for a chat template that does not take a plain user turn.
+    """
+    opening, closing = "", ""
+    if chat and tokenizer.chat_template:
+        opening, closing = _around_context(tokenizer)
+    elif prefix is not None and isinstance(tokenizer.bos_token, str):
+        opening = tokenizer.bos_token
+    before = opening + (prefix or "") or None
+    endings = tuple(f"\n{prompt}{closing}" for prompt in prompts)
+    if ask_later:
+        return Parts(before, suffix, endings or (None,))
+    after = (suffix or "") + (endings[0] if endings else closing)
+    return Parts(before, after or None, (None,))
+
+
+def _around_context(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What a chat template puts before and after what the user says, up to the reply."""
+    from jinja2 import TemplateError
+
+    try:
+        turn = tokenizer.apply_chat_template(
+            [{"role": "user", "content": _CONTEXT}], tokenize=False, add_generation_prompt=True
+        )
+    except (TemplateError, ValueError) as error:
+        raise ValueError(
+            f"The chat template fails on a user turn ({error}); use --no-chat-template."
+        ) from error
+    pieces = str(turn).split(_CONTEXT)
+    if len(pieces) != 2:
+        raise ValueError(
+            "The chat template does not repeat the user's text just once; use --no-chat-template."
+        )
+    return pieces[0], pieces[1]

@@ -1,0 +1,78 @@
+"""Results for people and for machines: tables, readable sizes, and the one JSON object."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .. import EncodedContext
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print the only thing that a command with `--json` writes to stdout."""
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def note(sentence: str) -> None:
+    """Tell the person at the terminal; stdout stays for the result."""
+    print(sentence, file=sys.stderr)
+
+
+def note_kept(encoded: EncodedContext) -> None:
+    """Tell the person at the terminal what an encoding kept."""
+    stats, leaves = encoded.stats, len(encoded.plan.levels[0].nodes)
+    note(
+        f"kept {stats.kept_tokens:,} of {stats.tokens:,} tokens ({leaves:,} "
+        f"{'chunk' if leaves == 1 else 'chunks'}, {stats.seconds:.1f} s, "
+        f"{stats.tokens_per_second:,.0f} tokens/s)"
+    )
+
+
+def summary(encoded: EncodedContext) -> dict[str, Any]:
+    """An encoding's plan and figures as plain values."""
+    return {
+        "next_position": encoded.next_position,
+        "model": encoded.model,
+        "plan": encoded.plan.to_dict(),
+        "stats": encoded.stats.to_dict(),
+    }
+
+
+def at_terminal() -> bool:
+    """Whether someone is there to watch a progress bar."""
+    return sys.stderr.isatty()
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lines of aligned columns: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        aligned = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        return "  ".join(aligned).rstrip()
+
+    rule = "  ".join("─" * width for width in widths)
+    return "\n".join([line(headings), rule, *map(line, rows)])
+
+
+def readable_bytes(count: int) -> str:
+    """For example 1536 -> "1.5 KiB"."""
+    return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"))
+
+
+def readable_flops(count: int) -> str:
+    """For example 2_000_000_000 -> "2.0 GFLOP"."""
+    return _scaled(count, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+
+
+def _scaled(count: int, step: int, units: Sequence[str]) -> str:
+    value, unit = float(count), units[0]
+    for larger in units[1:]:
+        if value < step:
+            break
+        value, unit = value / step, larger
+    return f"{value:.0f} {unit}" if unit == units[0] else f"{value:.1f} {unit}"

@@ -1,0 +1,183 @@
+"""`homer plan`: the merge tree and its cost, before anything is run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .inputs import homer_config, parse_rope_scaling, read_text
+from .options import (
+    Json,
+    LayersWarmup,
+    MaxChunkLen,
+    ModelPath,
+    OptionalContextFile,
+    RopeScaling,
+    TargetLen,
+)
+from .output import print_json, readable_bytes, readable_flops, table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .. import ModelConfig, Plan
+
+
+def plan(
+    model: ModelPath,
+    context_len: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Tokens of the context.", show_default="those of the file"
+        ),
+    ] = None,
+    context_file: OptionalContextFile = None,
+    prefix_len: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Tokens before the context.")
+    ] = 1,
+    suffix_len: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Tokens after the context, the question's included."),
+    ] = 32,
+    max_chunk_len: MaxChunkLen = None,
+    target_len: TargetLen = None,
+    layers_warmup: LayersWarmup = None,
+    rope_scaling: RopeScaling = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            metavar="NAME",
+            help="What keys and values are kept in; auto is the checkpoint's own.",
+        ),
+    ] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Print the merge tree for an input: its levels, layers, lengths, memory and operations.
+
+    Nothing is run, and of the model only config.json is read (and the tokenizer, for
+    --context-file).
+
+    \b
+    Example:
+      homer plan --model meta-llama/Llama-3.2-1B --context-len 131072
+    """
+    from .. import plan as lay_out
+    from ..loading import DTYPES
+    from ..model.config import load_config
+    from ..model.hub import resolve
+
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not known; choose auto, {', '.join(DTYPES)}.")
+    config = homer_config(max_chunk_len, target_len, layers_warmup)
+    folder = resolve(model)
+    shape = load_config(folder, parse_rope_scaling(rope_scaling))
+    tokens = _context_tokens(context_len, context_file, folder)
+    tree = lay_out(shape, tokens, prefix_len, suffix_len, config)
+    itemsize = DTYPES.get(dtype, shape.dtype).itemsize
+    described = _describe(tree, shape, itemsize)
+    if as_json:
+        print_json(described)
+    else:
+        print(_in_words(tree, described))
+
+
+def _context_tokens(length: int | None, file: str | None, folder: Path) -> int:
+    """The length given, or that of a file under the tokenizer of the checkpoint in `folder`.
+
+    Raises `ValueError` unless just one is given, and for a file without a tokenizer.
+    """
+    if length is not None and file is None:
+        return length
+    if length is not None or file is None:
+        raise ValueError("Give the context's length with --context-len, or --context-file.")
+    from ..loading import load_tokenizer
+
+    text = read_text(file)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer; give --context-len in place of the text.")
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _describe(tree: Plan, shape: ModelConfig, itemsize: int) -> dict[str, Any]:
+    """The plan as plain values: lengths in tokens, memory in bytes above the weights."""
+    affix = tree.prefix_len + tree.suffix_len
+    flops, prefill_flops = tree.flops(shape), tree.prefill_flops(shape)
+    memory = tree.memory(shape, itemsize)
+    prefill_memory = tree.prefill_memory(shape, itemsize)
+    return {
+        **tree.to_dict(),
+        "leaf_context": tree.leaf_context,
+        "rows": tree.rows,
+        "next_position": tree.next_position,
+        "peak_slots": tree.peak_slots,
+        "levels": [
+            {
+                "height": level.height,
+                "nodes": len(level.nodes),
+                "first_layer": level.first_layer,
+                "last_layer": level.last_layer,
+                "rows_in": sorted({affix + node.context for node in level.nodes}),
+                "rows_kept": sorted({affix + node.kept for node in level.nodes}),
+            }
+            for level in tree.levels
+        ],
+        "flops": flops,
+        "prefill_flops": prefill_flops,
+        "flops_ratio": flops / prefill_flops,
+        "memory_bytes": memory,
+        "prefill_memory_bytes": prefill_memory,
+        "memory_ratio": memory / prefill_memory,
+    }
+
+
+def _in_words(tree: Plan, described: dict[str, Any]) -> str:
+    """The plan as a summary and two tables."""
+    tokens = tree.prefix_len + tree.context_len + tree.suffix_len
+    levels = [
+        [
+            str(level["height"]),
+            f"{level['nodes']:,}",
+            f"{level['first_layer']} to {level['last_layer'] - 1}",
+            _span(level["rows_in"]),
+            _span(level["rows_kept"]),
+        ]
+        for level in described["levels"]
+    ]
+    costs = [
+        [
+            "memory above the weights",
+            readable_bytes(described["memory_bytes"]),
+            readable_bytes(described["prefill_memory_bytes"]),
+            f"{described['memory_ratio']:.1%}",
+        ],
+        [
+            "operations",
+            readable_flops(described["flops"]),
+            readable_flops(described["prefill_flops"]),
+            f"{described['flops_ratio']:.1%}",
+        ],
+        ["rows in the cache", f"{tree.rows:,}", f"{tokens:,}", f"{tree.rows / tokens:.1%}"],
+    ]
+    lengths = (
+        f"{tokens:,} tokens: prefix {tree.prefix_len:,}, context {tree.context_len:,}, suffix "
+        f"{tree.suffix_len:,}; chunks of {tree.max_chunk_len:,}, target {tree.target_len:,}, "
+        f"{tree.layers_warmup} warm-up layers\n"
+        f"new tokens go on at position {tree.next_position:,}; at most {tree.peak_slots:,} tokens "
+        "are alive at once"
+    )
+    return "\n\n".join(
+        [
+            lengths,
+            table(["height", "chunks", "layers", "rows in", "rows kept"], levels),
+            table(["", "HOMER", "plain prefill", "ratio"], costs),
+        ]
+    )
+
+
+def _span(counts: list[int]) -> str:
+    """For example [97, 128] -> "97 to 128"."""
+    low, high = counts[0], counts[-1]
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

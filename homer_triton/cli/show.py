@@ -1,0 +1,96 @@
+"""`homer show`: which tokens of an encoded text survived, on a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import Json
+from .output import print_json, readable_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .. import EncodedContext
+
+
+def show(
+    encoded: Annotated[Path, typer.Argument(metavar="ENCODED", help="What `homer encode` saved.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the HTML page goes.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="PATH_OR_ID",
+            help="The checkpoint whose tokenizer turns the tokens into text.",
+            show_default="the small one that ships, if it made the encoding",
+        ),
+    ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option("--png", metavar="FILE", help="Also draw what was kept where, for a paper."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show which tokens of a text survived, and at which height of the tree the others were pruned.
+
+    The page is one file with everything in it: the text in colours, an overview to click on, and a
+    search by words or by token number.
+
+    Example: homer show book.safetensors -o kept.html
+    """
+    from .. import EncodedContext
+    from ..evaluation.kept_page import build_page, piece_texts
+    from ..evaluation.plots import plot_kept, require_matplotlib
+    from ..files import check_writable, write_atomically
+
+    check_writable(output)
+    if png is not None:
+        check_writable(png)
+        require_matplotlib()
+    context = EncodedContext.load(encoded)
+    texts = piece_texts(_tokenizer(context, model), context.token_ids)
+    page = build_page(context, texts, title=encoded.name)
+    write_atomically(output, lambda file: file.write_text(page, encoding="utf-8"))
+    if png is not None:
+        plot_kept(context, png)
+    kept = int((context.pruned_at < 0).sum())
+    if as_json:
+        written = {"output": str(output), "png": None if png is None else str(png)}
+        print_json({**written, "tokens": len(context.token_ids), "kept": kept})
+    else:
+        size = readable_bytes(output.stat().st_size)
+        print(f"{output}: {kept:,} of {len(context.token_ids):,} tokens kept, {size}")
+        if png is not None:
+            print(png)
+
+
+def _tokenizer(context: EncodedContext, model: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of the checkpoint that made an encoding.
+
+    Raises `ValueError` where that is not known, has none, or cannot be the right one.
+    """
+    from .. import load
+    from ..demo import CHECKPOINT
+    from ..loading import load_tokenizer
+
+    if model is None:
+        if not CHECKPOINT.is_dir() or load(CHECKPOINT, "cpu").fingerprint != context.model:
+            raise ValueError(
+                "The encoding was made by another model than the one that ships; name it with "
+                "--model."
+            )
+        model = str(CHECKPOINT)
+    tokenizer = load_tokenizer(model)
+    if tokenizer is None:
+        raise ValueError(f"The checkpoint {model} has no tokenizer, which the page's text needs.")
+    if int(context.token_ids.max()) >= len(tokenizer):
+        raise ValueError(
+            f"The tokenizer of {model} has only {len(tokenizer)} tokens, the encoding holds higher "
+            "ones; name the checkpoint that made it with --model."
+        )
+    return tokenizer

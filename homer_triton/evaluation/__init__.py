@@ -1,0 +1,1 @@
+"""Tasks that show what a shortened context still knows."""

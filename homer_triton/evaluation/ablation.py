@@ -1,0 +1,94 @@
+"""The ablation: what each part of the method brings, one change at a time, on passkeys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor
+
+from ..calibration import Calibration, calibrate
+from ..config import HomerConfig
+from ..encoding import encode
+from ..model.llama import Llama
+from ..scheduler import Scheduler
+from ..tokens import tokenize
+from .methods import Reader, Reading
+from .passkey import FILLER
+from .schedulers import LayerwiseScheduler, RandomScheduler
+
+
+@dataclass(frozen=True)
+class Variant:
+    """HOMER with one thing changed.
+
+    group, change: the heading and the entry in the table; config: its settings; scheduler: how it
+    prunes.
+    """
+
+    group: str
+    change: str
+    config: HomerConfig
+    scheduler: Callable[..., Scheduler] = Scheduler
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}: {self.change}"
+
+    def read(
+        self, model: Llama, prefix: Tensor, context: Tensor, suffix: Tensor, new_tokens: int
+    ) -> Reading:
+        """A text as this variant reads it."""
+        encoded = encode(model, context, prefix, suffix, self.config, scheduler=self.scheduler)
+        return Reading(model, encoded)
+
+
+def make_variants(
+    model: Llama, config: HomerConfig, calibration: Calibration, seed: int
+) -> tuple[Variant, ...]:
+    """The variants to compare, each one change away from `config`.
+
+    calibration: of the score in `config`, for the calibrated variant; seed: of what is random.
+    """
+    layers, limit = model.config.num_hidden_layers, model.config.max_position_embeddings
+    chunk_len = config.chunk_len(model.config)
+    at_random = partial(RandomScheduler, seed=seed)
+    raw = replace(config, calibration=None, score="max_logit")
+    return (
+        Variant("score", "calibrated", replace(raw, calibration=calibration)),
+        Variant("score", "uncalibrated", raw),
+        Variant("score", "log_softmax", replace(raw, score="log_softmax")),
+        Variant("score", "random", raw, at_random),
+        Variant("refinement", "propagative", config),
+        Variant("refinement", "scores of each layer", config, LayerwiseScheduler),
+        Variant("refinement", "random", config, partial(LayerwiseScheduler, seed=seed)),
+        *(
+            Variant("W", f"{warmup}", replace(config, layers_warmup=warmup))
+            for warmup in sorted({0, layers // 8, layers // 4, 3 * layers // 8})
+        ),
+        *(
+            Variant("M", f"{length}", replace(raw, max_chunk_len=length, target_len=chunk_len))
+            for length in sorted({limit // 4, limit // 2, limit})
+        ),
+        *(
+            Variant("T", f"{length}", replace(config, target_len=length))
+            for length in sorted({chunk_len // 4, chunk_len // 2, chunk_len})
+        ),
+    )
+
+
+def as_readers(model: Llama, variants: tuple[Variant, ...]) -> Mapping[str, Reader]:
+    """The variants by name, as the tasks take methods."""
+    return {variant.name: partial(variant.read, model) for variant in variants}
+
+
+def calibrate_on_filler(model: Llama, segment_len: int) -> Calibration:
+    """A calibration from the passkey task's own filler, without a key: what there is offline.
+
+    segment_len: tokens of a segment, a chunk's length.
+    """
+    sentences = " ".join(FILLER)
+    cycle = len(tokenize(model, sentences, "filler"))
+    text = " ".join([sentences] * (2 * segment_len // max(cycle, 1) + 2))
+    return calibrate(model, [text], segment_len)

@@ -1,0 +1,148 @@
+"""Run folders: a run's settings, every prediction as it is made, and the figures at the end.
+
+A run that was killed goes on where it stopped when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from ..files import write_atomically
+from ..model.llama import Llama
+
+_PACKAGES = ("homer_triton", "torch", "transformers", "triton")
+
+Record = dict[str, Any]
+
+
+class RunFolder:
+    """An evaluation's folder: config.json, predictions.jsonl, metrics.json and plots.
+
+    A prediction is a record with an "id" that names it within the run.
+    """
+
+    def __init__(self, path: str | Path, settings: Record, environment: Record) -> None:
+        """Open a folder, or make it.
+
+        settings: what decides the results; a folder made with others is refused. environment: what
+        else to remember. Raises `ValueError` for such a folder, for one that holds something else,
+        and where it cannot be written.
+        """
+        self.path = Path(path)
+        self._predictions = self.path / "predictions.jsonl"
+        settings = json.loads(json.dumps(settings))
+        config = self.path / "config.json"
+        try:
+            if config.is_file():
+                _refuse_other_settings(config, settings)
+            elif self.path.is_dir() and any(self.path.iterdir()):
+                raise ValueError(
+                    f"The folder {self.path} is not empty and holds no run; name another."
+                )
+            else:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._write("config.json", {"settings": settings, "environment": environment})
+        except OSError as error:
+            raise ValueError(f"Cannot write {self.path}: {error.strerror}.") from error
+        self.records = self._read_predictions()
+
+    def complete(self, cell: Record, predict: Callable[[], Record]) -> None:
+        """Make a prediction unless it is there, and write it at once.
+
+        cell: the record's "id" and what else says which prediction it is; `predict` adds the rest.
+        One that fails is recorded with its error.
+        """
+        if cell["id"] in self.records:
+            return
+        try:
+            outcome = predict()
+        except Exception as error:  # one bad sample must not end hours of work, nor be left out
+            outcome = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        record = {**cell, **outcome}
+        with self._predictions.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.records[cell["id"]] = record
+
+    def finish(self, metrics: Record) -> None:
+        """Write the figures."""
+        self._write("metrics.json", metrics)
+
+    def _write(self, name: str, content: Record) -> None:
+        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+        write_atomically(self.path / name, lambda file: file.write_text(text, encoding="utf-8"))
+
+    def _read_predictions(self) -> dict[str, Record]:
+        """The predictions so far, by id; a last line cut short is dropped from the file."""
+        if not self._predictions.exists():
+            return {}
+        records: dict[str, Record] = {}
+        with self._predictions.open("rb+") as file:
+            for number, line in enumerate(iter(file.readline, b""), 1):
+                if not line.endswith(b"\n"):
+                    _cut(file, len(line))
+                    break
+                try:
+                    record = json.loads(line)
+                    records[record["id"]] = record
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ValueError(
+                        f"Line {number} of {self._predictions} is damaged; delete that line."
+                    ) from error
+        return records
+
+
+def describe_environment(model: Llama, checkpoint: str) -> Record:
+    """What to remember of a run beside its settings."""
+    return {
+        "model": checkpoint,
+        "device": str(model.device),
+        "command": sys.argv,
+        "commit": _git_commit(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _refuse_other_settings(config: Path, settings: Record) -> None:
+    try:
+        there = json.loads(config.read_text(encoding="utf-8"))["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{config} is not a run's config; name another folder.") from error
+    names = sorted(settings.keys() | there.keys())
+    other = [name for name in names if settings.get(name) != there.get(name)]
+    if other:
+        raise ValueError(
+            f"{config.parent} holds a run with other settings ({', '.join(other)}); name another "
+            "folder or repeat that run's command."
+        )
+
+
+def _cut(file: IO[bytes], length: int) -> None:
+    """Take the last `length` bytes off a file."""
+    file.seek(-length, 2)
+    file.truncate()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit that this code is checked out at, with a plus sign if it was changed since."""
+    here = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        commit = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*here, "diff", "--quiet", "HEAD"], capture_output=True)
+    except OSError:
+        return None
+    return commit.stdout.strip() + "+" * changed.returncode if commit.returncode == 0 else None

@@ -1,0 +1,97 @@
+"""Other ways to decide what is pruned, for the ablation; all else is the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.llama import Select
+from ..scheduler import Scheduler
+from ..tree import Node
+
+
+class RandomScheduler(Scheduler):
+    """Keeps random rows instead of the most significant ones."""
+
+    def __init__(self, *args: Any, seed: int) -> None:
+        super().__init__(*args)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def _select(
+        self, node: Node, q_last: Tensor, k: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        batch, _, rows = labels.shape
+        draws = torch.rand(batch, node.context, generator=self._generator)
+        order = draws.argsort(1).to(labels.device)
+        affix = torch.arange(node.context, rows, device=labels.device).expand(batch, -1)
+        kept = torch.cat([order[:, : node.kept].sort(1).values, affix], dim=1)
+        return kept, order[:, node.kept :].sort(1).values
+
+
+class LayerwiseScheduler(Scheduler):
+    """Without propagative refinement: what is pruned from the keys and values of the layers before
+    the last is decided by each layer's own scores, or at random, not by the last layer's.
+
+    Hidden states are pruned as ever. Layers then keep different tokens, so that positions and
+    source indices tell the truth about the last layer run only.
+    """
+
+    def __init__(self, *args: Any, seed: int | None = None) -> None:
+        """seed: keep random rows; left out, those with the best scores of the layer itself."""
+        super().__init__(*args)
+        layers, _, slots = self.pool.cache.shape[:3]
+        self._generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self._significance = torch.zeros(layers, slots, device=self.pool.cache.device)
+
+    def _run_layers(
+        self, node: Node, hidden: Tensor, labels: Tensor, select: Select | None
+    ) -> Tensor:
+        """One layer after another, noting by slot how significant each finds its rows."""
+        level = self.plan.levels[node.height]
+        rows = torch.arange(labels.shape[2], device=labels.device).expand(len(labels), -1)
+        for layer in range(level.first_layer, level.last_layer):
+            choose = select if layer == level.last_layer - 1 else None
+
+            def observe(
+                q_last: Tensor, k: Tensor, layer: int = layer, choose: Select | None = choose
+            ) -> Tensor:
+                self._significance[layer, labels[:, 2]] = self._score(layer, q_last, k, labels)
+                return rows if choose is None else choose(q_last, k)
+
+            hidden = self.model.run(
+                range(layer, layer + 1),
+                hidden,
+                labels[:, 0],
+                labels[:, 2],
+                self.pool.cache,
+                self.plan.prefix_len,
+                self.rotary,
+                observe,
+            )
+        return hidden
+
+    def _select(
+        self, node: Node, q_last: Tensor, k: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The last layer's choice, into whose slots every earlier layer moves its own."""
+        kept, dropped = super()._select(node, q_last, k, labels)
+        slots = labels[:, 2, : node.context]
+        places = slots.gather(1, kept[:, : node.kept])
+        for layer in range(self.plan.levels[node.height].last_layer - 1):
+            best = self._significance[layer, slots].topk(node.kept, dim=1).indices.sort(1).values
+            own = slots.gather(1, best)
+            self.pool.cache[layer, :, places] = self.pool.cache[layer, :, own]
+            self._significance[layer, places] = self._significance[layer, own]
+        return kept, dropped
+
+    def _score(self, layer: int, q_last: Tensor, k: Tensor, labels: Tensor) -> Tensor:
+        """How significant a layer finds each row of B chunks, [B, rows]."""
+        if self._generator is not None:
+            return torch.rand(k.shape[:2], generator=self._generator).to(k.device)
+        scores = self.model.ops.score_rows(q_last, k, self.score).float()
+        if self.bias is None:
+            return scores
+        positions = labels[:, 0]
+        return scores - self.bias[layer][positions[:, -1:] - positions]

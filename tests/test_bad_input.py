@@ -1,0 +1,296 @@
+"""Bad input: one sentence on stderr, exit code 2, no traceback, nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import edit_json
+from command_line import checkpoint, run, text
+from safetensors.torch import load_file, save_file
+from typer.testing import Result
+
+from homer_triton import Calibration, load
+
+
+@dataclass
+class Workplace:
+    """A folder with a good checkpoint and a good text, for a test to spoil."""
+
+    folder: Path
+    model: Path
+    context: Path
+
+    def encode(self, *options: object) -> Result:
+        """`homer encode` to `out.safetensors`."""
+        output = self.folder / "out.safetensors"
+        return run(
+            *("encode", "--model", self.model, "--context-file", self.context, "-o", output),
+            *options,
+        )
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    context = tmp_path / "context.txt"
+    context.write_text(text(100))
+    return Workplace(tmp_path, checkpoint(tmp_path / "model"), context)
+
+
+def assert_refused(result: Result, *phrases: str) -> None:
+    assert result.exit_code == 2, (result.stdout, result.stderr, result.exception)
+    assert result.stdout == ""
+    assert result.stderr.startswith("homer: ")
+    assert result.stderr.count("\n") == 1
+    for phrase in phrases:
+        assert phrase in result.stderr
+
+
+def test_the_good_case_is_good(place: Workplace) -> None:
+    assert place.encode().exit_code == 0
+
+
+def _no_checkpoint(place: Workplace) -> None:
+    place.model = place.folder / "absent" / "model"
+
+
+def _empty_folder(place: Workplace) -> None:
+    place.model = place.folder / "empty"
+    place.model.mkdir()
+
+
+def _corrupt_config(place: Workplace) -> None:
+    (place.model / "config.json").write_text("{not json")
+
+
+def _other_architecture(place: Workplace) -> None:
+    edit_json(place.model / "config.json", lambda config: config | {"model_type": "gpt2"})
+
+
+def _corrupt_tokenizer(place: Workplace) -> None:
+    (place.model / "tokenizer.json").write_text("{}")
+
+
+def _no_tokenizer(place: Workplace) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (place.model / name).unlink()
+
+
+def _truncated_shard(place: Workplace) -> None:
+    weights = place.model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def _missing_shard(place: Workplace) -> None:
+    place.model = checkpoint(place.folder / "sharded", shards=True)
+    sorted(place.model.glob("model-*.safetensors"))[1].unlink()
+
+
+def _nan_weights(place: Workplace) -> None:
+    weights = place.model / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.norm.weight"][3] = torch.nan
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
+def _larger_tokenizer(place: Workplace) -> None:
+    place.model = checkpoint(place.folder / "larger", words=200)
+    place.context.write_text("w3 w150 w4")
+
+
+def _empty_context(place: Workplace) -> None:
+    place.context.write_text("")
+
+
+def _latin1_context(place: Workplace) -> None:
+    place.context.write_bytes("déjà vu".encode("latin-1"))
+
+
+def _context_folder(place: Workplace) -> None:
+    place.context = place.folder
+
+
+def _no_context(place: Workplace) -> None:
+    place.context = place.folder / "absent.txt"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "phrase"),
+    [
+        (_no_checkpoint, "absent"),
+        (_empty_folder, "config.json"),
+        (_corrupt_config, "config.json is not valid JSON"),
+        (_other_architecture, "'gpt2'"),
+        (_corrupt_tokenizer, "The tokenizer in"),
+        (_no_tokenizer, "no tokenizer"),
+        (_truncated_shard, "model.safetensors"),
+        (_missing_shard, "names the shard model-00002"),
+        (_nan_weights, "model.norm.weight"),
+        (_larger_tokenizer, "token id 150, outside the vocabulary of 96"),
+        (_empty_context, "The context is empty"),
+        (_latin1_context, "not UTF-8 text (byte 1 is 0xe9)"),
+        (_context_folder, "Is a directory"),
+        (_no_context, "There is no file"),
+    ],
+)
+def test_spoilt_files(place: Workplace, spoil: Callable[[Workplace], None], phrase: str) -> None:
+    spoil(place)
+    before = sorted(place.folder.rglob("*"))
+    assert_refused(place.encode(), phrase)
+    assert sorted(place.folder.rglob("*")) == before
+
+
+def test_affix_too_long_for_a_chunk(place: Workplace) -> None:
+    result = place.encode("--prefix", text(20), "--suffix", text(20))
+    assert_refused(result, "max_chunk_len=32", "prefix (21 tokens) plus suffix (20)")
+
+
+def test_more_chunks_than_layers_can_merge(place: Workplace) -> None:
+    place.context.write_text(text(1000))
+    assert_refused(place.encode(), "raise max_chunk_len or lower layers_warmup")
+
+
+def test_calibration_of_another_model(place: Workplace) -> None:
+    bias = place.folder / "bias.safetensors"
+    Calibration(torch.zeros(3, 64), model="another").save(bias)
+    assert_refused(place.encode("--calibration", bias), "made for another model (another")
+
+
+def test_calibration_too_short_for_the_chunk(place: Workplace) -> None:
+    bias = place.folder / "bias.safetensors"
+    Calibration(torch.zeros(3, 8), model=load(place.model).fingerprint).save(bias)
+    assert_refused(place.encode("--calibration", bias), "distances up to 7", "max_chunk_len")
+
+
+def test_calibration_that_is_none(place: Workplace) -> None:
+    assert_refused(place.encode("--calibration", place.context), "context.txt is neither")
+    assert_refused(place.encode("--calibration", "absent"), "no calibration file absent")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("encode", "--model", "absent/model", "--context-file", "absent.txt"),
+        ("calibrate", "--model", "absent/model", "--text", "absent.txt"),
+    ],
+)
+def test_output_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    assert_refused(run(*command, "-o", tmp_path / "no" / "out.safetensors"), "Cannot write")
+    assert_refused(run(*command, "-o", tmp_path), "Cannot write", "it is a folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibration_named_so_that_it_cannot_be_read(tmp_path: Path) -> None:
+    result = run("calibrate", "--model", "m", "--text", "t", "-o", tmp_path / "bias.pt")
+    assert_refused(result, ".safetensors")
+
+
+def test_calibration_text_too_short(place: Workplace) -> None:
+    short = place.folder / "short.txt"
+    short.write_text(text(5))
+    output = place.folder / "bias.safetensors"
+    result = run("calibrate", "--model", place.model, "--text", short, "-o", output)
+    assert_refused(result, "have 5 tokens, a segment needs 32")
+    assert not output.exists()
+
+
+def test_generate_takes_one_source(place: Workplace) -> None:
+    assert_refused(run("generate", "--model", place.model), "--context-file", "--encoded")
+    both = ("--context-file", place.context, "--encoded", place.context)
+    assert_refused(run("generate", "--model", place.model, *both), "--context-file", "--encoded")
+
+
+def test_generate_refuses_settings_that_an_encoding_has_fixed(place: Workplace) -> None:
+    options = ("--encoded", "e.safetensors", "--suffix-mode", "merged", "--target-len", 8)
+    result = run("generate", "--model", place.model, *options)
+    assert_refused(result, "--target-len, --suffix-mode cannot change what e.safetensors holds")
+
+
+def test_generate_refuses_files_that_are_no_encoding(place: Workplace) -> None:
+    for file, phrase in ((place.context, "is not an encoded context"), ("absent", "no encoded")):
+        assert_refused(run("generate", "--model", place.model, "--encoded", file), phrase)
+
+
+def test_generate_refuses_another_models_encoding(place: Workplace) -> None:
+    assert place.encode().exit_code == 0
+    other = checkpoint(place.folder / "other", seed=1)
+    output = place.folder / "out.safetensors"
+    result = run("generate", "--model", other, "--encoded", output, "--json")
+    assert result.exit_code == 2
+    assert "encoded by another model" in result.stderr.splitlines()[-1]
+
+
+def test_generate_refuses_sampling_settings_without_sampling(place: Workplace) -> None:
+    result = run("generate", "--model", place.model, "--context-file", place.context, "--top-k", 5)
+    assert_refused(result, "--temperature above 0")
+
+
+@pytest.mark.parametrize("scaling", ["{", "[]", '{"rope_type": "magic"}'])
+def test_rope_scaling_that_is_none(place: Workplace, scaling: str) -> None:
+    assert_refused(place.encode("--rope-scaling", scaling), "rope")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--dtype", "int8"), ("--ops", "cuda"), ("--device", "toaster")]
+)
+def test_unknown_names(place: Workplace, option: str, value: str) -> None:
+    assert_refused(place.encode(option, value), value)
+
+
+def test_plan_takes_one_length(place: Workplace) -> None:
+    assert_refused(run("plan", "--model", place.model), "--context-len", "--context-file")
+
+
+def test_usage_errors_are_short() -> None:
+    for arguments in (("encode", "--modle", "x"), ("plan",), ("paint",)):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert len(result.stderr.splitlines()) <= 5
+
+
+def test_out_of_memory_says_what_to_change(place: Workplace) -> None:
+    result = run(
+        *("generate", "--model", place.model, "--context-file", place.context),
+        *("--max-new-tokens", 10**12),
+    )
+    assert result.exit_code == 2
+    assert "homer: out of memory; lower --max-chunk-len" in result.stderr.splitlines()[-1]
+
+
+def test_bugs_keep_their_traceback(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("homer_triton.encode", broken)
+    assert isinstance(place.encode().exception, RuntimeError)
+
+
+def test_interrupt_and_traceback_in_a_real_process(place: Workplace) -> None:
+    pipe = place.folder / "pipe"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-c", "from homer_triton.cli import main; main()", "encode"]
+    output = place.folder / "out.safetensors"
+    process = subprocess.Popen(
+        [*command, "--model", place.model, "--context-file", pipe, "-o", output],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with pipe.open("w"):  # opens when the command does, and keeps it waiting for the text
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (130, "", "homer: interrupted.\n")
+    assert sorted(place.folder.iterdir()) == sorted([place.context, place.model, pipe])
+
+
+def test_json_errors_leave_stdout_empty(place: Workplace) -> None:
+    _empty_context(place)
+    assert_refused(place.encode("--json"), "The context is empty")

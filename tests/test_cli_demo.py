@@ -1,0 +1,53 @@
+"""`homer demo` on a tiny random model: nothing is retrieved, everything is measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import checkpoint, run
+
+from homer_triton.cli.demo import in_words
+from homer_triton.evaluation.demo import SYSTEMS, TIMES, Answer, Measurement
+
+
+def test_every_system_is_measured_at_every_length(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model", num_hidden_layers=8)
+    result = run("demo", "--model", model, "--samples", 2, "--seed", 3, "--json")
+    assert result.exit_code == 0, result.stderr
+    rows = json.loads(result.stdout)["measurements"]
+    assert [(row["times"], row["system"]) for row in rows] == [
+        (times, system) for times in TIMES for system in SYSTEMS
+    ]
+    assert {row["tokens"] for row in rows} == {64 * times for times in TIMES}
+    assert all(row["seconds"] > 0 and len(row["answers"]) == 2 for row in rows)
+    keys = {tuple(answer["key"] for answer in row["answers"]) for row in rows if row["times"] == 4}
+    assert len(keys) == 1  # every system is asked the same
+
+
+def test_checkpoints_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    result = run("demo", "--model", tmp_path / "absent")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("homer: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def rows() -> list[Measurement]:
+    right, wrong = (Answer("12345", "Key?", said) for said in ("1 2 3 4 5.", "no idea"))
+    return [
+        Measurement("plain model", 8, 2048, 0.25, 3 << 20, (wrong, right)),
+        Measurement("HOMER, merged suffix", 8, 2048, 0.5, 1 << 20, (right, right)),
+    ]
+
+
+def test_accuracy_counts_right_answers(rows: list[Measurement]) -> None:
+    assert [row.accuracy for row in rows] == [0.5, 1.0]
+
+
+def test_words_show_an_example_before_the_table(rows: list[Measurement]) -> None:
+    lines = in_words(rows, "some/model").splitlines()
+    assert "The pass key 12345 is hidden in a text of 2,048 tokens" in lines[0]
+    assert lines[2].split() == ["plain", "model:", "no", "idea", "(wrong)"]
+    assert lines[3].endswith("1 2 3 4 5.  (right)")
+    assert lines[7].split()[2:] == ["8×", "2,048", "50%", "0.25", "s", "3.0", "MiB"]
+    assert any("some/model" in line for line in lines)

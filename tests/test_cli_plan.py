@@ -1,0 +1,50 @@
+"""`homer plan`: the tree in words and as JSON, from a config alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import checkpoint, run, text
+
+import homer_triton as ht
+from homer_triton.model.config import load_config
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint without its weights."""
+    folder = checkpoint(tmp_path_factory.mktemp("plan"))
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_json_holds_the_librarys_plan(model: Path) -> None:
+    options = ("--context-len", 90, "--prefix-len", 2, "--suffix-len", 6, "--dtype", "bfloat16")
+    report = json.loads(run("plan", "--model", model, *options, "--json").stdout)
+    config = load_config(model)
+    tree = ht.plan(config, 90, 2, 6)
+    assert report["rows"] == tree.rows
+    assert report["flops"] == tree.flops(config)
+    assert report["memory_bytes"] == tree.memory(config, 2)
+    assert report["prefill_memory_bytes"] == tree.prefill_memory(config, 2)
+    assert [level["nodes"] for level in report["levels"]] == [4, 2, 1]
+    assert report["levels"][-1]["last_layer"] == 3
+    assert report["levels"][0]["rows_in"] == sorted(
+        {2 + 6 + node.context for node in tree.levels[0].nodes}
+    )
+
+
+def test_words_show_every_level_and_both_costs(model: Path) -> None:
+    result = run("plan", "--model", model, "--context-len", 102, "--suffix-len", 1)
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["0", "4", "0", "to", "0", "26", "to", "28", "17"] in rows
+    assert ["2", "1", "2", "to", "2", "32", "32"] in rows
+    assert rows[-1] == ["rows", "in", "the", "cache", "32", "104", "30.8%"]
+
+
+def test_context_file_is_counted(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "context.txt"
+    file.write_text(text(77))
+    result = run("plan", "--model", model, "--context-file", file, "--suffix-len", 4, "--json")
+    assert json.loads(result.stdout)["context_len"] == 77

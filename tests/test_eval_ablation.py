@@ -1,0 +1,181 @@
+"""What the ablation changes, against the definition of each change."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import random_model
+from command_line import run
+from eval_model import LAYERS, LIMIT, save_model
+from torch import Tensor
+
+import homer_triton as ht
+from homer_triton.evaluation.ablation import as_readers, calibrate_on_filler, make_variants
+from homer_triton.evaluation.schedulers import LayerwiseScheduler, RandomScheduler
+from homer_triton.kernels.reference import score_rows
+
+CONFIG = ht.HomerConfig(max_chunk_len=32, target_len=17, layers_warmup=0)
+
+
+@pytest.fixture(scope="module")
+def model() -> ht.Llama:
+    return ht.from_transformers(random_model(num_hidden_layers=LAYERS, dtype=torch.float64))
+
+
+def parts(context: int) -> tuple[Tensor, Tensor, Tensor]:
+    tokens = torch.randint(3, 96, (context + 5,), generator=torch.Generator().manual_seed(context))
+    return tokens[:2], tokens[2:-3], tokens[-3:]
+
+
+def observe(model: ht.Llama, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The plain model's keys [L, T, HKV, D], and what its last row makes of all others [L, T]."""
+    rows = torch.arange(len(tokens))[None]
+    hidden, cache = model.embed(tokens[None]), model.new_cache(len(tokens))
+    scores: list[Tensor] = []
+
+    def look(q_last: Tensor, k: Tensor) -> Tensor:
+        scores.append(score_rows(q_last, k)[0])
+        return rows
+
+    for layer in range(LAYERS):
+        hidden = model.layer(
+            layer, hidden, rows, rows, cache[layer], 0, model.rotary(len(tokens)), select=look
+        )
+    return cache[:, 0], torch.stack(scores)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_without_refinement_every_layer_keeps_what_it_scores_best(
+    model: ht.Llama, biased: bool
+) -> None:
+    prefix, context, suffix = parts(25)
+    noise = torch.randn(LAYERS, 32, generator=torch.Generator().manual_seed(0))
+    bias = ht.Calibration(noise) if biased else None
+    config = ht.HomerConfig(max_chunk_len=32, target_len=17, calibration=bias)
+    encoded = ht.encode(model, context, prefix, suffix, config, scheduler=LayerwiseScheduler)
+    keys, scores = observe(model, torch.cat([prefix, context, suffix]))
+    if biased:
+        scores = scores - noise.flip(1)[:, -30:]
+    chosen = []
+    for layer in range(LAYERS):
+        best = 2 + scores[layer, 2:27].topk(12).indices.sort().values
+        rows = torch.cat([torch.arange(2), best, torch.arange(27, 30)])
+        assert torch.allclose(encoded.keys[layer], keys[layer, rows].transpose(0, 1))
+        chosen.append(rows.tolist())
+    assert len(set(map(tuple, chosen))) > 1
+    assert encoded.source_indices.tolist() == chosen[-1]
+
+
+def test_without_refinement_a_tree_keeps_as_much_of_every_layer(model: ht.Llama) -> None:
+    prefix, context, suffix = parts(200)
+    full = ht.encode(model, context, prefix, suffix, CONFIG)
+    layerwise = ht.encode(model, context, prefix, suffix, CONFIG, scheduler=LayerwiseScheduler)
+    assert layerwise.plan.height == 3
+    assert torch.equal(layerwise.pruned_at, full.pruned_at)
+    assert layerwise.keys.shape == full.keys.shape
+    assert torch.allclose(layerwise.keys[-1], full.keys[-1])
+    assert not torch.allclose(layerwise.keys[0], full.keys[0])
+    # Every key of the first layer is still that of some token, none twice.
+    first = layerwise.keys[0].transpose(0, 1).flatten(1)[2:-3]
+    assert len(first.unique(dim=0)) == len(first)
+
+
+def test_without_refinement_siblings_may_run_as_a_batch(model: ht.Llama) -> None:
+    prefix, context, suffix = parts(200)
+    one, four = (
+        ht.encode(
+            model,
+            context,
+            prefix,
+            suffix,
+            replace(CONFIG, leaf_batch=leaf_batch),
+            scheduler=LayerwiseScheduler,
+        )
+        for leaf_batch in (1, 4)
+    )
+    assert torch.allclose(one.keys, four.keys)
+
+
+def test_nothing_to_prune_leaves_nothing_to_change(model: ht.Llama) -> None:
+    prefix, context, suffix = parts(20)
+    roomy = ht.HomerConfig(max_chunk_len=32)
+    plain = ht.encode(model, context, prefix, suffix, roomy)
+    for scheduler in (LayerwiseScheduler, partial(RandomScheduler, seed=0)):
+        other = ht.encode(model, context, prefix, suffix, roomy, scheduler=scheduler)
+        assert torch.allclose(other.keys, plain.keys)
+
+
+@pytest.mark.parametrize("scheduler", [RandomScheduler, LayerwiseScheduler])
+def test_random_choices_follow_their_seed(
+    model: ht.Llama, scheduler: type[RandomScheduler] | type[LayerwiseScheduler]
+) -> None:
+    prefix, context, suffix = parts(200)
+    first, again, other = (
+        ht.encode(
+            model, context, prefix, suffix, CONFIG, scheduler=partial(scheduler, seed=seed)
+        ).keys
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_random_pruning_spares_the_affix_and_spreads_over_the_text(model: ht.Llama) -> None:
+    prefix, context, suffix = parts(200)
+    kept = torch.zeros(205)
+    for seed in range(40):
+        random = partial(RandomScheduler, seed=seed)
+        encoded = ht.encode(model, context, prefix, suffix, CONFIG, scheduler=random)
+        sources = encoded.source_indices
+        assert sources.tolist() == sorted(sources.tolist())
+        kept[sources] += 1
+    assert kept[:2].tolist() == [40, 40]
+    assert kept[-3:].tolist() == [40, 40, 40]
+    quarters = kept[2:-3].unflatten(0, (4, 50)).sum(1)
+    assert quarters.sum() == 40 * 12
+    assert quarters.min() > 80
+
+
+def test_variants_differ_from_the_settings_in_one_thing(tmp_path: Path) -> None:
+    model = ht.load(save_model(tmp_path))
+    bias = calibrate_on_filler(model, LIMIT // 2)
+    assert bias.bias.shape == (LAYERS, LIMIT // 2)
+    config = ht.HomerConfig(suffix="recomputed")
+    variants = make_variants(model, config, bias, seed=0)
+    assert len({variant.name for variant in variants}) == len(variants)
+    assert {variant.group for variant in variants} == {"score", "refinement", "W", "M", "T"}
+    assert all(variant.config.suffix == "recomputed" for variant in variants)
+    prefix, context, suffix = parts(200)
+    results = {
+        name: reader(prefix, context, suffix, 1).encoded
+        for name, reader in as_readers(model, variants).items()
+    }
+    plain = results["score: uncalibrated"]
+    assert torch.equal(plain.keys, results["refinement: propagative"].keys)
+    same = {name for name, e in results.items() if e.keys.shape == plain.keys.shape}
+    for name in same - {"refinement: propagative", "score: uncalibrated"}:
+        if name not in (f"M: {LIMIT // 2}", f"T: {LIMIT // 2}") and not name.startswith("W"):
+            assert not torch.equal(results[name].keys, plain.keys), name
+
+
+def test_the_table_comes_from_one_command(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    result = run(
+        *("eval", "ablation", "--model", save_model(tmp_path / "model"), "-o", output),
+        *("--lengths", "2x", "--depths", "0.5", "--samples", 1, "--suffix-mode", "recomputed"),
+    )
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((output / "metrics.json").read_text())
+    names = [row["method"] for row in metrics["by_length"]]
+    assert names[:4] == [
+        "score: calibrated",
+        "score: uncalibrated",
+        "score: log_softmax",
+        "score: random",
+    ]
+    assert all(name in result.stdout for name in names)
+    assert all(row["low"] <= row["accuracy"] <= row["high"] for row in metrics["by_length"])
+    assert (output / "variants.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,128 @@
+"""Run folders and intervals."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from homer_triton.evaluation.runs import Record, RunFolder
+from homer_triton.evaluation.statistics import bootstrap_interval, wilson_interval
+
+SETTINGS = {"task": "passkey", "lengths": (64, 128), "homer": {"score": "max_logit"}}
+
+
+def open_run(path: Path, **changes: object) -> RunFolder:
+    return RunFolder(path, {**SETTINGS, **changes}, {"python": "3"})
+
+
+def answer(number: int) -> Record:
+    return {"id": f"plain/{number}", "method": "plain"}
+
+
+def lines(path: Path) -> list[Record]:
+    return [json.loads(line) for line in (path / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_predictions_are_written_at_once_and_not_made_twice(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "deep" / "run")
+    run.complete(answer(1), lambda: {"right": True})
+    assert lines(run.path) == [{"id": "plain/1", "method": "plain", "right": True}]
+    again = open_run(run.path)
+    again.complete(answer(1), lambda: pytest.fail("made twice"))
+    again.complete(answer(2), lambda: {"right": False})
+    assert [record["id"] for record in lines(run.path)] == ["plain/1", "plain/2"]
+    assert again.records["plain/1"]["right"]
+
+
+@pytest.mark.parametrize("rest", [1, 5, 40])
+def test_a_line_cut_short_is_dropped_and_made_again(tmp_path: Path, rest: int) -> None:
+    run = open_run(tmp_path)
+    for number in (1, 2):
+        run.complete(answer(number), lambda: {"text": "Ü" * 20})
+    file = tmp_path / "predictions.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-rest])
+    again = open_run(tmp_path)
+    assert list(again.records) == ["plain/1"]
+    again.complete(answer(2), lambda: {"text": "Ü" * 20})
+    assert file.read_bytes() == whole
+
+
+def test_a_failing_prediction_is_recorded_with_its_error(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    run.complete(answer(1), lambda: {"right": 1 // 0})
+    (record,) = lines(tmp_path)
+    assert record["error"] == "ZeroDivisionError: integer division or modulo by zero"
+    assert record["method"] == "plain"
+    assert "right" not in record
+
+
+def test_an_interrupt_is_no_failure(tmp_path: Path) -> None:
+    def interrupt() -> Record:
+        raise KeyboardInterrupt
+
+    run = open_run(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run.complete(answer(1), interrupt)
+    assert not (tmp_path / "predictions.jsonl").exists()
+
+
+def test_other_settings_are_refused_and_nothing_is_changed(tmp_path: Path) -> None:
+    open_run(tmp_path).complete(answer(1), lambda: {"right": True})
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"other settings \(homer, seed\)"):
+        open_run(tmp_path, seed=1, homer={"score": "log_softmax"})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("dear")
+    with pytest.raises(ValueError, match="not empty and holds no run"):
+        open_run(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json is not a run's config"):
+        open_run(tmp_path)
+
+
+def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="Cannot write"):
+        open_run(tmp_path / "file")
+    with pytest.raises(ValueError, match="Cannot write"):
+        open_run(tmp_path / "file" / "run")
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    for number in (1, 2, 3):
+        run.complete(answer(number), lambda: {})
+    file = tmp_path / "predictions.jsonl"
+    file.write_text(file.read_text().replace('"plain/2"', "plain/2"))
+    with pytest.raises(ValueError, match=r"Line 2 of .* is damaged"):
+        open_run(tmp_path)
+
+
+def test_wilson_intervals_are_the_published_ones() -> None:
+    # Newcombe 1998, table I.
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(29, 29) == pytest.approx((0.8830, 1.0), abs=5e-5)
+
+
+def test_bootstrap_intervals_cover_the_mean_as_often_as_they_say() -> None:
+    draw = random.Random(0)
+    covered = 0
+    for trial in range(200):
+        losses = [draw.gauss(2.0, 0.5) for _ in range(40)]
+        low, high = bootstrap_interval(losses, [64] * 40, seed=trial, resamples=400)
+        covered += low < math.exp(2.0) < high
+    assert 180 <= covered <= 199
+
+
+def test_bootstrap_weighs_segments_by_their_tokens() -> None:
+    assert bootstrap_interval([1.5], [10], seed=0) == pytest.approx((math.exp(1.5),) * 2)
+    low, high = bootstrap_interval([1.0] * 50 + [3.0] * 50, [999] * 50 + [1] * 50, seed=0)
+    assert math.exp(1.0) < low < high < math.exp(1.02)

@@ -1,0 +1,25 @@
+"""Every Python snippet of the README runs, in order, in one session; the files it names exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_snippet_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    snippets = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert len(snippets) >= 5
+    names: dict[str, object] = {}
+    for snippet in snippets:
+        exec(compile(snippet.replace("/tmp/", f"{tmp_path}/"), "README.md", "exec"), names)
+    assert "71432" in re.sub(r"\s", "", capsys.readouterr().out)
+
+
+def test_linked_files_exist() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    local = [link for link in links if "://" not in link]
+    assert local
+    assert [link for link in local if not (ROOT / link).exists()] == []
