@@ -79,7 +79,7 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase | None:
 
     Raises `FileNotFoundError` or `ValueError` as `load` does.
     """
-    return _tokenizer(resolve(path_or_id))
+    return _tokenizer(resolve(path_or_id, weights=False))
 
 
 def choose_ops(name: OpsName, device: torch.device) -> ModuleType:

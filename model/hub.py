@@ -9,11 +9,14 @@ from huggingface_hub.utils import validate_repo_id
 from .errors import MissingCheckpointError
 
 # Everything that is read from a checkpoint; pickled weights never are, so they are not fetched.
-_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja")
+_WEIGHTS = "*.safetensors"
+_FILES = ("*.json", "tokenizer*", "*.model", "*.jinja")
 
 
-def resolve(path_or_id: str | Path) -> Path:
+def resolve(path_or_id: str | Path, weights: bool = True) -> Path:
     """The folder of a checkpoint, given as a local path or as a hub id (downloaded unless cached).
+
+    weights: download them too; without, the configuration and the tokenizer only.
 
     Raises `MissingCheckpointError` if there is no such folder, no such repository, or no way to
     reach it.
@@ -27,8 +30,9 @@ def resolve(path_or_id: str | Path) -> Path:
         validate_repo_id(str(path_or_id))
     except HFValidationError:
         raise MissingCheckpointError(f"There is no checkpoint folder at {path}.") from None
+    patterns = [*_FILES, _WEIGHTS] if weights else list(_FILES)
     try:
-        return Path(snapshot_download(str(path_or_id), allow_patterns=list(_FILES)))
+        return Path(snapshot_download(str(path_or_id), allow_patterns=patterns))
     except Exception as error:  # gated, offline, disk full: the hub's client has a kind for each
         reason = " ".join(str(error).split())
         raise MissingCheckpointError(

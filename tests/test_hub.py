@@ -39,6 +39,16 @@ def test_resolve_downloads_what_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     assert not any("bin" in pattern or "pth" in pattern for pattern in asked["someone/a-model"])
 
 
+def test_resolve_can_leave_the_weights_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        hub, "snapshot_download", lambda _, allow_patterns: asked.extend(allow_patterns) or "."
+    )
+    resolve("someone/a-model", weights=False)
+    assert "*.json" in asked
+    assert "*.safetensors" not in asked
+
+
 def test_resolve_says_when_the_hub_cannot_be_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

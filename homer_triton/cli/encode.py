@@ -13,6 +13,7 @@ from .options import (
     Dtype,
     Json,
     LayersWarmup,
+    LeafBatch,
     MaxChunkLen,
     ModelPath,
     NoChatTemplate,
@@ -48,6 +49,7 @@ def encode(
     max_chunk_len: MaxChunkLen = None,
     target_len: TargetLen = None,
     layers_warmup: LayersWarmup = None,
+    leaf_batch: LeafBatch = None,
     calibration: CalibrationFile = None,
     suffix_mode: SuffixMode = None,
     score: Score = None,
@@ -72,7 +74,9 @@ def encode(
 
     check_writable(output)
     context = read_text(context_file)
-    config = homer_config(max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score)
+    config = homer_config(
+        max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score, leaf_batch
+    )
     llama, tokenizer = open_model(model, device, dtype, ops, rope_scaling)
     parts = compose(
         tokenizer,

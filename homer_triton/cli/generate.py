@@ -16,6 +16,7 @@ from .options import (
     Dtype,
     Json,
     LayersWarmup,
+    LeafBatch,
     MaxChunkLen,
     ModelPath,
     NoChatTemplate,
@@ -90,6 +91,7 @@ def generate(
     max_chunk_len: MaxChunkLen = None,
     target_len: TargetLen = None,
     layers_warmup: LayersWarmup = None,
+    leaf_batch: LeafBatch = None,
     calibration: CalibrationFile = None,
     suffix_mode: SuffixMode = None,
     score: Score = None,
@@ -124,6 +126,7 @@ def generate(
             "--max-chunk-len": max_chunk_len,
             "--target-len": target_len,
             "--layers-warmup": layers_warmup,
+            "--leaf-batch": leaf_batch,
             "--calibration": calibration,
             "--suffix-mode": suffix_mode,
             "--score": score,
@@ -134,7 +137,9 @@ def generate(
     prompts = prompt or []
     questions: list[str | None] = [*prompts] or [None]
     text = "" if context_file is None else read_text(context_file)
-    config = homer_config(max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score)
+    config = homer_config(
+        max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score, leaf_batch
+    )
     llama, tokenizer = open_model(model, device, dtype, ops, rope_scaling)
     parts = compose(
         tokenizer,

@@ -82,6 +82,7 @@ def homer_config(
     calibration: Path | None = None,
     suffix_mode: str | None = None,
     score: str | None = None,
+    leaf_batch: int | None = None,
 ) -> HomerConfig:
     """The settings that the options give, the library's defaults elsewhere.
 
@@ -96,6 +97,7 @@ def homer_config(
         "calibration": None if calibration is None else Calibration.load(calibration),
         "suffix": suffix_mode,
         "score": score,
+        "leaf_batch": leaf_batch,
     }
     return HomerConfig(**{name: value for name, value in given.items() if value is not None})
 

@@ -124,6 +124,16 @@ Score = Annotated[
         show_default="max_logit",
     ),
 ]
+LeafBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--leaf-batch",
+        metavar="N",
+        help="Chunks that run at once, a power of two: faster on a chip that one does not fill, "
+        "for more memory.",
+        show_default="1",
+    ),
+]
 NoChatTemplate = Annotated[
     bool,
     typer.Option(

@@ -10,6 +10,7 @@ from .inputs import homer_config, parse_rope_scaling, read_text
 from .options import (
     Json,
     LayersWarmup,
+    LeafBatch,
     MaxChunkLen,
     ModelPath,
     OptionalContextFile,
@@ -43,6 +44,7 @@ def plan(
     max_chunk_len: MaxChunkLen = None,
     target_len: TargetLen = None,
     layers_warmup: LayersWarmup = None,
+    leaf_batch: LeafBatch = None,
     rope_scaling: RopeScaling = None,
     dtype: Annotated[
         str,
@@ -70,8 +72,8 @@ def plan(
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not known; choose auto, {', '.join(DTYPES)}.")
-    config = homer_config(max_chunk_len, target_len, layers_warmup)
-    folder = resolve(model)
+    config = homer_config(max_chunk_len, target_len, layers_warmup, leaf_batch=leaf_batch)
+    folder = resolve(model, weights=False)
     shape = load_config(folder, parse_rope_scaling(rope_scaling))
     tokens = _context_tokens(context_len, context_file, folder)
     tree = lay_out(shape, tokens, prefix_len, suffix_len, config)
