@@ -17,6 +17,7 @@ compile: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python bench/kernels.py
+	$(BIN)/python -m pytest bench/micro.py --benchmark-only
 	$(BIN)/python bench/encode.py
 
 gpu: .venv/ready

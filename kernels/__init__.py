@@ -1,6 +1,7 @@
 """The ops of hierarchical context merging as Triton kernels, on plain tensors and without a model.
 
-`reference` holds the same ops in PyTorch, under the same names: their definitions, and the path for other devices.
+`reference` holds the same ops in PyTorch, under the same names: their definitions, and the path for
+other devices.
 """
 
 from .activation import silu_mul
@@ -10,7 +11,8 @@ from .merging import prune_and_concatenate
 from .norms import add_rms_norm, rms_norm
 from .rotary import apply_rotary_, rotary_and_store_
 from .scores import SCORES
-from .selection import score_and_select, score_rows
+from .scoring import score_rows
+from .selection import score_and_select
 
 __all__ = [
     "SCORES",

@@ -1,6 +1,7 @@
 """The gated activation of Llama's MLP (Shazeer 2020, SwiGLU): `silu(gate) * up`.
 
-gate_up: [..., 2F], the gate in the first half -> [..., F]. A program takes a tile of rows and columns.
+gate_up: [..., 2F], the gate in the first half -> [..., F]. A program takes a tile of rows and
+columns.
 """
 
 import torch
@@ -37,15 +38,14 @@ def _silu_mul_kernel(
     up = tl.load(gate_ptrs + width, mask=mask, other=0.0).to(tl.float32)
     wide = gate.to(tl.float32)
     out = wide * tl.sigmoid(wide) * up
-    tl.store(
-        out_ptr + offs_r[:, None] * width + offs_f[None, :], out.to(gate.dtype), mask=mask
-    )
+    tl.store(out_ptr + offs_r[:, None] * width + offs_f[None, :], out.to(gate.dtype), mask=mask)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """`silu(gate) * up` of a fused projection (Shazeer 2020, SwiGLU), computed in float32.
 
-    gate_up: [..., 2F], the gate in the first half; returns [..., F]. Raises `ValueError` for an odd last dimension.
+    gate_up: [..., 2F], the gate in the first half; returns [..., F]. Raises `ValueError` for an odd
+    last dimension.
     """
     check_silu_mul(gate_up)
     x = as_rows("gate_up", gate_up)

@@ -1,10 +1,11 @@
-"""Exact causal attention over `prefix ‖ chunk`, in one pass with an online softmax (Dao 2023, FlashAttention-2).
+"""Exact causal attention over `prefix ‖ chunk` with an online softmax (Dao 2023, FlashAttention-2).
 
     out[i] = softmax(q[i] · K / sqrt(D)) · V,    K, V = prefix ‖ rows 0..row(i)
 
-q: [B, R, HQ, D]; k, v: [B, T, HKV, D]; the prefix [P, HKV, D] is read where it lies, shared by the batch. A program
-takes BLOCK_M queries of one head. Queries stand at ascending rows, so all keys up to the first one's row need no mask and none
-after the last one's are read: selected rows cost what their positions cost, and no mask is ever in memory.
+q: [B, R, HQ, D]; k, v: [B, T, HKV, D]; the prefix [P, HKV, D] is read where it lies, shared by the
+batch. A program takes BLOCK_M queries of one head. Queries stand at ascending rows, so all keys up
+to the first one's row need no mask and none after the last one's are read: selected rows cost what
+their positions cost, and no mask is ever in memory.
 """
 
 import torch
@@ -16,6 +17,17 @@ from .checks import check_attention, check_head_dim
 from .devices import architecture, launching_on
 
 LOG2_E = 1.4426950408889634
+
+# (BLOCK_M, BLOCK_N, warps, pipeline stages) by head dim, rounded up. Fixed, so that nothing is
+# tuned at a user's first call; `bench/compile.py` holds every entry to no spills.
+HALF_TILES = {
+    "sm_80": {64: (128, 64, 8, 3), 128: (128, 32, 8, 3), 256: (64, 32, 8, 2)},
+    "sm_90": {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (128, 32, 8, 2)},
+    "sm_10": {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (128, 32, 8, 2)},
+    "gfx": {64: (128, 32, 4, 1), 128: (128, 32, 4, 1), 256: (64, 32, 4, 1)},
+}
+# Full precision has no tensor cores: its operands stand in registers.
+FLOAT32_TILES = {64: (64, 32, 8, 1), 128: (32, 16, 8, 1), 256: (16, 16, 8, 1)}
 
 
 @triton.jit
@@ -38,9 +50,10 @@ def _attend(
     BLOCK_D: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Add keys [first_key, end_key) to the softmax so far: its weighted values, largest logit and sum of weights.
+    """Add keys [first_key, end_key) to the softmax so far: acc, largest logit and sum of weights.
 
-    Unmasked, the range is whole blocks that every query sees; masked, query i sees keys up to last_visible[i].
+    Unmasked, the range is whole blocks that every query sees; masked, query i sees keys up to
+    last_visible[i].
     """
     offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     for start in tl.range(first_key, end_key, BLOCK_N):
@@ -186,23 +199,15 @@ def _causal_attention_kernel(
 
 
 def attention_tile(queries: int, dim: int, itemsize: int, arch: str) -> tuple[int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, warps, pipeline stages) for a head dim on an architecture.
-
-    A fixed table instead of autotuning at a user's first call; `bench/compile.py` holds every entry to no spills.
-    """
-    wide = triton.next_power_of_2(dim)
-    amd = arch.startswith("gfx")
-    if queries <= 16:  # decoding: one short tile that streams the cache
-        return 16, 64 if wide < 256 else 32, 4, 2
-    if itemsize == 4:  # no tensor cores at full precision
-        return (64, 32, 8, 1 if amd else 2) if wide <= 64 else (32, 32, 8, 1)
-    if wide == 256:
-        return (64, 32, 4, 1) if amd else (128, 32, 8, 2)
-    if amd:
-        return 128, 64 if wide == 64 else 32, 4, 1
-    if wide <= 64:
-        return 128, 64, 4, 3
-    return 128, 64, 8, 3
+    """(BLOCK_M, BLOCK_N, warps, pipeline stages) for a number of queries and a head dim."""
+    width = max(64, triton.next_power_of_2(dim))
+    if queries <= 16 and itemsize == 2:  # decoding: a short tile that streams the cache
+        return 16, 4096 // width, 4, 2
+    if itemsize == 4:
+        return FLOAT32_TILES[width]
+    # The smallest tiles run on every chip that has none of its own.
+    family = next((name for name in HALF_TILES if arch.startswith(name)), "sm_80")
+    return HALF_TILES[family][width]
 
 
 def causal_attention(
@@ -213,11 +218,12 @@ def causal_attention(
     prefix_v: Tensor | None = None,
     query_rows: Tensor | None = None,
 ) -> Tensor:
-    """Exact softmax attention over `prefix ‖ chunk`, causal by row: row i sees the prefix and rows 0..i.
+    """Exact attention over `prefix ‖ chunk`, causal by row: row i sees the prefix and rows 0..i.
 
-    q: [B, R, HQ, D]; k, v: [B, T, HKV, D]; prefix_k, prefix_v: [P, HKV, D], shared by the batch; query_rows: [B, R],
-    the ascending rows that the queries stand at, or None for all T rows. Returns [B, R, HQ, D]. The scale is 1/sqrt(D).
-    D is one of `checks.HEAD_DIMS`. Raises `ValueError` for arguments that do not fit together.
+    q: [B, R, HQ, D]; k, v: [B, T, HKV, D]; prefix_k, prefix_v: [P, HKV, D], shared by the batch;
+    query_rows: [B, R], the ascending rows that the queries stand at, or None for all T rows.
+    Returns [B, R, HQ, D]. The scale is 1/sqrt(D). D is one of `checks.HEAD_DIMS`. Raises
+    `ValueError` for arguments that do not fit together.
     """
     check_attention(q, k, v, prefix_k, prefix_v, query_rows)
     batch, queries, heads, dim = q.shape

@@ -1,7 +1,8 @@
 """The finished cache: every layer's keys and values of the surviving slots, gathered once.
 
-cache: [L, 2, slots, HKV, D], slots: [T] -> keys, values: [L, HKV, T, D]. A program takes some rows of one head of one
-layer, keys and values both; neighbouring programs take the heads that lie next to each other in a slot.
+cache: [L, 2, slots, HKV, D], slots: [T] -> keys, values: [L, HKV, T, D]. A program takes some rows
+of one head of one layer, keys and values both; neighbouring programs take the heads that lie next
+to each other in a slot.
 """
 
 import torch
@@ -47,7 +48,9 @@ def _gather_cache_kernel(
 
 
 def gather_cache(cache: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """The finished keys and values, contiguous: cache [L, 2, slots, HKV, D], slots [T] -> two of [L, HKV, T, D].
+    """The finished keys and values, contiguous.
+
+    cache: [L, 2, slots, HKV, D]; slots: [T]; returns keys and values, each [L, HKV, T, D].
 
     Raises `ValueError` for arguments that do not fit together.
     """

@@ -1,8 +1,8 @@
 """What every op asks of its arguments, for the Triton ops and their PyTorch definitions alike.
 
-Each function raises `ValueError` with one sentence that names the argument, its value and what it must be. Only shapes,
-dtypes, devices and strides are read, never data on a GPU: no check waits for the device. Sizes are those of
-`kernels.reference`.
+Each function raises `ValueError` with one sentence that names the argument, its value and what it
+must be. Only shapes, dtypes, devices and strides are read, never data on a GPU: no check waits for
+the device. Sizes are those of `kernels.reference`.
 """
 
 import torch
@@ -14,7 +14,7 @@ HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
 def require(holds: bool, argument: str, value: object, must: str) -> None:
     """Raise `ValueError` unless the argument is as it must be."""
     if not holds:
-        raise ValueError(f"{argument} is {value}: it must be {must}")
+        raise ValueError(f"{argument} is {value}: it must be {must}.")
 
 
 def check_head_dim(dim: int) -> None:
@@ -66,7 +66,7 @@ def check_rotary_and_store(
     values: Tensor,
     slots: Tensor,
 ) -> None:
-    """q [B, T, HQ, D] or None, k and v [B, T, HKV, D], keys and values [slots, HKV, D], slots [B, T]."""
+    """q [B, T, HQ, D] or None; k, v [B, T, HKV, D]; keys, values [slots, HKV, D]; slots [B, T]."""
     check_rotary("k", k, positions, cos, sin)
     _check_alike(k=k, q=q, v=v, keys=keys, values=values)
     _check_layout(k=k, slots=slots)
@@ -89,7 +89,10 @@ def check_attention(
     prefix_v: Tensor | None,
     query_rows: Tensor | None,
 ) -> None:
-    """q [B, R, HQ, D], k and v [B, T, HKV, D], prefixes [P, HKV, D] or None, query_rows [B, R] or None (then R is T)."""
+    """q [B, R, HQ, D]; k, v [B, T, HKV, D]; prefixes [P, HKV, D] or None; query_rows [B, R] or not.
+
+    Without query_rows, R is T.
+    """
     _check_sized(q, "q", 4)
     _check_sized(k, "k", 4)
     _check_alike(q=q, k=k, v=v, prefix_k=prefix_k, prefix_v=prefix_v)
@@ -107,7 +110,9 @@ def check_attention(
         _check_shape("prefix_k", prefix_k, (prefix_k.shape[0], *k.shape[2:]), "[P, HKV, D]")
         _check_shape("prefix_v", prefix_v, tuple(prefix_k.shape), "prefix_k's")
     if query_rows is None:
-        require(q.shape[1] == k.shape[1], "the number of rows of q", q.shape[1], f"k's, {k.shape[1]}")
+        require(
+            q.shape[1] == k.shape[1], "the number of rows of q", q.shape[1], f"k's, {k.shape[1]}"
+        )
     else:
         _check_layout(q=q, query_rows=query_rows)
         _check_indices("query_rows", query_rows, tuple(q.shape[:2]), "the rows of q")
@@ -128,9 +133,9 @@ def check_selection(
 ) -> None:
     """positions [B, T], bias [distances] float32 or None, `keep` of the rows [first_row, last_row).
 
-    How far apart the positions are is data: on the CPU it is compared with the bias's length; on a GPU that would mean
-    waiting for it, so there a distance past the end reads the bias's last entry, and the caller who made the positions
-    checks the length.
+    How far apart the positions are is data: on the CPU it is compared with the bias's length; on a
+    GPU that would mean waiting for it, so there a distance past the end reads the bias's last
+    entry, and the caller who made the positions checks the length.
     """
     rows = k.shape[1]
     _check_layout(k=k, positions=positions, bias=bias)
@@ -163,7 +168,10 @@ def check_merge(
     cache: Tensor,
     suffix: int,
 ) -> None:
-    """left [B, RL, E], right [B, RR, E], labels [B, 3, T], kept [B, RL] and [B, RR], cache [L, 2, slots, HKV, D]."""
+    """left [B, RL, E], right [B, RR, E], labels [B, 3, T], kept [B, RL] and [B, RR].
+
+    cache [L, 2, slots, HKV, D].
+    """
     _check_sized(left, "left", 3)
     _check_sized(right, "right", 3)
     check_cache(cache)

@@ -26,7 +26,7 @@ def launching_on(x: Tensor) -> AbstractContextManager[object]:
 
 @cache
 def architecture(device: torch.device) -> str:
-    """The chip in Triton's words, such as "sm_90" or "gfx942"; "interpreter" where there is none."""
+    """The chip, such as "sm_90" or "gfx942"; "interpreter" where there is none."""
     if INTERPRETED:
         return "interpreter"
     target = _target(device)

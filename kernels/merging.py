@@ -1,10 +1,11 @@
-"""Prune and concatenate: the kept rows of two siblings land in their parent's rows (HOMER, section 3.1), in one launch.
+"""Prune and concatenate: two siblings' kept rows land in their parent's (HOMER, section 3.1).
 
     parent = left's context ‖ right's context ‖ (left's suffix + right's suffix) / 2
 
-left: [B, RL, E], right: [B, RR, E], labels [B, 3, T] (positions, source indices, slots) read through the kept rows;
-keys and values stay where they are but for the suffix's, averaged over all layers into right's slots. The first programs
-take a row of the parent each, the others a suffix row of one layer's keys or values.
+left: [B, RL, E], right: [B, RR, E], labels [B, 3, T] (positions, source indices, slots) read
+through the kept rows; keys and values stay where they are but for the suffix's, averaged over all
+layers into right's slots. The first programs take a row of the parent each, the others a suffix row
+of one layer's keys or values.
 """
 
 import torch
@@ -31,7 +32,7 @@ def _load_labels(
     """The labels of a kept row: its position (kind 0), source index (1) and slot (2)."""
     kept = tl.load(kept_ptr + batch * stride_kept_batch + row, mask=wanted, other=0)
     ptrs = labels_ptr + batch * stride_labels_batch + kinds * stride_labels_kind + kept
-    return tl.load(ptrs, mask=wanted & (kinds < 3), other=0)
+    return tl.load(ptrs, mask=kinds < tl.where(wanted, 3, 0), other=0)
 
 
 @triton.jit
@@ -92,8 +93,9 @@ def _prune_and_concatenate_kernel(
         mask_e = offs_e < width
         left_ptrs = left_ptr + batch * stride_left_batch + left_row * stride_left_row + offs_e
         right_ptrs = right_ptr + batch * stride_right_batch + right_row * stride_right_row + offs_e
-        left = tl.load(left_ptrs, mask=mask_e & from_left, other=0.0).to(tl.float32)
-        right = tl.load(right_ptrs, mask=mask_e & from_right, other=0.0).to(tl.float32)
+        left_width, right_width = tl.where(from_left, width, 0), tl.where(from_right, width, 0)
+        left = tl.load(left_ptrs, mask=offs_e < left_width, other=0.0).to(tl.float32)
+        right = tl.load(right_ptrs, mask=offs_e < right_width, other=0.0).to(tl.float32)
         hidden = (left + right) * tl.where(is_suffix, 0.5, 1.0)
         hidden_ptrs = hidden_ptr + program * width + offs_e
         tl.store(hidden_ptrs, hidden.to(hidden_ptr.dtype.element_ty), mask=mask_e)
@@ -133,7 +135,7 @@ def _prune_and_concatenate_kernel(
             batch,
             left_context + suffix_row,
             2,
-            True,
+            suffix_row < suffix,
             stride_left_labels_batch,
             stride_left_labels_kind,
             stride_left_kept_batch,
@@ -144,7 +146,7 @@ def _prune_and_concatenate_kernel(
             batch,
             right_context + suffix_row,
             2,
-            True,
+            suffix_row < suffix,
             stride_right_labels_batch,
             stride_right_labels_kind,
             stride_right_kept_batch,
@@ -164,16 +166,17 @@ def prune_and_concatenate(
     cache: Tensor,
     suffix: int,
 ) -> tuple[Tensor, Tensor]:
-    """Join two pruned siblings into their parent's chunk and average their suffixes (HOMER, section 3.1).
+    """Join two pruned siblings into their parent's chunk, suffixes averaged (HOMER, section 3.1).
 
-    The parent's rows are left's context, right's context, and the mean of both suffixes. The suffix's keys and values
-    are averaged in the cache, in right's slots; left's suffix slots are free afterwards.
+    The parent's rows are left's context, right's context, and the mean of both suffixes. The
+    suffix's keys and values are averaged in the cache, in right's slots; left's suffix slots are
+    free afterwards.
 
-    left, right: [B, RL, E] and [B, RR, E], the kept rows' hidden states, suffix last; labels: [B, 3, T], the positions,
-    source indices and slots of all rows before the prune; kept: [B, RL] and [B, RR], the rows that survived it, affix
-    included; cache: [L, 2, slots, HKV, D], the layers run so far; suffix: rows of the suffix. Returns the parent's
-    hidden states [B, RL + RR - suffix, E] and labels [B, 3, RL + RR - suffix]. Raises `ValueError` for arguments that
-    do not fit together.
+    left, right: [B, RL, E] and [B, RR, E], the kept rows' hidden states, suffix last; labels: [B,
+    3, T], the positions, source indices and slots of all rows before the prune; kept: [B, RL] and
+    [B, RR], the rows that survived it, affix included; cache: [L, 2, slots, HKV, D], the layers run
+    so far; suffix: rows of the suffix. Returns the parent's hidden states [B, RL + RR - suffix, E]
+    and labels [B, 3, RL + RR - suffix]. Raises `ValueError` for arguments that do not fit together.
     """
     check_merge(left, right, left_labels, right_labels, left_kept, right_kept, cache, suffix)
     batch, left_rows, width = left.shape

@@ -1,6 +1,9 @@
-"""RMS norm (Zhang & Sennrich 2019), alone or of a residual sum: `x / sqrt(mean(x²) + eps) * weight`.
+"""RMS norm (Zhang & Sennrich 2019), alone or of a residual sum.
 
-x: [..., E], weight: [E]. A program normalises whole rows that stay in registers: every byte is read and written once.
+    norm(x) = x / sqrt(mean(x²) + eps) * weight
+
+x: [..., E], weight: [E]. A program normalises whole rows that stay in registers: every byte is read
+and written once.
 """
 
 import torch
@@ -63,8 +66,8 @@ def _rms_norm_kernel(
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x²) + eps) * weight` over the last dimension.
 
-    x: [..., E]; weight: [E]; returns [..., E] in x's dtype, computed in float32 (Zhang & Sennrich 2019). Raises
-    `ValueError` for arguments that do not fit together.
+    x: [..., E]; weight: [E]; returns [..., E] in x's dtype, computed in float32 (Zhang & Sennrich
+    2019). Raises `ValueError` for arguments that do not fit together.
     """
     check_norm(x, None, weight)
     return _launch(x, None, weight, eps)[1]

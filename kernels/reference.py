@@ -13,6 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import (
+    check_attention,
+    check_cache,
+    check_merge,
+    check_norm,
+    check_rotary,
+    check_rotary_and_store,
+    check_scores,
+    check_selection,
+    check_silu_mul,
+)
+
 # Queries that attend at once when they are only some of the rows: bounds the mask to QUERY_BLOCK x
 # keys.
 QUERY_BLOCK = 256
@@ -29,12 +41,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x: [..., E]; weight: [E]; returns [..., E] in x's dtype, computed in at least float32 (Zhang &
     Sennrich 2019).
     """
+    check_norm(x, None, weight)
     wide = widen(x)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The residual sum and its norm: `(x + residual, rms_norm(x + residual))`, each [..., E]."""
+    check_norm(x, residual, weight)
     total = x + residual
     return total, rms_norm(total, weight, eps)
 
@@ -44,6 +58,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
     gate_up: [..., 2F], the gate in the first half; returns [..., F].
     """
+    check_silu_mul(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
@@ -54,6 +69,7 @@ def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Non
 
     x: [B, T, H, D]; positions: [B, T], each below len(cos); cos, sin: [positions, D/2] float32.
     """
+    check_rotary("x", x, positions, cos, sin)
     c, s = cos[positions][:, :, None], sin[positions][:, :, None]
     first, second = widen(x).chunk(2, dim=-1)
     x.copy_(torch.cat([first * c - second * s, second * c + first * s], dim=-1))
@@ -75,6 +91,7 @@ def rotary_and_store_(
     q: [B, T, HQ, D] or None; k, v: [B, T, HKV, D]; positions, slots: [B, T]; cos, sin: [positions,
     D/2] float32; keys, values: [slots, HKV, D], written at `slots`.
     """
+    check_rotary_and_store(q, k, v, positions, cos, sin, keys, values, slots)
     if q is not None:
         apply_rotary_(q, positions, cos, sin)
     apply_rotary_(k, positions, cos, sin)
@@ -97,6 +114,7 @@ def causal_attention(
     query_rows: [B, R], the ascending rows that the queries stand at, or None for all T rows.
     Returns [B, R, HQ, D]. The scale is 1/sqrt(D).
     """
+    check_attention(q, k, v, prefix_k, prefix_v, query_rows)
     batch, queries, chunk = k.shape[0], q.shape[1], k.shape[1]
     prefix = 0 if prefix_k is None else len(prefix_k)
     if prefix_k is not None and prefix_v is not None and prefix:
@@ -150,6 +168,7 @@ def score_rows(q_last: Tensor, k: Tensor, score: str = "max_logit") -> Tensor:
     q_last: [B, HQ, D]; k: [B, T, HKV, D]; score: a name in SCORES, applied to `q · k / sqrt(D)` of
     every query head (which reads its own group's key head). Returns [B, T], at least float32.
     """
+    check_scores(q_last, k, score, tuple(SCORES))
     _, heads, dim = q_last.shape
     grouped = widen(q_last).unflatten(1, (k.shape[2], heads // k.shape[2]))
     logits = torch.einsum("bhgd,bthd->bhgt", grouped, widen(k)).flatten(1, 2) * dim**-0.5
@@ -176,6 +195,7 @@ def score_and_select(
     bias: [distances] float32, longer than the largest distance, or None. Returns `(kept [B, T -
     dropped], dropped [B, dropped])`, both ascending.
     """
+    check_selection(k, positions, bias, keep, first_row, last_row)
     scores = score_rows(q_last, k, score)[:, first_row:last_row]
     if bias is not None:
         scores = scores - bias[positions[:, -1:] - positions[:, first_row:last_row]]
@@ -210,6 +230,7 @@ def prune_and_concatenate(
     so far; suffix: rows of the suffix. Returns the parent's hidden states [B, RL + RR - suffix, E]
     and labels [B, 3, RL + RR - suffix].
     """
+    check_merge(left, right, left_labels, right_labels, left_kept, right_kept, cache, suffix)
     left_labels = left_labels.gather(2, left_kept[:, None].expand(-1, 3, -1))
     right_labels = right_labels.gather(2, right_kept[:, None].expand(-1, 3, -1))
     end, right_end = left.shape[1] - suffix, right.shape[1] - suffix
@@ -224,5 +245,6 @@ def gather_cache(cache: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
     """The finished keys and values, contiguous: cache [L, 2, slots, HKV, D], slots [T] -> two of
     [L, HKV, T, D].
     """
+    check_cache(cache, slots)
     keys, values = cache[:, :, slots].transpose(2, 3).unbind(1)
     return keys.contiguous(), values.contiguous()

@@ -1,9 +1,9 @@
-"""Rotary positions (RoPE, Su et al. 2021, Llama's half-split pairs), fused with storing keys and values in their slots.
+"""Rotary positions (RoPE, Su et al. 2021), fused with storing keys and values in their slots.
 
     first' = first * cos - second * sin,    second' = second * cos + first * sin
 
-x: [B, T, H, D] rotated in place, first and second the halves of D; keys, values: [slots, HKV, D]. A program takes all
-heads of a few rows, so cos and sin are read once for all of them.
+x: [B, T, H, D] rotated in place, first and second the halves of D; keys, values: [slots, HKV, D]. A
+program takes all heads of a few rows, so cos and sin are read once for all of them.
 """
 
 import triton
@@ -140,10 +140,10 @@ def _rotary_and_store_kernel(
 
 
 def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotate x in place by its rows' positions (RoPE, Su et al. 2021, with Llama's half-split pairs).
+    """Rotate x in place by its rows' positions (RoPE, Su et al. 2021, Llama's half-split pairs).
 
-    x: [B, T, H, D]; positions: [B, T], each below len(cos); cos, sin: [positions, D/2] float32. Raises `ValueError`
-    for arguments that do not fit together.
+    x: [B, T, H, D]; positions: [B, T], each below len(cos); cos, sin: [positions, D/2] float32.
+    Raises `ValueError` for arguments that do not fit together.
     """
     check_rotary("x", x, positions, cos, sin)
     batch, rows, heads, dim = x.shape
@@ -181,8 +181,9 @@ def rotary_and_store_(
 ) -> None:
     """Rotate q and k in place, then write k and v to their slots of one layer's cache.
 
-    q: [B, T, HQ, D] or None; k, v: [B, T, HKV, D]; positions, slots: [B, T]; cos, sin: [positions, D/2] float32;
-    keys, values: [slots, HKV, D], written at `slots`. Raises `ValueError` for arguments that do not fit together.
+    q: [B, T, HQ, D] or None; k, v: [B, T, HKV, D]; positions, slots: [B, T]; cos, sin: [positions,
+    D/2] float32; keys, values: [slots, HKV, D], written at `slots`. Raises `ValueError` for
+    arguments that do not fit together.
     """
     check_rotary_and_store(q, k, v, positions, cos, sin, keys, values, slots)
     batch, rows, key_heads, dim = k.shape

@@ -6,7 +6,7 @@ from .checks import require
 
 
 def as_rows(name: str, x: Tensor) -> Tensor:
-    """A view [batch, rows, width] of x [..., width], which may skip memory between rows and between batches.
+    """A view [batch, rows, width] of x [..., width], which may skip memory between rows.
 
     Raises `ValueError` where more than two leading dimensions do not merge without a copy.
     """
@@ -15,5 +15,5 @@ def as_rows(name: str, x: Tensor) -> Tensor:
     try:
         return x.view(1, -1, x.shape[-1])
     except RuntimeError:
-        require(False, f"the strides of {name}", x.stride(), "those of evenly spaced rows")
+        require(False, f"the stride of {name}", x.stride(), "that of evenly spaced rows")
         raise

@@ -7,16 +7,17 @@ definition one in `kernels.reference`.
 from dataclasses import dataclass
 
 import triton
+import triton.language as tl
 
 
 @triton.jit
-def max_logit(logits, log_total):
+def max_logit(logits: tl.tensor, log_total: tl.tensor) -> tl.tensor:
     """The paper's score (HOMER, section 3.2): the logit itself."""
     return logits
 
 
 @triton.jit
-def log_softmax(logits, log_total):
+def log_softmax(logits: tl.tensor, log_total: tl.tensor) -> tl.tensor:
     """The log-probability, blind to a head's constant offset."""
     return logits - log_total
 
@@ -25,8 +26,8 @@ def log_softmax(logits, log_total):
 class Score:
     """A function of a head's logits and of the logarithm of their exponentials' sum over all rows.
 
-    One that does not use the sum must not decrease in the logit: then only the largest logit over
-    heads is kept of a row, and `log_total` is 0.
+    One that does not use the sum must not decrease in the logit: only the largest logit over heads
+    is kept of a row, and `log_total` is 0.
     """
 
     function: triton.runtime.KernelInterface

@@ -1,5 +1,6 @@
-"""Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before triton is
-imported."""
+"""Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before triton
+is imported.
+"""
 
 import os
 

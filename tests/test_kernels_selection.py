@@ -1,0 +1,145 @@
+"""The scoring and selection kernels against their definitions."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_cases import (
+    DEVICE,
+    assert_as_exact,
+    dtypes,
+    few_examples,
+    integers,
+    poisoned,
+    random,
+    seeds,
+    strided,
+)
+
+from homer_triton.kernels import SCORES, reference, score_and_select, score_rows
+
+__all__ = ["poisoned"]
+
+heads = st.tuples(st.integers(1, 3), st.sampled_from([1, 2, 8]))
+
+
+def digits(seed, *shape, dtype=torch.float32):
+    """Small whole numbers: their products are exact, and many rows tie."""
+    return (integers(seed, 7, *shape) - 3).to(dtype)
+
+
+def test_the_same_scores_are_named():
+    assert SCORES.keys() == reference.SCORES.keys()
+
+
+@few_examples
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    make=st.sampled_from([random, strided]),
+    score=st.sampled_from(sorted(SCORES)),
+    batch=st.integers(1, 3),
+    rows=st.integers(1, 90),
+    heads=heads,
+    dim=st.sampled_from([16, 80, 128]),
+)
+def test_scores(seed, dtype, make, score, batch, rows, heads, dim):
+    q = make(seed, batch, heads[0] * heads[1], dim, dtype=dtype)
+    k = make(seed + 1, batch, rows, heads[0], dim, dtype=dtype)
+    scores = score_rows(q, k, score)
+    assert scores.dtype == torch.float32
+    assert_as_exact(scores, lambda q, k: reference.score_rows(q, k, score), q, k)
+
+
+@few_examples
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    batch=st.integers(1, 3),
+    rows=st.integers(1, 120),
+    heads=heads,
+    calibrated=st.booleans(),
+    cuts=st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
+)
+def test_the_kept_rows_with_ties(seed, dtype, batch, rows, heads, calibrated, cuts):
+    q = digits(seed, batch, heads[0] * heads[1], 16, dtype=dtype)
+    k = digits(seed + 1, batch, rows, heads[0], 16, dtype=dtype)
+    first_row, last_row = sorted(round(cut * rows) for cut in cuts[:2])
+    keep = round(cuts[2] * (last_row - first_row))
+    # Positions are neither unique nor in order after a merge; the last row's is the largest.
+    positions = integers(seed, 50, batch, rows)
+    positions[:, -1] = 50
+    bias = digits(seed, 51) if calibrated else None
+    arguments = (q, k, positions, bias, keep, first_row, last_row)
+
+    for actual, expected in zip(
+        score_and_select(*arguments), reference.score_and_select(*arguments), strict=True
+    ):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("score", sorted(SCORES))
+def test_the_lowest_significances_are_dropped(score):
+    q, k, bias = random(0, 2, 8, 32), random(1, 2, 300, 4, 32), random(2, 300)
+    positions = torch.arange(300, device=DEVICE).expand(2, -1)
+    kept, dropped = score_and_select(q, k, positions, bias, 120, 5, 290, score=score)
+    together = torch.cat([kept, dropped], dim=1).sort(dim=1).values
+    assert torch.equal(together, positions)
+    assert (kept.diff(dim=1) > 0).all()
+    assert (dropped.diff(dim=1) > 0).all()
+    significance = reference.score_rows(q, k, score) - bias.flip(0)
+    # Scores closer than rounding may change places.
+    lowest_kept = significance.gather(1, kept[:, 5:125]).amin(1)
+    assert (significance.gather(1, dropped).amax(1) <= lowest_kept + 1e-5).all()
+
+
+@pytest.mark.parametrize("keep", [0, 7, 40])
+def test_when_all_tie_the_last_rows_are_kept(keep):
+    k = torch.zeros(1, 48, 2, 16, device=DEVICE)
+    positions = torch.arange(48, device=DEVICE)[None]
+    kept, dropped = score_and_select(k[:, 0], k, positions, None, keep, 3, 43)
+    assert dropped.tolist() == [list(range(3, 43 - keep))]
+    assert kept.tolist() == [[0, 1, 2, *range(43 - keep, 48)]]
+
+
+def test_both_zeros_tie():
+    q = torch.ones(1, 1, 16, device=DEVICE)
+    k = torch.zeros(1, 4, 1, 16, device=DEVICE)
+    bias = torch.tensor([0.0, 0.0, -0.0, 0.0], device=DEVICE)
+    k[:, 1] = -0.0
+    positions = torch.arange(4, device=DEVICE)[None]
+    assert score_and_select(q, k, positions, bias, 2, 0, 4)[0].tolist() == [[2, 3]]
+
+
+def test_the_longest_chunk():
+    rows = 32768
+    q, k = digits(0, 1, 1, 16), digits(1, 1, rows, 1, 16)
+    arguments = (q, k, torch.arange(rows, device=DEVICE)[None], digits(2, rows), 11000, 7, 32700)
+    for actual, expected in zip(
+        score_and_select(*arguments), reference.score_and_select(*arguments), strict=True
+    ):
+        assert torch.equal(actual, expected)
+    longer = torch.zeros(1, rows + 1, 1, 16, device=DEVICE)
+    with pytest.raises(ValueError, match="the number of rows of k is 32769: it must be at most"):
+        score_rows(q, longer)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 32])
+@pytest.mark.parametrize("key_heads", [8, 32])
+def test_full_size_in_a_replayed_graph(batch, key_heads):
+    q = digits(0, batch, 32, 128, dtype=torch.bfloat16)
+    k = digits(1, batch, 2048, key_heads, 128, dtype=torch.bfloat16)
+    positions = torch.arange(2048, device=DEVICE).expand(batch, -1)
+    arguments = (q, k, positions, digits(2, 2048), 974, 0, 1948)
+    expected = reference.score_and_select(*arguments)
+    score_and_select(*arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = score_and_select(*arguments)
+    for _ in range(3):
+        graph.replay()
+        eager = score_and_select(*arguments)
+        for i in range(2):
+            assert torch.equal(replayed[i], expected[i])
+            assert torch.equal(eager[i], expected[i])

@@ -1,0 +1,71 @@
+"""The whole encoding through the Triton ops equals the one through PyTorch's, on the shipped
+checkpoint: in the interpreter, or compiled where there is a GPU.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import homer_triton as ht
+from homer_triton import kernels
+from homer_triton.demo import CHECKPOINT
+from homer_triton.evaluation.passkey import make_sample
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load(ops: str, dtype: str = "float32") -> ht.Llama:
+    return ht.load(CHECKPOINT, DEVICE, dtype, ops=ops)
+
+
+def text_and_question(model: ht.Llama, tokens: int) -> tuple[str, str, str]:
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    sample = make_sample(tokens, 0.4, 5, lambda text: len(tokenizer.tokenize(text)))
+    return sample.context, sample.prompt, sample.answer
+
+
+@pytest.mark.parametrize(
+    ("score", "suffix", "leaf_batch"),
+    [("max_logit", "recomputed", 2), ("log_softmax", "merged", 1)],
+)
+def test_triton_encodes_as_pytorch_does(score: str, suffix: str, leaf_batch: int) -> None:
+    ours, definition = load("triton"), load("torch")
+    assert ours.ops is kernels
+    context, question, answer = text_and_question(ours, 190)
+    config = ht.HomerConfig(
+        layers_warmup=1, suffix=suffix, score=score, leaf_batch=leaf_batch, max_chunk_len=64
+    )
+    got, want = (ht.encode(m, context, suffix=question, config=config) for m in (ours, definition))
+    assert got.plan.height == 2
+    assert got.source_indices.tolist() == want.source_indices.tolist()
+    assert got.positions.tolist() == want.positions.tolist()
+    assert torch.equal(got.pruned_at, want.pruned_at)
+    for name in ("keys", "values", "logits"):
+        torch.testing.assert_close(
+            getattr(got, name), getattr(want, name), atol=2e-3, rtol=2e-3, msg=name
+        )
+    assert answer in ht.generate(ours, got, max_new_tokens=6).text.replace(" ", "")
+
+
+@pytest.mark.gpu
+def test_the_same_input_gives_the_same_bits_twice() -> None:
+    model = load("triton")
+    context, question, _ = text_and_question(model, 2048)
+    config = ht.HomerConfig(layers_warmup=1)
+    first, second = (ht.encode(model, context, suffix=question, config=config) for _ in range(2))
+    for name in ("keys", "values", "logits", "source_indices"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_answers_on_a_gpu(dtype: str) -> None:
+    model = load("triton", dtype)
+    context, question, answer = text_and_question(model, 2048)
+    config = ht.HomerConfig(layers_warmup=1, suffix="recomputed", leaf_batch=4)
+    encoded = ht.encode(model, context, suffix=question, config=config)
+    again = ht.encode(model, context, suffix=question, config=replace(config, leaf_batch=1))
+    assert answer in ht.generate(model, encoded, max_new_tokens=6).text.replace(" ", "")
+    assert answer in ht.generate(model, again, max_new_tokens=6).text.replace(" ", "")
