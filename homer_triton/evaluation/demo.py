@@ -35,6 +35,8 @@ SYSTEMS: dict[str, SuffixMode | None] = {
     "HOMER, recomputed suffix": "recomputed",
 }
 LAYERS_WARMUP = 1
+# The demo model's chunks are too small to keep even one core busy.
+LEAF_BATCH = 8
 # A space may be a token of its own; five digits and the end of the sentence must fit.
 NEW_TOKENS = 8
 
@@ -133,7 +135,7 @@ def _ask(model: Llama, context: str, question: str, mode: SuffixMode | None) -> 
     """Token ids of the answer of HOMER in a suffix mode, or of the plain model for None."""
     if mode is None:
         return _ask_plain(model, context, question)
-    config = HomerConfig(layers_warmup=LAYERS_WARMUP, suffix=mode)
+    config = HomerConfig(layers_warmup=LAYERS_WARMUP, suffix=mode, leaf_batch=LEAF_BATCH)
     encoded = encode(model, context, suffix=question, config=config)
     return generate(model, encoded, max_new_tokens=NEW_TOKENS).token_ids
 
