@@ -216,10 +216,7 @@ def measure_task(task: Task) -> Line:
         flops,
         flops / seconds / rate,
         outside,
-        measure.device_name(),
-        measure.versions(),
-        measure.commit(),
-        measure.command(),
+        *measure.about(),
     )
 
 

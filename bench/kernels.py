@@ -85,7 +85,7 @@ def main() -> int:
         print("no GPU: nothing measured")
         return 0
     torch.manual_seed(0)
-    about = (measure.device_name(), measure.versions(), measure.commit(), measure.command())
+    about = measure.about()
     limit = limits()
     print(f"copy {limit['copy'] / 1e9:.2f} TB/s, matrix {limit['matrix'] / 1e9:.0f} TFLOP/s")
     # The limits are lines of their own, so that plots need no other file.

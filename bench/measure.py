@@ -1,8 +1,7 @@
 """How the benchmarks time, check and record: one `Measurement` per line of a CSV."""
 
 import csv
-import platform
-import subprocess
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -12,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
+from homer_triton.evaluation.environment import describe_environment
 
 
 @dataclass(frozen=True)
@@ -40,28 +39,12 @@ class Measurement:
     command: str
 
 
-def device_name() -> str:
-    """The GPU's name, or the processor's where there is none."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
-
-
-def versions() -> str:
-    """Python's and the libraries' versions."""
-    python = platform.python_version()
-    return f"python {python}, torch {torch.__version__}, triton {triton.__version__}"
-
-
-def commit() -> str:
-    """The commit that is measured, or "unknown" outside a checkout."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
-    return found.stdout.strip() or "unknown"
-
-
-def command() -> str:
-    """How this run was started."""
-    return " ".join(["python", *sys.argv])
+def about() -> tuple[str, str, str, str]:
+    """The last four fields of every line: device, versions, commit and command."""
+    found = describe_environment("cuda" if torch.cuda.is_available() else "cpu")
+    names = ("python", "torch", "triton", "transformers")
+    versions = ", ".join(f"{name} {found[name]}" for name in names)
+    return found["device"], versions, found["commit"] or "unknown", shlex.join(sys.argv)
 
 
 def time_ms(call: Callable[[], object]) -> tuple[float, float, float]:

@@ -45,6 +45,7 @@ def demo(
 
     from ..demo import CHECKPOINT
     from ..evaluation.demo import SYSTEMS, TIMES, measure
+    from ..evaluation.environment import describe_environment
 
     checkpoint = model or str(CHECKPOINT)
     measured: list[Measurement] = []
@@ -60,6 +61,7 @@ def demo(
                 "model": checkpoint,
                 "samples": samples,
                 "seed": seed,
+                "environment": describe_environment("cpu"),
                 "measurements": [_plain(row) for row in measured],
             }
         )

@@ -33,7 +33,8 @@ def open_folder(
     output: Path, model: Llama, checkpoint: str, config: HomerConfig, settings: Record
 ) -> RunFolder:
     """The run's folder; a stopped run of the same settings goes on."""
-    from ..evaluation.runs import RunFolder, describe_environment
+    from ..evaluation.environment import describe_environment
+    from ..evaluation.runs import RunFolder
 
     settings = {
         **settings,
@@ -41,7 +42,8 @@ def open_folder(
         "dtype": str(model.dtype).removeprefix("torch."),
         "homer": describe_config(config),
     }
-    folder = RunFolder(output, settings, describe_environment(model, checkpoint))
+    environment = {"model": checkpoint, **describe_environment(model.device)}
+    folder = RunFolder(output, settings, environment)
     if folder.records:
         note(f"{output} has {len(folder.records):,} predictions already; going on from there.")
     return folder

@@ -6,18 +6,11 @@ A run that was killed goes on where it stopped when the same command is given ag
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
-import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
 from ..files import write_atomically
-from ..model.llama import Llama
-
-_PACKAGES = ("homer_triton", "torch", "transformers", "triton")
 
 Record = dict[str, Any]
 
@@ -98,18 +91,6 @@ class RunFolder:
         return records
 
 
-def describe_environment(model: Llama, checkpoint: str) -> Record:
-    """What to remember of a run beside its settings."""
-    return {
-        "model": checkpoint,
-        "device": str(model.device),
-        "command": sys.argv,
-        "commit": _git_commit(),
-        "python": platform.python_version(),
-        **{name: _version(name) for name in _PACKAGES},
-    }
-
-
 def _refuse_other_settings(config: Path, settings: Record) -> None:
     try:
         there = json.loads(config.read_text(encoding="utf-8"))["settings"]
@@ -128,21 +109,3 @@ def _cut(file: IO[bytes], length: int) -> None:
     """Take the last `length` bytes off a file."""
     file.seek(-length, 2)
     file.truncate()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """The commit that this code is checked out at, with a plus sign if it was changed since."""
-    here = ["git", "-C", str(Path(__file__).resolve().parent)]
-    try:
-        commit = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*here, "diff", "--quiet", "HEAD"], capture_output=True)
-    except OSError:
-        return None
-    return commit.stdout.strip() + "+" * changed.returncode if commit.returncode == 0 else None
