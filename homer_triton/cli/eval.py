@@ -42,6 +42,7 @@ from .options import (
     Dtype,
     Json,
     LayersWarmup,
+    LeafBatch,
     MaxChunkLen,
     NoChatTemplate,
     Ops,
@@ -74,6 +75,7 @@ def passkey(
     max_chunk_len: MaxChunkLen = None,
     target_len: TargetLen = None,
     layers_warmup: LayersWarmup = None,
+    leaf_batch: LeafBatch = None,
     calibration: CalibrationFile = None,
     suffix_mode: SuffixMode = None,
     score: Score = None,
@@ -93,7 +95,9 @@ def passkey(
     from ..evaluation.retrieval import PasskeyTask, check_lengths, run_passkeys
 
     want_plots(no_plots)
-    config = homer_config(max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score)
+    config = homer_config(
+        max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score, leaf_batch
+    )
     llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
     limit = llama.config.max_position_embeddings
     task = PasskeyTask(parse_lengths(lengths, limit), parse_depths(depths), samples, seed)
@@ -153,6 +157,7 @@ def perplexity(
     max_chunk_len: MaxChunkLen = None,
     target_len: TargetLen = None,
     layers_warmup: LayersWarmup = None,
+    leaf_batch: LeafBatch = None,
     calibration: CalibrationFile = None,
     suffix_mode: SuffixMode = None,
     score: Score = None,
@@ -176,7 +181,9 @@ def perplexity(
 
     want_plots(no_plots)
     texts = {file: read_text(file) for file in text}
-    config = homer_config(max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score)
+    config = homer_config(
+        max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score, leaf_batch
+    )
     llama, _, checkpoint = open_checkpoint(model, device, dtype, ops)
     limit = llama.config.max_position_embeddings
     longest = None if max_length is None else parse_length(max_length, limit)
@@ -216,6 +223,7 @@ def quality(
     max_chunk_len: MaxChunkLen = None,
     target_len: TargetLen = None,
     layers_warmup: LayersWarmup = None,
+    leaf_batch: LeafBatch = None,
     calibration: CalibrationFile = None,
     suffix_mode: SuffixMode = None,
     score: Score = None,
@@ -235,7 +243,9 @@ def quality(
     from ..evaluation.quality import read_quality, run_quality
 
     questions = read_quality(data)
-    config = homer_config(max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score)
+    config = homer_config(
+        max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score, leaf_batch
+    )
     llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
     readers = make_readers(split_list(methods), llama, config)
     settings = {
