@@ -62,7 +62,7 @@ def generate(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1.")
-    warpers = _warpers(temperature, top_k, top_p)
+    warpers = make_warpers(temperature, top_k, top_p)
     generator = torch.Generator(model.device)
     if seed is not None:
         generator.manual_seed(seed)
@@ -106,7 +106,11 @@ def _choose(logits: Tensor, warpers: LogitsProcessorList, generator: torch.Gener
     return torch.multinomial(warped.softmax(-1)[0], 1, generator=generator)
 
 
-def _warpers(temperature: float, top_k: int | None, top_p: float | None) -> LogitsProcessorList:
+def make_warpers(temperature: float, top_k: int | None, top_p: float | None) -> LogitsProcessorList:
+    """What shapes the logits for these settings of `generate`; empty for the likeliest token.
+
+    Raises `ValueError` for settings out of range.
+    """
     warpers = LogitsProcessorList()
     if temperature < 0:
         raise ValueError(f"temperature={temperature} must not be negative.")

@@ -227,9 +227,18 @@ def test_generate_refuses_another_models_encoding(place: Workplace) -> None:
     assert "encoded by another model" in result.stderr.splitlines()[-1]
 
 
-def test_generate_refuses_sampling_settings_without_sampling(place: Workplace) -> None:
-    result = run("generate", "--model", place.model, "--context-file", place.context, "--top-k", 5)
-    assert_refused(result, "--temperature above 0")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--top-k", 5], "set temperature above 0"),
+        (["--top-p", 0, "--temperature", 1], "top_p=0.0 must be above 0"),
+    ],
+)
+def test_generate_refuses_sampling_settings_before_it_reads_the_text(
+    place: Workplace, settings: list[object], message: str
+) -> None:
+    result = run("generate", "--model", place.model, "--context-file", "absent.txt", *settings)
+    assert_refused(result, message)
 
 
 @pytest.mark.parametrize("scaling", ["{", "[]", '{"rope_type": "magic"}'])

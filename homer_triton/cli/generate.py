@@ -116,6 +116,7 @@ def generate(
     from .. import EncodedContext
     from .. import encode as merge
     from .. import generate as go_on
+    from ..generation import make_warpers
 
     _refuse_conflicts(
         context_file,
@@ -132,8 +133,7 @@ def generate(
             "--score": score,
         },
     )
-    if not temperature and (top_k is not None or top_p is not None):
-        raise ValueError("--top-k and --top-p shape sampling; set --temperature above 0 too.")
+    make_warpers(temperature, top_k, top_p)  # refuses bad settings before the long work
     prompts = prompt or []
     questions: list[str | None] = [*prompts] or [None]
     text = "" if context_file is None else read_text(context_file)
