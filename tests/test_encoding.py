@@ -2,6 +2,7 @@
 nothing.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -112,6 +113,20 @@ def test_encoding_twice_gives_the_same_bits(suffix: str) -> None:
     first, second = (encode_both(peers(4, 2), case)[0] for _ in range(2))
     for name in ("keys", "values", "positions", "pruned_at", "logits"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+def test_threads_share_a_model() -> None:
+    model = peers(4, 2)[1]
+    config = to_config(Settings(15, 15, 2))
+    inputs = [random_tokens(count, seed) for seed, count in enumerate((40, 90, 61, 75))]
+
+    def read(tokens: list[int]) -> torch.Tensor:
+        return ht.encode(model, tokens[2:-3], tokens[:2], tokens[-3:], config).keys
+
+    alone = [read(tokens) for tokens in inputs]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(read, inputs * 3))
+    assert all(torch.equal(a, b) for a, b in zip(alone * 3, together, strict=True))
 
 
 def test_progress_hears_of_every_node_in_order() -> None:
