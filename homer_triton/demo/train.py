@@ -10,9 +10,7 @@ in which every other chunk held nothing.
 """
 
 import argparse
-import math
 import random
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from ..evaluation.passkey import KEY_DIGITS
 from . import CHECKPOINT
 from .corpus import DOCUMENT_LENGTHS, Corpus
 from .tokenizer import build_tokenizer
+from .training import ATTENTION, cosine_schedule, save
 
 CONTEXT_LIMIT = 256
 # With Llama's 10,000 the slowest dimensions hardly turn in 256 tokens; trained like that the plain
@@ -63,7 +62,7 @@ class Trainee(nn.Module):
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-        config._attn_implementation = "float32_sdpa"
+        config._attn_implementation = ATTENTION
         self.model = LlamaForCausalLM(config)
         self.reading_head = nn.Linear(config.hidden_size, KEY_DIGITS * 10)
 
@@ -113,26 +112,6 @@ def _run_layer(
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), read[:, row]
 
 
-def _float32_sdpa(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    scaling: float,
-    **_: object,
-) -> tuple[Tensor, None]:
-    # On a CPU the backward pass of bfloat16 attention takes three times as long as float32's.
-    with torch.autocast("cpu", enabled=False):
-        out = F.scaled_dot_product_attention(
-            query.float(), key.float(), value.float(), attn_mask=mask, scale=scaling
-        )
-    return out.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register("float32_sdpa", _float32_sdpa)
-
-
 def train(steps: int, seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """Train for `steps` steps of `TOKENS_PER_STEP` tokens, printing the progress."""
     torch.manual_seed(seed)
@@ -141,7 +120,8 @@ def train(steps: int, seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerB
     corpus = Corpus(tokenizer, seed)
     trainee = Trainee(tokenizer)
     parameters = list(trainee.parameters())
-    optimizer, schedule = _optimizer(parameters, steps)
+    optimizer = _optimizer(parameters)
+    schedule = cosine_schedule(optimizer, steps, WARMUP_STEPS, FINAL_LEARNING_RATE_SHARE)
     layers = trainee.model.config.num_hidden_layers
     zero = tokenizer.get_vocab()["0"]
     started = time.monotonic()
@@ -177,35 +157,14 @@ def train(steps: int, seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerB
     return trainee.model, tokenizer
 
 
-def _optimizer(
-    parameters: list[nn.Parameter], steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def _optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     matrices = [p for p in parameters if p.dim() > 1]
     vectors = [p for p in parameters if p.dim() == 1]
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": WEIGHT_DECAY},
         {"params": vectors},
     ]
-    optimizer = torch.optim.AdamW(
-        groups, LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0, fused=True
-    )
-
-    def share(step: int) -> float:
-        cosine = (1 + math.cos(math.pi * min(1, step / steps))) / 2
-        decayed = cosine + (1 - cosine) * FINAL_LEARNING_RATE_SHARE
-        return min((step + 1) / WARMUP_STEPS, decayed)
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-
-
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the checkpoint in float16; each file of `folder` is replaced whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        model.half().save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        for file in sorted(Path(scratch).iterdir()):
-            file.replace(folder / file.name)
+    return torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0, fused=True)
 
 
 def main() -> None:

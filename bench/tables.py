@@ -1,0 +1,131 @@
+"""The README's tables, made from the committed results: `python bench/tables.py` writes them.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing else in the README
+changes. A test holds the README to what the results say.
+"""
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "bench" / "results"
+PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Rows = list[list[str]]
+
+
+def markdown(header: list[str], rows: Rows) -> str:
+    """A table, the first column to the left and the others to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def demo() -> str:
+    """What `homer demo` found: accuracy, time and memory of each system at each length."""
+    found = read_json("demo.json")["measurements"]
+    rows = [
+        [
+            row["system"],
+            f"{row['times']} × limit ({row['tokens']:,} tokens)",
+            f"{row['accuracy']:.0%}",
+            f"{row['seconds']:.2f} s",
+            f"{row['peak_bytes'] / 2**20:.0f} MiB",
+        ]
+        for row in found
+    ]
+    return markdown(["system", "text", "right", "per question", "peak memory"], rows)
+
+
+def passkey() -> str:
+    """Share of pass keys found by each method at each length, with 95 % Wilson intervals."""
+    folders = {
+        "HOMER, recomputed suffix": ("passkey-recomputed", "homer"),
+        "HOMER, merged suffix (the paper's)": ("passkey-merged", "homer"),
+        "plain model": ("passkey-baselines", "plain"),
+        "position interpolation": ("passkey-baselines", "pi"),
+        "NTK": ("passkey-baselines", "ntk"),
+        "YaRN": ("passkey-baselines", "yarn"),
+        "last tokens that fit": ("passkey-baselines", "window"),
+        "independent chunks, no merging": ("passkey-baselines", "independent"),
+    }
+    cells: dict[str, dict[int, str]] = {}
+    for title, (folder, method) in folders.items():
+        for row in read_json(f"{folder}/metrics.json")["by_length"]:
+            if row["method"] == method:
+                share = f"{100 * row['accuracy']:.0f} % ({100 * row['low']:.0f}–"
+                cells.setdefault(title, {})[row["length"]] = share + f"{100 * row['high']:.0f})"
+    lengths = sorted(set().union(*cells.values()))
+    header = ["method", *(f"{length // lengths[0]} ×" for length in lengths)]
+    rows = [[title, *(row.get(n, "") for n in lengths)] for title, row in cells.items()]
+    return markdown(header, rows)
+
+
+def encode() -> str:
+    """`encode` beside the plain prefill of transformers on the CPU, from `bench/encode.py`."""
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        lines = read_csv(f"encode-50M-{dtype}.csv")
+        plain = {x["tokens"]: x for x in lines if x["system"] == "transformers"}
+        for ours in (x for x in lines if x["system"] == "torch"):
+            theirs = plain.get(ours["tokens"])
+            rows.append(
+                [
+                    f"{int(ours['tokens']):,} tokens, {dtype}",
+                    ratio(theirs, ours),
+                    f"{float(ours['microseconds_per_token']):.0f} µs",
+                    f"{float(ours['share_of_rate']):.0%}",
+                    memory(ours),
+                    "" if theirs is None else memory(theirs),
+                ]
+            )
+    header = [
+        "input",
+        "times faster than the plain prefill",
+        "per token",
+        "of the matrix rate",
+        "memory above the weights",
+        "the plain prefill's",
+    ]
+    return markdown(header, rows)
+
+
+def ratio(theirs: dict[str, str] | None, ours: dict[str, str]) -> str:
+    if theirs is None:
+        return ""
+    return f"{float(theirs['seconds']) / float(ours['seconds']):.1f} ×"
+
+
+def memory(line: dict[str, str]) -> str:
+    return f"{int(line['peak_bytes']) / 2**20:,.0f} MiB"
+
+
+def read_json(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def read_csv(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+TABLES: dict[str, Callable[[], str]] = {"demo": demo, "passkey": passkey, "encode": encode}
+
+
+def fill(text: str) -> str:
+    """The README's text with every table made anew."""
+    return PLACE.sub(lambda place: place[1] + TABLES[place[2]]() + place[3], text)
+
+
+def main() -> int:
+    README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
