@@ -16,7 +16,13 @@ setup(
     # real files.
     packages=find_packages(include=["homer_triton", "homer_triton.*"]),
     package_data={
-        "homer_triton": ["py.typed", "demo/words.txt", "demo/checkpoint/*", "evaluation/*.html"]
+        "homer_triton": [
+            "py.typed",
+            "demo/words.txt",
+            "demo/checkpoint/*",
+            "demo/text_checkpoint/*",
+            "evaluation/*.html",
+        ]
     },
     python_requires=">=3.11",
     install_requires=[

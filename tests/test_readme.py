@@ -1,11 +1,13 @@
 """Every Python snippet of the README runs, in order, in one session; the files it names exist."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "bench"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -23,3 +25,10 @@ def test_linked_files_exist() -> None:
     local = [link for link in links if "://" not in link]
     assert local
     assert [link for link in local if not (ROOT / link).exists()] == []
+
+
+def test_tables_are_those_of_the_committed_results() -> None:
+    import tables
+
+    assert tables.fill(README) == README, "run python bench/tables.py"
+    assert len(tables.PLACE.findall(README)) == len(tables.TABLES)
