@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,52 +26,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import measure  # noqa: E402
 import torch  # noqa: E402
+from random_models import SHAPES, as_transformers, random_llama  # noqa: E402
 from torch import Tensor  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 import homer_triton as ht  # noqa: E402
-from homer_triton.loading import DTYPES, choose_ops  # noqa: E402
-from homer_triton.model.config import ModelConfig  # noqa: E402
+from homer_triton.loading import DTYPES  # noqa: E402
 from homer_triton.model.llama import Llama  # noqa: E402
-from homer_triton.model.weights import LayerWeights, Weights  # noqa: E402
 
 AFFIX = 16  # tokens of the prefix, and of the suffix
 PLAIN = "transformers"
 MATRIX_OPS = ("aten::mm", "aten::addmm", "aten::bmm")
 ATTENTION_OPS = "scaled_dot_product"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model's sizes as transformers names them, and the warm-up layers to encode with."""
-
-    sizes: dict[str, int]
-    layers_warmup: int
-
-    def config(self, dtype: torch.dtype) -> LlamaConfig:
-        return LlamaConfig(**self.sizes, dtype=dtype, tie_word_embeddings=False)
-
-
-def sizes(
-    layers: int, width: int, heads: int, kv_heads: int, inner: int, words: int, limit: int
-) -> dict[str, int]:
-    """Named as in a transformers config."""
-    return {
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "intermediate_size": inner,
-        "vocab_size": words,
-        "max_position_embeddings": limit,
-    }
-
-
-SHAPES = {
-    "50M": Shape(sizes(16, 512, 8, 8, 1376, 1024, 1024), 6),
-    "Llama-2-7B": Shape(sizes(32, 4096, 32, 32, 11008, 32000, 4096), 12),
-    "Llama-3-8B": Shape(sizes(32, 4096, 32, 8, 14336, 128256, 8192), 12),
-}
 
 
 @dataclass(frozen=True)
@@ -111,66 +76,6 @@ class Task:
     profile: bool
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def random_llama(name: str, dtype: str, ops: str) -> Llama:
-    """Random weights, made on the device; the same ones for a shape in every process."""
-    shape, where = SHAPES[name], device()
-    config = ModelConfig.from_hf(shape.config(DTYPES[dtype]))
-    generator = torch.Generator(where).manual_seed(0)
-    width, inner = config.hidden_size, config.intermediate_size
-    q, kv = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
-
-    def normal(rows: int, columns: int) -> Tensor:
-        made = torch.randn(rows, columns, generator=generator, device=where, dtype=DTYPES[dtype])
-        return made.mul_(0.02)
-
-    def ones() -> Tensor:
-        return torch.ones(width, device=where, dtype=DTYPES[dtype])
-
-    layers = [
-        LayerWeights(
-            ones(),
-            (normal(q + 2 * kv, width),),
-            normal(width, q),
-            ones(),
-            (normal(2 * inner, width),),
-            normal(width, inner),
-        )
-        for _ in range(config.num_hidden_layers)
-    ]
-    words = config.vocab_size
-    weights = Weights(normal(words, width), layers, ones(), normal(words, width))
-    return Llama(config, weights, choose_ops(ops, where))
-
-
-def as_transformers(model: Llama) -> LlamaForCausalLM:
-    """The same weights in transformers' model: its parameters are views of ours."""
-    with torch.device("meta"):
-        peer = LlamaForCausalLM(model.config.hf)
-    w, state = model.weights, {}
-    state["model.embed_tokens.weight"] = w.embedding
-    state["model.norm.weight"], state["lm_head.weight"] = w.norm, w.lm_head
-    kv = model.config.num_key_value_heads * model.config.head_dim
-    for i, layer in enumerate(w.layers):
-        name = f"model.layers.{i}."
-        q_rows, inner = layer.output.shape[1], layer.down.shape[1]
-        names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        for part, tensor in zip(names, layer.qkv[0].split([q_rows, kv, kv]), strict=True):
-            state[f"{name}{part}.weight"] = tensor
-        for part, tensor in zip(("gate", "up"), layer.gate_up[0].split(inner), strict=True):
-            state[f"{name}mlp.{part}_proj.weight"] = tensor
-        state[f"{name}self_attn.o_proj.weight"] = layer.output
-        state[f"{name}mlp.down_proj.weight"] = layer.down
-        state[f"{name}input_layernorm.weight"] = layer.input_norm
-        state[f"{name}post_attention_layernorm.weight"] = layer.post_norm
-    peer.load_state_dict(state, assign=True)
-    peer.model.rotary_emb = type(peer.model.rotary_emb)(model.config.hf).to(model.device)
-    return peer.eval()
-
-
 def make_call(model: Llama, task: Task) -> Callable[[], Tensor]:
     """A function that reads the whole input and returns the last token's logits [V]."""
     generator = torch.Generator().manual_seed(1)
@@ -193,9 +98,7 @@ def measure_task(task: Task) -> Line:
     model = random_llama(task.shape, task.dtype, "torch" if task.system == PLAIN else task.system)
     rate = matrix_rate(model)
     call = make_call(model, task)
-    short = Task(
-        **{**asdict(task), "tokens": min(task.tokens, model.config.max_position_embeddings)}
-    )
+    short = replace(task, tokens=min(task.tokens, model.config.max_position_embeddings))
     make_call(model, short)()  # libraries set themselves up; what that takes is not counted
     before = reset_peak()
     seconds = sorted(timed(call) for _ in range(task.repeats))[task.repeats // 2]
@@ -288,7 +191,7 @@ def check(shape: str, dtype: str, system: str) -> None:
     task = Task(shape, dtype, system, tokens, 1, 1, False)
     ours = make_call(model, task)()
     peer = as_transformers(model)
-    plain = Task(**{**asdict(task), "system": PLAIN})
+    plain = replace(task, system=PLAIN)
     own = make_call(model, plain)()
     if dtype == "float32":
         error = (ours - own).abs().max().item()

@@ -1,0 +1,105 @@
+"""Llamas with random weights at known shapes, ours and transformers' on the same memory."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from homer_triton.loading import DTYPES, choose_ops
+from homer_triton.model.config import ModelConfig
+from homer_triton.model.llama import Llama
+from homer_triton.model.weights import LayerWeights, Weights
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes as transformers names them, and the warm-up layers to encode with."""
+
+    sizes: dict[str, int]
+    layers_warmup: int
+
+    def config(self, dtype: torch.dtype) -> LlamaConfig:
+        return LlamaConfig(**self.sizes, dtype=dtype, tie_word_embeddings=False)
+
+
+def sizes(
+    layers: int, width: int, heads: int, kv_heads: int, inner: int, words: int, limit: int
+) -> dict[str, int]:
+    """Named as in a transformers config."""
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": inner,
+        "vocab_size": words,
+        "max_position_embeddings": limit,
+    }
+
+
+SHAPES = {
+    "50M": Shape(sizes(16, 512, 8, 8, 1376, 1024, 1024), 6),
+    "Llama-2-7B": Shape(sizes(32, 4096, 32, 32, 11008, 32000, 4096), 12),
+    "Llama-3-8B": Shape(sizes(32, 4096, 32, 8, 14336, 128256, 8192), 12),
+}
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def random_llama(name: str, dtype: str, ops: str) -> Llama:
+    """Random weights, made on the device; the same ones for a shape in every process."""
+    shape, where = SHAPES[name], device()
+    config = ModelConfig.from_hf(shape.config(DTYPES[dtype]))
+    generator = torch.Generator(where).manual_seed(0)
+    width, inner = config.hidden_size, config.intermediate_size
+    q, kv = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+
+    def normal(rows: int, columns: int) -> Tensor:
+        made = torch.randn(rows, columns, generator=generator, device=where, dtype=DTYPES[dtype])
+        return made.mul_(0.02)
+
+    def ones() -> Tensor:
+        return torch.ones(width, device=where, dtype=DTYPES[dtype])
+
+    layers = [
+        LayerWeights(
+            ones(),
+            (normal(q + 2 * kv, width),),
+            normal(width, q),
+            ones(),
+            (normal(2 * inner, width),),
+            normal(width, inner),
+        )
+        for _ in range(config.num_hidden_layers)
+    ]
+    words = config.vocab_size
+    weights = Weights(normal(words, width), layers, ones(), normal(words, width))
+    return Llama(config, weights, choose_ops(ops, where))
+
+
+def as_transformers(model: Llama) -> LlamaForCausalLM:
+    """The same weights in transformers' model: its parameters are views of ours."""
+    with torch.device("meta"):
+        peer = LlamaForCausalLM(model.config.hf)
+    w, state = model.weights, {}
+    state["model.embed_tokens.weight"] = w.embedding
+    state["model.norm.weight"], state["lm_head.weight"] = w.norm, w.lm_head
+    kv = model.config.num_key_value_heads * model.config.head_dim
+    for i, layer in enumerate(w.layers):
+        name = f"model.layers.{i}."
+        q_rows, inner = layer.output.shape[1], layer.down.shape[1]
+        names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        for part, tensor in zip(names, layer.qkv[0].split([q_rows, kv, kv]), strict=True):
+            state[f"{name}{part}.weight"] = tensor
+        for part, tensor in zip(("gate", "up"), layer.gate_up[0].split(inner), strict=True):
+            state[f"{name}mlp.{part}_proj.weight"] = tensor
+        state[f"{name}self_attn.o_proj.weight"] = layer.output
+        state[f"{name}mlp.down_proj.weight"] = layer.down
+        state[f"{name}input_layernorm.weight"] = layer.input_norm
+        state[f"{name}post_attention_layernorm.weight"] = layer.post_norm
+    peer.load_state_dict(state, assign=True)
+    peer.model.rotary_emb = type(peer.model.rotary_emb)(model.config.hf).to(model.device)
+    return peer.eval()
