@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from . import kernels
 from .kernels import reference
 from .model.config import ModelConfig, load_config
 from .model.hub import resolve
@@ -32,7 +34,7 @@ def load(
     device: "cuda" where there is a GPU and "cpu" elsewhere, when left out. dtype: "float32",
     "float16", "bfloat16", or "auto" for the checkpoint's own. rope_scaling: RoPE parameters in
     place of the checkpoint's, for example `{"rope_type": "yarn", "factor": 4.0}`. ops: "triton" or
-    "torch"; "auto" is Triton on a GPU and PyTorch elsewhere.
+    "torch"; "auto" is Triton on a GPU where it is installed, and PyTorch elsewhere.
 
     Raises `FileNotFoundError` or `ValueError` for a checkpoint that is missing, damaged or of
     another architecture.
@@ -86,11 +88,11 @@ def choose_ops(name: OpsName, device: torch.device) -> ModuleType:
     """The module that runs the ops: `kernels` (Triton) or `kernels.reference` (PyTorch)."""
     if name not in ("auto", "triton", "torch"):
         raise ValueError(f"ops={name!r} is not known; choose auto, triton or torch.")
-    if name == "torch" or (name == "auto" and device.type != "cuda"):
-        return reference
-    from . import kernels  # Triton is not needed, and may not be installed, without a GPU
-
-    return kernels
+    installed = find_spec("triton") is not None
+    if name == "triton" and not installed:
+        raise ValueError("ops='triton' needs the package triton; install it or use ops='torch'.")
+    use_triton = name == "triton" or (name == "auto" and device.type == "cuda" and installed)
+    return kernels if use_triton else reference
 
 
 def _device(device: str | torch.device | None) -> torch.device:

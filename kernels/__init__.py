@@ -1,18 +1,22 @@
 """The ops of hierarchical context merging as Triton kernels, on plain tensors and without a model.
 
 `reference` holds the same ops in PyTorch, under the same names: their definitions, and the path for
-other devices.
+other devices. An op is imported when it is first used, so that `reference` needs no Triton.
 """
 
-from .activation import silu_mul
-from .attention import causal_attention
-from .cache import gather_cache
-from .merging import prune_and_concatenate
-from .norms import add_rms_norm, rms_norm
-from .rotary import apply_rotary_, rotary_and_store_
-from .scores import SCORES
-from .scoring import score_rows
-from .selection import score_and_select
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .activation import silu_mul
+    from .attention import causal_attention
+    from .cache import gather_cache
+    from .merging import prune_and_concatenate
+    from .norms import add_rms_norm, rms_norm
+    from .rotary import apply_rotary_, rotary_and_store_
+    from .scores import SCORES
+    from .scoring import score_rows
+    from .selection import score_and_select
 
 __all__ = [
     "SCORES",
@@ -27,3 +31,28 @@ __all__ = [
     "score_rows",
     "silu_mul",
 ]
+
+_HOME = {
+    "SCORES": "scores",
+    "add_rms_norm": "norms",
+    "apply_rotary_": "rotary",
+    "causal_attention": "attention",
+    "gather_cache": "cache",
+    "prune_and_concatenate": "merging",
+    "rms_norm": "norms",
+    "rotary_and_store_": "rotary",
+    "score_and_select": "selection",
+    "score_rows": "scoring",
+    "silu_mul": "activation",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

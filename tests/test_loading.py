@@ -1,0 +1,66 @@
+"""Choosing the ops, the device and the dtype; sharing a transformers model's weights."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from checkpoints import random_model
+
+import homer_triton as ht
+from homer_triton import kernels
+from homer_triton.demo import CHECKPOINT
+from homer_triton.kernels import reference
+from homer_triton.loading import choose_ops
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None  # importing it raises ImportError, as where it is not installed
+import homer_triton as ht
+from homer_triton.demo import CHECKPOINT
+model = ht.load(CHECKPOINT, device="cpu")
+print(len(ht.encode(model, "The sky is blue. " * 100)))
+"""
+
+
+def test_auto_is_triton_on_a_gpu_only() -> None:
+    assert choose_ops("auto", torch.device("cpu")) is reference
+    assert choose_ops("torch", torch.device("cuda")) is reference
+    assert choose_ops("auto", torch.device("cuda")) is kernels
+    assert choose_ops("triton", torch.device("cpu")) is kernels
+
+
+def test_kernels_have_every_op_of_the_reference() -> None:
+    for name in kernels.__all__:
+        assert hasattr(kernels, name), name
+        assert hasattr(reference, name), name
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        _ = kernels.absent
+
+
+def test_the_cpu_path_needs_no_triton() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True)
+    assert done.stdout.strip() == "127", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ops": "cuda"}, "ops='cuda' is not known"),
+        ({"dtype": "int8"}, "dtype='int8' is not known"),
+        ({"device": "toaster"}, "device='toaster' cannot be used"),
+        ({"rope_scaling": {"rope_type": "magic"}}, "magic"),
+    ],
+)
+def test_refuses_unknown_settings(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ht.load(CHECKPOINT, **{"device": "cpu", **settings})
+
+
+def test_a_shared_model_has_the_fingerprint_of_its_checkpoint() -> None:
+    hf_model = random_model()
+    first, second = (ht.from_transformers(hf_model, ops="torch") for _ in range(2))
+    assert first.fingerprint == second.fingerprint
+    stretched = ht.with_rope(first, {"rope_type": "linear", "factor": 2.0})
+    assert stretched.fingerprint != first.fingerprint
+    assert stretched.weights is first.weights
