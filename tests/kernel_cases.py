@@ -21,9 +21,14 @@ FLOORS = {torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 dtypes = st.sampled_from(DTYPES)
 seeds = st.integers(0, 2**16)
 
-# Every example launches many interpreted programs: few of them, and no deadline.
+# Every example launches many interpreted programs: few of them, no deadline, and the same ones in
+# every run.
 few_examples = settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
