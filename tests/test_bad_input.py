@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -292,6 +293,8 @@ def test_interrupt_and_traceback_in_a_real_process(place: Workplace) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A test run in the background may have inherited that interrupts are ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     with pipe.open("w"):  # opens when the command does, and keeps it waiting for the text
         process.send_signal(signal.SIGINT)
