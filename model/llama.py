@@ -85,12 +85,13 @@ class Llama:
         """cos, sin [at least length, D/2] float32 for positions below `length`."""
         limit = self.config.max_position_embeddings
         tables = self._rotary
+        filled = 0 if tables is None else len(tables[0])
         if self.config.rope_type == "dynamic":  # past the limit, its frequencies follow the length
-            stale = tables is None or len(tables[0]) != max(limit, length)
             rows = max(limit, length)
+            stale = filled != rows
         else:
-            stale = tables is None or len(tables[0]) < length
             rows = max(limit, 2 * length)
+            stale = filled < length
         if tables is None or stale:
             tables = self._rotary = rotary_tables(self.config, rows, self.device)
         return tables
