@@ -8,11 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .activation import silu_mul
+    from .activation import gated_linear, silu_mul
     from .attention import causal_attention
     from .cache import gather_cache
     from .merging import prune_and_concatenate
     from .norms import add_rms_norm, rms_norm
+    from .products import linear
     from .rotary import apply_rotary_, rotary_and_store_
     from .scores import SCORES
     from .scoring import score_rows
@@ -23,7 +24,9 @@ __all__ = [
     "add_rms_norm",
     "apply_rotary_",
     "causal_attention",
+    "gated_linear",
     "gather_cache",
+    "linear",
     "prune_and_concatenate",
     "rms_norm",
     "rotary_and_store_",
@@ -37,7 +40,9 @@ _HOME = {
     "add_rms_norm": "norms",
     "apply_rotary_": "rotary",
     "causal_attention": "attention",
+    "gated_linear": "activation",
     "gather_cache": "cache",
+    "linear": "products",
     "prune_and_concatenate": "merging",
     "rms_norm": "norms",
     "rotary_and_store_": "rotary",

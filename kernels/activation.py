@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .checks import check_silu_mul
 from .devices import launching_on
+from .products import linear
 from .rows import as_rows
 
 # Elements of one program's tile: enough loads in flight to hide memory latency at four warps.
@@ -68,3 +69,12 @@ def silu_mul(gate_up: Tensor) -> Tensor:
             num_warps=4,
         )
     return out
+
+
+def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    """`silu(x Wgᵀ) * (x Wuᵀ)`, the first half of Llama's MLP (Shazeer 2020, SwiGLU).
+
+    x: [..., I]; weights: one [2F, I] with the gate first, or gate and up, each [F, I]. Returns
+    [..., F].
+    """
+    return silu_mul(linear(x, weights))

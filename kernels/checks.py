@@ -31,6 +31,19 @@ def check_norm(x: Tensor, residual: Tensor | None, weight: Tensor) -> None:
         _check_shape("residual", residual, tuple(x.shape), "x's")
 
 
+def check_linear(x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None) -> None:
+    """x [..., I], weights each [O, I], residual [..., sum of O] or None."""
+    _check_dims(x, "x", 1)
+    named = {f"weights[{i}]": weight for i, weight in enumerate(weights)}
+    _check_alike(x=x, residual=residual, **named)
+    for name, weight in named.items():
+        _check_dims(weight, name, 2, exact=True)
+        _check_shape(name, weight, (weight.shape[0], x.shape[-1]), "[O, I]")
+    if residual is not None:
+        width = sum(weight.shape[0] for weight in weights)
+        _check_shape("residual", residual, (*x.shape[:-1], width), "[..., sum of O]")
+
+
 def check_silu_mul(gate_up: Tensor) -> None:
     """gate_up [..., 2F]."""
     _check_dims(gate_up, "gate_up", 1)

@@ -24,6 +24,7 @@ from .checks import (
     check_selection,
     check_silu_mul,
 )
+from .products import fused_gated_linear, fuses, linear
 
 # Queries that attend at once when they are only some of the rows: bounds the mask to QUERY_BLOCK x
 # keys.
@@ -42,8 +43,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Sennrich 2019).
     """
     check_norm(x, None, weight)
-    wide = widen(x)
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+    wide = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    scale = torch.rsqrt(length.square() / x.shape[-1] + eps)
+    return (x * scale).to(x.dtype).mul_(weight)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -63,6 +66,15 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    """`silu(x Wgᵀ) * (x Wuᵀ)`, the first half of Llama's MLP (Shazeer 2020, SwiGLU).
+
+    x: [..., I]; weights: one [2F, I] with the gate first, or gate and up, each [F, I]. Returns
+    [..., F].
+    """
+    return fused_gated_linear(x, weights) if fuses(x) else silu_mul(linear(x, weights))
+
+
 def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Rotate x in place by its rows' positions (RoPE, Su et al. 2021, with Llama's half-split
     pairs).
@@ -70,9 +82,16 @@ def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Non
     x: [B, T, H, D]; positions: [B, T], each below len(cos); cos, sin: [positions, D/2] float32.
     """
     check_rotary("x", x, positions, cos, sin)
-    c, s = cos[positions][:, :, None], sin[positions][:, :, None]
-    first, second = widen(x).chunk(2, dim=-1)
-    x.copy_(torch.cat([first * c - second * s, second * c + first * s], dim=-1))
+    _rotate_(x, cos[positions][:, :, None], sin[positions][:, :, None])
+
+
+def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """x: [B, T, H, D]; cos, sin: [B, T, 1, D/2], at least as wide as the sums are to be."""
+    first, second = x.chunk(2, dim=-1)
+    turned = first * cos
+    turned.addcmul_(second, sin, value=-1)
+    second.copy_((second * cos).addcmul_(first, sin))
+    first.copy_(turned)
 
 
 def rotary_and_store_(
@@ -92,9 +111,10 @@ def rotary_and_store_(
     D/2] float32; keys, values: [slots, HKV, D], written at `slots`.
     """
     check_rotary_and_store(q, k, v, positions, cos, sin, keys, values, slots)
+    cos, sin = cos[positions][:, :, None], sin[positions][:, :, None]
     if q is not None:
-        apply_rotary_(q, positions, cos, sin)
-    apply_rotary_(k, positions, cos, sin)
+        _rotate_(q, cos, sin)
+    _rotate_(k, cos, sin)
     keys[slots] = k
     values[slots] = v
 

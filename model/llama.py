@@ -143,23 +143,23 @@ class Llama:
         x = ops.rms_norm(hidden, w.input_norm, eps)
         rows = None
         if select is None:
-            q, k, v = self._heads(project(x, w.qkv), with_queries=True)
+            q, k, v = self._heads(ops.linear(x, w.qkv), with_queries=True)
             ops.rotary_and_store_(q, k, v, positions, *rotary, keys, values, slots)
         else:
-            _, k, v = self._heads(project(x, w.kv), with_queries=False)
+            _, k, v = self._heads(ops.linear(x, w.kv), with_queries=False)
             ops.rotary_and_store_(None, k, v, positions, *rotary, keys, values, slots)
             rows = select(self._queries(index, x[:, -1:], positions[:, -1:], rotary)[:, 0], k)
             x, hidden = take_rows(x, rows), take_rows(hidden, rows)
             q = self._queries(index, x, positions.gather(1, rows), rotary)
         mixed = ops.causal_attention(q, k, v, keys[:prefix], values[:prefix], query_rows=rows)
-        hidden = hidden + project(mixed.flatten(2), (w.output,))
+        hidden = ops.linear(mixed.flatten(2), (w.output,), hidden)
         x = ops.rms_norm(hidden, w.post_norm, eps)
-        return hidden + project(ops.silu_mul(project(x, w.gate_up)), (w.down,))
+        return ops.linear(ops.gated_linear(x, w.gate_up), (w.down,), hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output head: [..., E] -> [..., vocabulary] float32."""
         x = self.ops.rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)
-        return F.linear(x, self.weights.lm_head).float()
+        return self.ops.linear(x, (self.weights.lm_head,)).float()
 
     def forward(
         self,
@@ -206,17 +206,14 @@ class Llama:
         self, index: int, x: Tensor, positions: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
         """Rotated queries of some rows: x [B, R, E], positions [B, R] -> [B, R, HQ, D]."""
-        q = project(x, self.weights.layers[index].q).unflatten(-1, (-1, self.config.head_dim))
+        q = self.ops.linear(x, self.weights.layers[index].q)
+        q = q.unflatten(-1, (-1, self.config.head_dim))
         self.ops.apply_rotary_(q, positions, *rotary)
         return q
 
 
-def project(x: Tensor, matrices: tuple[Tensor, ...]) -> Tensor:
-    """x [..., I] times each matrix [O, I] transposed, the outputs side by side: [..., sum of O]."""
-    outputs = [F.linear(x, matrix) for matrix in matrices]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-
-
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     """x [B, T, E], rows [B, R] -> [B, R, E]."""
-    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+    starts = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)
+    flat = (rows + starts[:, None]).flatten()
+    return x.flatten(0, 1).index_select(0, flat).view(*rows.shape, x.shape[2])

@@ -35,6 +35,12 @@ def good(op: str) -> dict[str, Any]:
             "eps": 1e-5,
         },
         "silu_mul": {"gate_up": floats(B, T, E)},
+        "linear": {
+            "x": floats(B, T, E),
+            "weights": (floats(5, E), floats(6, E)),
+            "residual": floats(B, T, 11),
+        },
+        "gated_linear": {"x": floats(B, T, E), "weights": (floats(10, E),)},
         "apply_rotary_": {"x": q, **rotation},
         "rotary_and_store_": {
             "q": q,
@@ -96,6 +102,10 @@ BAD: list[tuple[str, str, Callable[[Any], Any], str]] = [
     ("rms_norm", "weight", lambda x: x.to("meta"), "the device of weight is meta: .* x's"),
     ("add_rms_norm", "residual", lambda x: x[:1], "the shape of residual is"),
     ("silu_mul", "gate_up", lambda x: x[..., 1:], "the last dimension of gate_up is 23"),
+    ("linear", "x", lambda x: x[..., 1:], r"the shape of weights\[0\] is \(5, 24\)"),
+    ("linear", "residual", lambda x: x[..., 1:], "the shape of residual is"),
+    ("linear", "weights", lambda x: (x[0], x[1].half()), r"the dtype of weights\[1\] is"),
+    ("gated_linear", "weights", lambda x: (x[0][:, 1:],), r"the shape of weights\[0\] is \(10, 23"),
     ("apply_rotary_", "x", lambda x: x[..., 1:], "the head dim of x is 15: it must be even"),
     ("apply_rotary_", "positions", Tensor.int, "the dtype of positions is torch.int32"),
     ("apply_rotary_", "cos", Tensor.half, "the dtype of cos is torch.float16"),

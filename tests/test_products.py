@@ -1,0 +1,72 @@
+"""Matrix products with what follows them, against the same in float64."""
+
+import pytest
+import torch
+from kernel_cases import DEVICE
+from torch import Tensor
+from torch.nn import functional as F
+
+from homer_triton.kernels import products, reference
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+BOUND = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+def made(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
+
+
+def assert_close(got: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    assert got.dtype == dtype
+    error = (got.double() - exact).norm() / exact.norm()
+    assert error <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("split", [[12], [5, 7]])
+def test_linear_is_the_product_and_the_residual(
+    dtype: torch.dtype, rows: int, split: list[int]
+) -> None:
+    x, whole = made(2, rows, 16, dtype=dtype), made(12, 16, dtype=dtype, seed=1)
+    residual = made(2, rows, 12, dtype=dtype, seed=2)
+    exact = x.double() @ whole.double().T
+    before = residual.clone()
+    assert_close(products.linear(x, whole.split(split)), exact, dtype)
+    assert_close(products.linear(x, whole.split(split), residual), exact + residual, dtype)
+    assert torch.equal(residual, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gated_linear_is_swiglu(dtype: torch.dtype, parts: int) -> None:
+    x, whole = made(2, 5, 16, dtype=dtype), made(24, 16, dtype=dtype, seed=1)
+    gate, up = (x.double() @ half.double().T for half in whole.chunk(2))
+    assert_close(reference.gated_linear(x, whole.chunk(parts)), F.silu(gate) * up, dtype)
+
+
+def test_rows_may_skip_memory() -> None:
+    x = made(2, 9, 16, dtype=torch.float32)[:, ::3]
+    whole = made(12, 16, dtype=torch.float32, seed=1)
+    residual = made(2, 9, 12, dtype=torch.float32, seed=2)[:, 1::3]
+    exact = x.double() @ whole.double().T + residual
+    assert_close(products.linear(x, (whole,), residual), exact, torch.float32)
+
+
+def test_no_rows_give_no_rows() -> None:
+    x, whole = made(1, 0, 16, dtype=torch.float32), made(12, 16, dtype=torch.float32)
+    assert products.linear(x, (whole,)).shape == (1, 0, 12)
+    assert reference.gated_linear(x, (whole,)).shape == (1, 0, 6)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="oneDNN runs on CPUs")
+def test_autograd_goes_through() -> None:
+    x = made(3, 16, dtype=torch.float32).requires_grad_()
+    whole = made(12, 16, dtype=torch.float32, seed=1)
+    assert not products.fuses(x)
+    reference.gated_linear(x, (whole,)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert products.fuses(x) or not torch.backends.mkldnn.is_available()
