@@ -172,8 +172,10 @@ def model_cases(name: str, m: Model) -> Iterator[Case]:
     for score in kernels.SCORES:
         yield f"{score} {name}", partial(kernels.score_and_select, *selection, score=score)
     yield name, partial(kernels.score_rows, q[:, -1], k)
-    yield name, partial(kernels.prune_and_concatenate, *sides, cache, SUFFIX)
-    yield name, partial(kernels.gather_cache, cache, at[0])
+    yield name, partial(kernels.prune_and_concatenate, *sides, SUFFIX)
+    yield name, partial(kernels.average_affix_, cache, at[:, :SUFFIX], at[:, -SUFFIX:])
+    gathered = empty(LAYERS, m.key_heads, ROWS, m.dim)
+    yield name, partial(kernels.gather_cache_, cache, at[0], gathered, gathered)
 
 
 def cases() -> Iterator[Case]:

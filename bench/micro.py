@@ -37,10 +37,11 @@ def calls(ops: ModuleType) -> dict[str, Call]:
     rows = torch.arange(ROWS, device=DEVICE)[None]
     angles = torch.rand(ROWS, DIM // 2, device=DEVICE)
     cache = random(4, 2, 2 * ROWS, KEY_HEADS, DIM)
+    finished = torch.empty(2, 4, KEY_HEADS, ROWS, DIM, dtype=DTYPE, device=DEVICE)
     kept, child = rows[:, -KEPT:], random(1, KEPT, HIDDEN)
     labels = torch.stack([rows] * 3, dim=1)
     selection = (q[:, -1], k, rows, None, KEPT - SUFFIX, 0, ROWS - SUFFIX)
-    children = (child, child, labels, labels + ROWS, kept, kept, cache, SUFFIX)
+    children = (child, child, labels, labels + ROWS, kept, kept, SUFFIX)
     return {
         "rms_norm": lambda: ops.rms_norm(x, weight, 1e-5),
         "add_rms_norm": lambda: ops.add_rms_norm(x, x, weight, 1e-5),
@@ -54,7 +55,8 @@ def calls(ops: ModuleType) -> dict[str, Call]:
         ),
         "score_and_select": lambda: ops.score_and_select(*selection),
         "prune_and_concatenate": lambda: ops.prune_and_concatenate(*children),
-        "gather_cache": lambda: ops.gather_cache(cache, rows[0]),
+        "average_affix_": lambda: ops.average_affix_(cache, rows[:, :SUFFIX], rows[:, -SUFFIX:]),
+        "gather_cache_": lambda: ops.gather_cache_(cache, rows[0], *finished),
     }
 
 

@@ -46,35 +46,53 @@ def movement_cases(model: str) -> Iterator[Case]:
     slots = some_rows(1, SLOTS, ROWS)[0]
     slot_bytes = LAYERS * 2 * key_heads * dim * cache.element_size()
 
-    def check_merge() -> None:
-        mine, theirs = cache.clone(), cache.clone()
-        same(
-            kernels.prune_and_concatenate(*children, mine, SUFFIX),
-            reference.prune_and_concatenate(*children, theirs, SUFFIX),
-        )
-        same(mine, theirs)
-
     yield Case(
         "prune_and_concatenate",
         model,
         {
-            "triton": lambda: kernels.prune_and_concatenate(*children, cache, SUFFIX),
-            "torch": lambda: reference.prune_and_concatenate(*children, cache, SUFFIX),
+            "triton": lambda: kernels.prune_and_concatenate(*children, SUFFIX),
+            "torch": lambda: reference.prune_and_concatenate(*children, SUFFIX),
         },
-        check_merge,
-        2 * nbytes(*children[:2])
-        - SUFFIX * hidden * cache.element_size()
-        + 3 * SUFFIX * slot_bytes,
+        lambda: same(
+            kernels.prune_and_concatenate(*children, SUFFIX),
+            reference.prune_and_concatenate(*children, SUFFIX),
+        ),
+        2 * nbytes(*children[:2]) - SUFFIX * hidden * cache.element_size(),
         counts_launches=True,
     )
+    suffixes = [labels[:, 2, -SUFFIX:] for labels in children[2:4]]
+
+    def check_average() -> None:
+        mine, theirs = cache.clone(), cache.clone()
+        kernels.average_affix_(mine, *suffixes)
+        reference.average_affix_(theirs, *suffixes)
+        same(mine, theirs)
+
     yield Case(
-        "gather_cache",
+        "average_affix_",
         model,
         {
-            "triton": lambda: kernels.gather_cache(cache, slots),
-            "torch": lambda: reference.gather_cache(cache, slots),
+            "triton": lambda: kernels.average_affix_(cache, *suffixes),
+            "torch": lambda: reference.average_affix_(cache, *suffixes),
         },
-        lambda: same(kernels.gather_cache(cache, slots), reference.gather_cache(cache, slots)),
+        check_average,
+        3 * SUFFIX * slot_bytes,
+    )
+    kept = torch.empty(2, 2, LAYERS, key_heads, ROWS, dim, dtype=DTYPE, device="cuda")
+
+    def check_gather() -> None:
+        kernels.gather_cache_(cache, slots, *kept[0])
+        reference.gather_cache_(cache, slots, *kept[1])
+        same(*kept)
+
+    yield Case(
+        "gather_cache_",
+        model,
+        {
+            "triton": lambda: kernels.gather_cache_(cache, slots, *kept[0]),
+            "torch": lambda: reference.gather_cache_(cache, slots, *kept[1]),
+        },
+        check_gather,
         2 * ROWS * slot_bytes,
     )
 
@@ -166,6 +184,7 @@ def closing_case(model: str) -> Case:
     """The end of a level for two siblings: score, select, attend, prune, concatenate."""
     _, heads, key_heads, dim, _ = MODELS[model]
     (_, _, left_labels, right_labels, _, _), cache = siblings(model)
+    suffixes = [labels[:, 2, -SUFFIX:] for labels in (left_labels, right_labels)]
     q = torch.randint(-3, 4, (2, ROWS, heads, dim), device="cuda").to(DTYPE)
     k = torch.randint(-3, 4, (2, ROWS, key_heads, dim), device="cuda").to(DTYPE)
     v = random(2, ROWS, key_heads, dim)
@@ -178,7 +197,8 @@ def closing_case(model: str) -> Case:
 
     def merge(ops: object, mixed: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         sides = (mixed[:1], mixed[1:], left_labels, right_labels, kept[:1], kept[1:])
-        return ops.prune_and_concatenate(*sides, cache, SUFFIX)  # type: ignore[attr-defined]
+        ops.average_affix_(cache, *suffixes)  # type: ignore[attr-defined]
+        return ops.prune_and_concatenate(*sides, SUFFIX)  # type: ignore[attr-defined]
 
     def ours() -> tuple[Tensor, Tensor]:
         kept, _ = kernels.score_and_select(q[:, -1], k, positions, bias, *budget)
@@ -196,7 +216,7 @@ def closing_case(model: str) -> Case:
         exact = reference.causal_attention(q.float(), k.float(), v.float()).flatten(2)
         states = exact.take_along_dim(chosen[..., None], 1)
         sides = (states[:1], states[1:], left_labels, right_labels, chosen[:1], chosen[1:])
-        merged, _ = reference.prune_and_concatenate(*sides, cache.float(), SUFFIX)
+        merged, _ = reference.prune_and_concatenate(*sides, SUFFIX)
         require_as_exact(mine, flash, merged)
 
     return Case(

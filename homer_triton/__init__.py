@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .calibration import Calibration, calibrate
     from .config import HomerConfig, plan
     from .context import EncodedContext
-    from .encoding import encode
+    from .encoding import encode, encode_batch
     from .generation import Generation, generate
     from .loading import from_transformers, load, with_rope
     from .model.config import ModelConfig
@@ -30,6 +30,7 @@ __all__ = [
     "Plan",
     "calibrate",
     "encode",
+    "encode_batch",
     "from_transformers",
     "generate",
     "load",
@@ -41,7 +42,7 @@ _MODULES = {
     "calibration": ("Calibration", "calibrate"),
     "config": ("HomerConfig", "plan"),
     "context": ("EncodedContext",),
-    "encoding": ("encode",),
+    "encoding": ("encode", "encode_batch"),
     "generation": ("Generation", "generate"),
     "loading": ("from_transformers", "load", "with_rope"),
     "model.config": ("ModelConfig",),

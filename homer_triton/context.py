@@ -19,8 +19,9 @@ from .tree import Plan
 
 @dataclass(frozen=True)
 class EncodeStats:
-    """What an encoding took. seconds_by_height: the nodes' time, leaves first; peak_slots: the most
-    tokens alive at once.
+    """What an encoding took. seconds_by_height: the nodes' time, leaves first; flops: operations;
+    peak_slots: the most tokens alive at once; documents: how many ran side by side, whose time all
+    seconds and whose slots all peak_slots are.
     """
 
     tokens: int
@@ -29,10 +30,11 @@ class EncodeStats:
     seconds_by_height: tuple[float, ...]
     flops: int
     peak_slots: int
+    documents: int = 1
 
     @property
     def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
+        return self.documents * self.tokens / self.seconds if self.seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain numbers."""

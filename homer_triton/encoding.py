@@ -1,8 +1,8 @@
-"""`encode`: from a long input to a short KV cache."""
+"""`encode` and `encode_batch`: from long inputs to short KV caches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,10 +16,9 @@ from .pool import SlotPool
 from .scheduler import Scheduler
 from .stopwatch import Stopwatch
 from .tokens import TokensLike, split_input
-from .tree import Node
+from .tree import Node, Plan
 
 
-@torch.no_grad()
 def encode(
     model: Llama,
     context: TokensLike,
@@ -40,17 +39,78 @@ def encode(
     Raises `ValueError` for inputs and settings that do not fit the model or each other, for a
     calibration made for something else, and for a model whose weights yield NaN.
     """
+    suffixes = None if suffix is None else [suffix]
+    (encoded,) = encode_batch(model, [context], prefix, suffixes, config, progress, 1, scheduler)
+    return encoded
+
+
+@torch.no_grad()
+def encode_batch(
+    model: Llama,
+    contexts: Sequence[TokensLike],
+    prefix: TokensLike | None = None,
+    suffixes: Sequence[TokensLike] | None = None,
+    config: HomerConfig | None = None,
+    progress: bool | Callable[[Node], None] = False,
+    batch_size: int = 8,
+    scheduler: Callable[..., Scheduler] = Scheduler,
+) -> list[EncodedContext]:
+    """`encode` of several documents, in their order; each as if it were alone, to rounding.
+
+    Documents of equal lengths share a tree and run side by side, at most `batch_size` of them;
+    others run one after another. suffixes: one for each context. The other arguments are
+    `encode`'s, and so is what is raised.
+    """
+    if suffixes is not None and len(suffixes) != len(contexts):
+        raise ValueError(f"There are {len(contexts)} contexts but {len(suffixes)} suffixes.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
     config = config or HomerConfig()
-    ids = split_input(model, context, prefix, suffix, config.chunk_len(model.config))
-    before, middle, after = (part.to(model.device) for part in ids)
-    tree = plan(model.config, len(middle), len(before), len(after), config)
+    chunk_len = config.chunk_len(model.config)
+    ends: list[TokensLike | None]
+    ends = list(suffixes) if suffixes else [None] * len(contexts)
+    inputs = [
+        split_input(model, context, prefix, end, chunk_len)
+        for context, end in zip(contexts, ends, strict=True)
+    ]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, (_, context, suffix) in enumerate(inputs):
+        groups.setdefault((len(context), len(suffix)), []).append(index)
+    batches = [
+        group[start : start + batch_size]
+        for group in groups.values()
+        for start in range(0, len(group), batch_size)
+    ]
+    encoded: dict[int, EncodedContext] = {}
+    for batch in batches:
+        group = [inputs[index] for index in batch]
+        encoded |= zip(batch, _encode_alike(model, group, config, progress, scheduler), strict=True)
+    return [encoded[index] for index in range(len(inputs))]
+
+
+def _encode_alike(
+    model: Llama,
+    inputs: list[tuple[Tensor, Tensor, Tensor]],
+    config: HomerConfig,
+    progress: bool | Callable[[Node], None],
+    scheduler: Callable[..., Scheduler],
+) -> list[EncodedContext]:
+    """Encode documents of equal lengths side by side. inputs: each one's prefix, context and
+    suffix, token ids on the CPU.
+    """
+    documents = len(inputs)
+    before = inputs[0][0].to(model.device)
+    middle, after = (torch.stack([x[i] for x in inputs]).to(model.device) for i in (1, 2))
+    tree = plan(model.config, middle.shape[1], len(before), after.shape[1], config)
     bias = None
     if config.calibration is not None:
         config.calibration.check(model, tree, config.score)
         bias = config.calibration.bias.to(model.device, torch.float32)
-
-    pool = SlotPool(model.new_cache(tree.peak_slots), reserved=len(before))
-    walk = scheduler(model, tree, pool, bias, config.score)
+    pools = [
+        SlotPool(model.new_cache(slots, level.last_layer - level.first_layer), len(before))
+        for level, slots in zip(tree.levels, tree.slots(documents), strict=True)
+    ]
+    walk = scheduler(model, tree, pools, bias, config.score, documents)
     watch = Stopwatch(model.device)
     seconds = [0.0] * len(tree.levels)
     finished: list[int] = []
@@ -70,40 +130,65 @@ def encode(
 
         merged = walk.run(before, middle, after, on_node)
     logits = model.logits(merged.hidden)
-    keys, values = model.ops.gather_cache(pool.cache, merged.slots)
+    caches = _gather(model, tree, pools, merged.slots)
     watch.mark()
     laps = watch.laps()
     for height, lap in zip(finished, laps, strict=False):
         seconds[height] += lap
-    encoded = EncodedContext(
-        keys=keys,
-        values=values,
-        positions=merged.positions,
-        source_indices=merged.source_indices,
-        token_ids=torch.cat(ids),
-        pruned_at=merged.pruned_at,
-        next_position=tree.next_position,
-        logits=logits,
-        plan=tree,
-        stats=EncodeStats(
-            tokens=tree.input_len,
-            kept_tokens=tree.rows,
-            seconds=sum(laps),
-            seconds_by_height=tuple(seconds),
-            flops=tree.flops(model.config),
-            peak_slots=pool.high_water,
-        ),
-        model=model.fingerprint,
+    stats = EncodeStats(
+        tokens=tree.input_len,
+        kept_tokens=tree.rows,
+        seconds=sum(laps),
+        seconds_by_height=tuple(seconds),
+        flops=tree.flops(model.config),
+        peak_slots=pools[0].high_water,
+        documents=documents,
     )
-    del pool, walk
+    del pools, walk
+    encoded = [
+        EncodedContext(
+            keys=keys,
+            values=values,
+            positions=merged.positions[i],
+            source_indices=merged.source_indices[i],
+            token_ids=torch.cat(inputs[i]),
+            pruned_at=merged.pruned_at[i],
+            next_position=tree.next_position,
+            logits=logits[i],
+            plan=tree,
+            stats=stats,
+            model=model.fingerprint,
+        )
+        for i, (keys, values) in enumerate(caches)
+    ]
     if config.suffix == "recomputed":
-        encoded = recompute_suffix(model, encoded, after)
-    if not encoded.logits.isfinite().all():
+        encoded = [recompute_suffix(model, x, after[i]) for i, x in enumerate(encoded)]
+    if not all(x.logits.isfinite().all() for x in encoded):
         raise ValueError(
             "The logits are not finite: the weights hold NaN or overflow in this dtype; try "
             "another dtype."
         )
     return encoded
+
+
+def _gather(
+    model: Llama, tree: Plan, pools: list[SlotPool], slots: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """The finished keys and values [L, HKV, T', D] of each document, from their slots [D, levels,
+    T'].
+    """
+    c = model.config
+    shape = (c.num_hidden_layers, c.num_key_value_heads, tree.rows, c.head_dim)
+    caches = []
+    for own_slots in slots:
+        keys, values = (
+            torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(2)
+        )
+        for level, pool, places in zip(tree.levels, pools, own_slots, strict=True):
+            layers = slice(level.first_layer, level.last_layer)
+            model.ops.gather_cache_(pool.cache, places, keys[layers], values[layers])
+        caches.append((keys, values))
+    return caches
 
 
 def recompute_suffix(model: Llama, encoded: EncodedContext, suffix: Tensor) -> EncodedContext:

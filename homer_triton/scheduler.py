@@ -4,23 +4,29 @@ is still needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .graphs import Replays
 from .model.llama import Llama, Select
+from .offload import HostStore, Stored
 from .pool import SlotPool
 from .tree import Node, Plan
+
+# Rows of the labels; below them come the slots in each level's pool, the leaves' first.
+POSITIONS, SOURCES, SLOTS = range(3)
 
 
 @dataclass(frozen=True)
 class Chunk:
     """B finished nodes of equal shape, side by side, waiting for siblings or for their parents.
 
-    hidden: [B, kept rows, E]; labels: [B, 3, rows], every row's position, source index and slot
-    before the prune; kept: [B, kept rows], the rows that survived it.
+    hidden: [B, kept rows, E]; labels: [B, K, rows], every row's position, source index, and slot in
+    the pool of each level so far, before the prune; kept: [B, kept rows], the rows that survived
+    it.
     """
 
     hidden: Tensor
@@ -31,11 +37,26 @@ class Chunk:
         """The left (0) or the right (1) ones of the batch's pairs of siblings."""
         return Chunk(self.hidden[first::2], self.labels[first::2], self.kept[first::2])
 
+    def kept_labels(self) -> Tensor:
+        """The labels of the kept rows alone, [B, K, kept rows]."""
+        rows = self.kept[:, None].expand(-1, self.labels.shape[1], -1)
+        return self.labels.gather(2, rows)
+
+
+@dataclass(frozen=True)
+class Parked:
+    """A waiting chunk in host memory: all but its positions and source indices [B, 2, rows]."""
+
+    labels: Tensor
+    stored: Stored
+
 
 @dataclass(frozen=True)
 class Merged:
-    """What is left at the root: the last row's hidden state [E], [T'] positions, source indices and
-    slots, and of every input token the height at which it was pruned, [tokens] int8, -1 if kept.
+    """What is left of D documents at the root.
+
+    hidden: [D, E], the last row's; positions, source_indices: [D, T']; slots: [D, levels, T'];
+    pruned_at: [D, tokens] int8, the height at which each input token was pruned, -1 if kept.
     """
 
     hidden: Tensor
@@ -46,111 +67,171 @@ class Merged:
 
 
 class Scheduler:
-    """One run of a plan over a slot pool. Peak use of the pool is `plan.peak_slots`."""
+    """One run of a plan over a slot pool for each level, of `plan.slots(documents)` slots.
+
+    All documents of the run share its plan and its prefix; B nodes side by side are the nodes of a
+    step, document by document. replays: captures the steps in CUDA graphs.
+    """
 
     def __init__(
-        self, model: Llama, plan: Plan, pool: SlotPool, bias: Tensor | None, score: str
+        self,
+        model: Llama,
+        plan: Plan,
+        pools: Sequence[SlotPool],
+        bias: Tensor | None,
+        score: str,
+        documents: int = 1,
+        replays: Replays | None = None,
     ) -> None:
         self.model = model
         self.plan = plan
-        self.pool = pool
+        self.pools = pools
         self.bias = bias
         self.score = score
+        self.documents = documents
+        self.layers = [layer for pool in pools for layer in pool.cache]
         self.rotary = model.rotary(plan.next_position)
+        self._replays = replays
+        self._store = HostStore(model.device)
         self._pruned_at = torch.full(
-            (plan.input_len,), -1, dtype=torch.int8, device=pool.cache.device
+            (documents, plan.input_len), -1, dtype=torch.int8, device=model.device
         )
 
     def run(
-        self, prefix: Tensor, context: Tensor, suffix: Tensor, on_node: Callable[[Node], None]
+        self, prefix: Tensor, contexts: Tensor, suffixes: Tensor, on_node: Callable[[Node], None]
     ) -> Merged:
-        """Encode `prefix ‖ context ‖ suffix`, each [tokens] on the model's device; `on_node` hears
-        of each node.
+        """Encode `prefix ‖ context ‖ suffix` of D documents: token ids [P], [D, C] and [D, S] on
+        the model's device; `on_node` hears of each node.
         """
         self._run_prefix(prefix)
-        waiting: list[Chunk] = []
+        waiting: list[Chunk | Parked] = []
         for nodes in self.plan.steps():
-            if nodes[0].height == 0:
-                waiting.append(self._finish(nodes, *self._leaves(nodes, context, suffix)))
-            else:
-                waiting.append(self._finish(nodes, *self._join(nodes, waiting)))
+            # No name for a chunk here: its memory must go when its parent's begins.
+            waiting.append(self._finish(nodes, *self._begin(nodes, waiting, contexts, suffixes)))
             for node in nodes:
                 on_node(node)
-        return self._result(waiting.pop())
+        (root,) = waiting
+        assert isinstance(root, Chunk)
+        return self._result(root)
 
     def _run_prefix(self, prefix: Tensor) -> None:
         """The prefix is the same in every chunk and sees only itself: one pass fills its slots for
         all of them.
         """
         if len(prefix):
-            self.model.forward(prefix, self.pool.cache)
+            self.model.forward(prefix, self.layers)
+
+    def _begin(
+        self,
+        nodes: tuple[Node, ...],
+        waiting: list[Chunk | Parked],
+        contexts: Tensor,
+        suffixes: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """What a step's nodes start from: hidden states [B, rows, E] and labels [B, K, rows]."""
+        if nodes[0].height == 0:
+            inputs = self._leaves(nodes, contexts, suffixes)
+        else:
+            inputs = self._join(nodes, waiting)
+        if nodes[0].index % 2 and waiting and isinstance(waiting[-1], Parked):
+            self._store.prefetch(waiting[-1].stored)  # the sibling on the left: its turn is next
+        return inputs
 
     def _leaves(
-        self, nodes: tuple[Node, ...], context: Tensor, suffix: Tensor
+        self, nodes: tuple[Node, ...], contexts: Tensor, suffixes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The embedded tokens [B, rows, E] and the labels [B, 3, rows] of B leaves."""
-        plan, batch, width = self.plan, len(nodes), nodes[0].context
+        """The embedded tokens [B, rows, E] and the labels [B, 3, rows] of leaves."""
+        plan, count, width = self.plan, len(nodes), nodes[0].context
         start = nodes[0].index * plan.leaf_context
-        parts = context[start : start + batch * width].view(batch, width)
-        tokens = torch.cat([parts, suffix.expand(batch, -1)], dim=1)
+        parts = contexts[:, start : start + count * width].reshape(-1, width)
+        ends = suffixes.repeat_interleave(count, 0)
+        tokens = torch.cat([parts, ends], dim=1)
         rows = torch.arange(tokens.shape[1], device=tokens.device)
         is_suffix = rows >= width
         # A short last leaf's suffix stands where every other leaf's does.
         positions = plan.prefix_len + rows + is_suffix * (plan.leaf_context - width)
-        starts = start + width * torch.arange(batch, device=tokens.device)[:, None]
+        starts = start + width * torch.arange(count, device=tokens.device)
+        starts = starts.repeat(self.documents)[:, None]
         after_context = plan.context_len - starts - width
         sources = plan.prefix_len + starts + rows + is_suffix * after_context
-        slots = self.pool.take(tokens.numel()).view(tokens.shape)
-        labels = torch.stack([positions.expand_as(slots), sources, slots], dim=1)
-        return self.model.embed(tokens), labels
+        labels = torch.stack([positions.expand_as(sources), sources], dim=1)
+        return self.model.embed(tokens), self._take_slots(labels, 0)
 
-    def _join(self, nodes: tuple[Node, ...], waiting: list[Chunk]) -> tuple[Tensor, Tensor]:
+    def _take_slots(self, labels: Tensor, height: int) -> Tensor:
+        """Labels with slots in the pool of a level added for all rows."""
+        batch, _, rows = labels.shape
+        slots = self.pools[height].take(batch * rows).view(batch, 1, rows)
+        return torch.cat([labels, slots], dim=1)
+
+    def _join(
+        self, nodes: tuple[Node, ...], waiting: list[Chunk | Parked]
+    ) -> tuple[Tensor, Tensor]:
         """The hidden states and labels of nodes above the leaves, from their children, which no
         longer wait and of which nothing stays; left's suffix slots are free again.
         """
-        plan, height = self.plan, nodes[0].height
-        right = waiting.pop()
+        plan, height, suffix = self.plan, nodes[0].height, self.plan.suffix_len
+        right = self._next(waiting)
         if not plan.has_right(height, nodes[0].index):
-            return right.hidden, right.labels  # pruned by nothing: its target is a whole chunk
-        if len(right.kept) == 2 * len(nodes):
+            # Pruned by nothing: its target is a whole chunk.
+            return right.hidden, self._take_slots(right.labels, height)
+        if len(right.kept) == 2 * len(nodes) * self.documents:
             left, right = right.every_second(0), right.every_second(1)
         else:
-            left = waiting.pop()
-        merged = self.model.ops.prune_and_concatenate(
+            left = self._next(waiting)
+        hidden, labels = self.model.ops.prune_and_concatenate(
             left.hidden,
             right.hidden,
             left.labels,
             right.labels,
             left.kept,
             right.kept,
-            self.pool.cache[: plan.levels[height].first_layer],
-            plan.suffix_len,
+            suffix,
         )
-        self.pool.give(left.labels[:, 2, -plan.suffix_len :])
-        return merged
+        for slots, pool in enumerate(self.pools[:height], SLOTS):
+            freed, stays = (side.labels[:, slots, -suffix:] for side in (left, right))
+            self.model.ops.average_affix_(pool.cache, freed, stays)
+            pool.give(freed)
+        return hidden, self._take_slots(labels, height)
 
-    def _finish(self, nodes: tuple[Node, ...], hidden: Tensor, labels: Tensor) -> Chunk:
-        """Run the nodes' layers and prune at the end of the last one (HOMER, sections 3.2 and 3.3).
+    def _finish(self, nodes: tuple[Node, ...], hidden: Tensor, labels: Tensor) -> Chunk | Parked:
+        """Run the nodes' layers and prune at the end of the last (HOMER, sections 3.2 and 3.3)."""
+        node = nodes[0]
+
+        def compute(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self._compute(node, hidden, labels)
+
+        if self._replays is None:
+            hidden, kept, dropped = compute(hidden, labels)
+        else:
+            key = (node.height, len(labels), node.context, node.kept)
+            hidden, kept, dropped = self._replays(key, compute, hidden, labels)
+        if dropped.shape[1]:
+            rows = dropped[:, None].expand(-1, labels.shape[1], -1)
+            _, sources, *slots = labels.gather(2, rows).unbind(1)
+            for pool, freed in zip(self.pools, slots, strict=False):
+                pool.give(freed)
+            self._pruned_at.scatter_(1, sources.reshape(self.documents, -1), node.height)
+        chunk = Chunk(hidden, labels, kept)
+        return self._park(chunk) if self.plan.offload and self.plan.waits(nodes) else chunk
+
+    def _compute(self, node: Node, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The kept rows' hidden states [B, kept rows, E], which rows they are, and which are not.
 
         At the root nothing but the last row's output is still needed.
         """
-        node = nodes[0]
-        rows = torch.arange(labels.shape[2], device=labels.device).expand(len(nodes), -1)
+        kept = rows = torch.arange(labels.shape[2], device=labels.device).expand(len(labels), -1)
+        dropped = rows[:, :0]
         prunes = node.kept < node.context
         is_root = node.height == self.plan.height
-        kept = rows
 
         def select(q_last: Tensor, k: Tensor) -> Tensor:
-            nonlocal kept
+            nonlocal kept, dropped
             if prunes:
                 kept, dropped = self._select(node, q_last, k, labels)
-                _, sources, slots = labels.gather(2, dropped[:, None].expand(-1, 3, -1)).unbind(1)
-                self.pool.give(slots)
-                self._pruned_at[sources] = node.height
             return rows[:, -1:] if is_root else kept
 
         hidden = self._run_layers(node, hidden, labels, select if prunes or is_root else None)
-        return Chunk(hidden, labels, kept)
+        return hidden, kept, dropped
 
     def _select(
         self, node: Node, q_last: Tensor, k: Tensor, labels: Tensor
@@ -161,7 +242,7 @@ class Scheduler:
         layer = self.plan.levels[node.height].last_layer - 1
         bias = None if self.bias is None else self.bias[layer]
         return self.model.ops.score_and_select(
-            q_last, k, labels[:, 0], bias, node.kept, 0, node.context, score=self.score
+            q_last, k, labels[:, POSITIONS], bias, node.kept, 0, node.context, score=self.score
         )
 
     def _run_layers(
@@ -174,16 +255,44 @@ class Scheduler:
         return self.model.run(
             range(level.first_layer, level.last_layer),
             hidden,
-            labels[:, 0],
-            labels[:, 2],
-            self.pool.cache,
+            labels[:, POSITIONS],
+            labels[:, SLOTS + node.height],
+            self.layers,
             self.plan.prefix_len,
             self.rotary,
             select,
         )
 
+    def _park(self, chunk: Chunk) -> Parked:
+        """Move a chunk to host memory; its slots are free again."""
+        labels = chunk.kept_labels()
+        parts = [chunk.hidden]
+        for slots, pool in zip(labels[:, SLOTS:].unbind(1), self.pools, strict=False):
+            parts.append(pool.cache[:, :, slots])
+            pool.give(slots)
+        return Parked(labels[:, :SLOTS], self._store.put(parts))
+
+    def _next(self, waiting: list[Chunk | Parked]) -> Chunk:
+        """The chunk that waits last, which no longer does."""
+        chunk = waiting.pop()
+        if isinstance(chunk, Chunk):
+            return chunk
+        hidden, *parts = self._store.get(chunk.stored)
+        labels = chunk.labels
+        for height, part in enumerate(parts):
+            labels = self._take_slots(labels, height)
+            self.pools[height].cache[:, :, labels[:, -1]] = part
+        kept = torch.arange(labels.shape[2], device=labels.device).expand(len(labels), -1)
+        return Chunk(hidden, labels, kept)
+
     def _result(self, root: Chunk) -> Merged:
-        prefix = torch.arange(self.plan.prefix_len, device=root.labels.device)
-        kept = root.labels[0].index_select(1, root.kept[0])
-        labels = torch.cat([prefix.expand(3, -1), kept], dim=1)
-        return Merged(root.hidden[0, -1], labels[0], labels[1], labels[2], self._pruned_at)
+        kept = root.kept_labels()
+        prefix = torch.arange(self.plan.prefix_len, device=kept.device)
+        labels = torch.cat([prefix.expand(*kept.shape[:2], -1), kept], dim=2)
+        return Merged(
+            root.hidden[:, -1],
+            labels[:, POSITIONS],
+            labels[:, SOURCES],
+            labels[:, SLOTS:],
+            self._pruned_at,
+        )

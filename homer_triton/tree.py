@@ -48,7 +48,8 @@ class Plan:
     """A merge tree for one input; `levels[0]` holds the leaves and `levels[-1]` the root alone.
 
     Lengths are in tokens. `prefix_len + context_len + suffix_len` is the whole input; every chunk
-    holds the prefix, the suffix and at most `max_chunk_len` tokens in all.
+    holds the prefix, the suffix and at most `max_chunk_len` tokens in all. `leaf_batch` leaves run
+    at once; with `offload` what waits does so in host memory.
     """
 
     prefix_len: int
@@ -58,6 +59,7 @@ class Plan:
     target_len: int
     layers_warmup: int
     leaf_batch: int
+    offload: bool
     leaf_context: int
     levels: tuple[Level, ...]
 
@@ -112,19 +114,49 @@ class Plan:
         """
         return 2 * index + 1 < len(self.levels[height - 1].nodes)
 
-    @cached_property
+    def waits(self, nodes: tuple[Node, ...]) -> bool:
+        """Whether a step's only node is a left child whose sibling comes later."""
+        first = nodes[0]
+        is_left = first.index % 2 == 0 and first.height < self.height
+        return len(nodes) == 1 and is_left and self.has_right(first.height + 1, first.index // 2)
+
+    @property
     def peak_slots(self) -> int:
         """The most tokens whose keys and values are alive at once, the prefix included."""
-        live = peak = self.prefix_len
+        return self.slots()[0]
+
+    def slots(self, documents: int = 1) -> tuple[int, ...]:
+        """For each level, the most tokens that are alive at once in its layers: the prefix, and
+        each document's chunks of this height and higher ones.
+        """
+        return tuple(self.prefix_len + documents * own for own in self._own_slots)
+
+    @cached_property
+    def _own_slots(self) -> tuple[int, ...]:
+        """One document's `slots` without the prefix."""
+        live, peak = [0] * len(self.levels), [0] * len(self.levels)
+
+        def count(height: int, tokens: int) -> None:
+            for j in range(height + 1):
+                live[j] += tokens
+                peak[j] = max(peak[j], live[j])
+
+        children = 0
         for nodes in self.steps():
-            first = nodes[0]
-            if first.height == 0:
-                live += len(nodes) * (first.context + self.suffix_len)
-            elif self.has_right(first.height, first.index):
-                live -= len(nodes) * self.suffix_len
-            peak = max(peak, live)
-            live -= len(nodes) * (first.context - first.kept)
-        return peak
+            first, count_now = nodes[0], len(nodes)
+            height = first.height
+            if height and self.has_right(height, first.index):
+                if self.offload and children == count_now:
+                    left = self.levels[height - 1].nodes[2 * first.index]
+                    count(height - 1, left.kept + self.suffix_len)
+                count(height - 1, -count_now * self.suffix_len)
+            live[height] += count_now * (first.context + self.suffix_len)
+            count(height, 0)
+            count(height, -count_now * (first.context - first.kept))
+            if self.offload and self.waits(nodes):
+                count(height, -first.kept - self.suffix_len)
+            children = count_now
+        return tuple(peak)
 
     def flops(self, shape: ModelShape) -> int:
         """Floating-point operations of the encoding; a multiply and an add are two."""
@@ -160,7 +192,10 @@ class Plan:
         token = cache_bytes(shape, itemsize)
         chunk = max(len(nodes) * (nodes[0].context + self.suffix_len) for nodes in self.steps())
         finished = self.rows * token
-        return self.peak_slots * token + max(chunk * row_bytes(shape, itemsize), finished)
+        layers = [level.last_layer - level.first_layer for level in self.levels]
+        pools = sum(n * slots for n, slots in zip(layers, self.slots(), strict=True))
+        pool_bytes = pools * token // self.num_layers
+        return pool_bytes + max(chunk * row_bytes(shape, itemsize), finished)
 
     def prefill_memory(self, shape: ModelShape, itemsize: int) -> int:
         """Bytes at the peak above the weights when the plain model reads the whole input with exact
@@ -175,7 +210,7 @@ class Plan:
         return {**fields, "num_layers": self.num_layers}
 
     @classmethod
-    def from_dict(cls, fields: dict[str, int]) -> Plan:
+    def from_dict(cls, fields: dict[str, Any]) -> Plan:
         """The plan that `to_dict` described."""
         return build_plan(**fields)
 
@@ -189,6 +224,7 @@ def build_plan(
     target_len: int,
     layers_warmup: int,
     leaf_batch: int = 1,
+    offload: bool = False,
 ) -> Plan:
     """Lay out the merge tree (HOMER, section 3 and appendix A).
 
@@ -259,6 +295,7 @@ def build_plan(
         target_len,
         layers_warmup,
         leaf_batch,
+        offload,
         leaf_context,
         tuple(levels),
     )

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .activation import gated_linear, silu_mul
     from .attention import causal_attention
-    from .cache import gather_cache
-    from .merging import prune_and_concatenate
+    from .cache import gather_cache_
+    from .merging import average_affix_, prune_and_concatenate
     from .norms import add_rms_norm, rms_norm
     from .products import linear
     from .rotary import apply_rotary_, rotary_and_store_
@@ -23,9 +23,10 @@ __all__ = [
     "SCORES",
     "add_rms_norm",
     "apply_rotary_",
+    "average_affix_",
     "causal_attention",
     "gated_linear",
-    "gather_cache",
+    "gather_cache_",
     "linear",
     "prune_and_concatenate",
     "rms_norm",
@@ -39,9 +40,10 @@ _HOME = {
     "SCORES": "scores",
     "add_rms_norm": "norms",
     "apply_rotary_": "rotary",
+    "average_affix_": "merging",
     "causal_attention": "attention",
     "gated_linear": "activation",
-    "gather_cache": "cache",
+    "gather_cache_": "cache",
     "linear": "products",
     "prune_and_concatenate": "merging",
     "rms_norm": "norms",

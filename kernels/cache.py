@@ -1,16 +1,15 @@
-"""The finished cache: every layer's keys and values of the surviving slots, gathered once.
+"""The finished cache: some layers' keys and values of the surviving slots, gathered once.
 
 cache: [L, 2, slots, HKV, D], slots: [T] -> keys, values: [L, HKV, T, D]. A program takes some rows
 of one head of one layer, keys and values both; neighbouring programs take the heads that lie next
 to each other in a slot.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_cache
+from .checks import check_gather
 from .devices import launching_on
 
 # Elements of one program's tile, of keys and of values each.
@@ -47,18 +46,17 @@ def _gather_cache_kernel(
     tl.store(values_ptr + out, values, mask=mask)
 
 
-def gather_cache(cache: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """The finished keys and values, contiguous.
+def gather_cache_(cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Write the keys and values of some slots to the finished cache of the same layers.
 
-    cache: [L, 2, slots, HKV, D]; slots: [T]; returns keys and values, each [L, HKV, T, D].
-
-    Raises `ValueError` for arguments that do not fit together.
+    cache: [L, 2, slots, HKV, D]; slots: [T]; keys, values: [L, HKV, T, D], contiguous. Raises
+    `ValueError` for arguments that do not fit together.
     """
-    check_cache(cache, slots)
+    check_gather(cache, slots, keys, values)
     layers, _, _, heads, dim = cache.shape
     rows = len(slots)
-    keys = torch.empty(layers, heads, rows, dim, dtype=cache.dtype, device=cache.device)
-    values = torch.empty_like(keys)
+    if not rows:
+        return
     block_d = triton.next_power_of_2(dim)
     block_r = max(1, TILE // block_d)
     with launching_on(cache):
@@ -74,4 +72,3 @@ def gather_cache(cache: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
             BLOCK_D=block_d,
             num_warps=4,
         )
-    return keys, values

@@ -178,31 +178,50 @@ def check_merge(
     right_labels: Tensor,
     left_kept: Tensor,
     right_kept: Tensor,
-    cache: Tensor,
     suffix: int,
 ) -> None:
-    """left [B, RL, E], right [B, RR, E], labels [B, 3, T], kept [B, RL] and [B, RR].
-
-    cache [L, 2, slots, HKV, D].
-    """
+    """left [B, RL, E], right [B, RR, E], labels [B, K, T], kept [B, RL] and [B, RR]."""
     _check_sized(left, "left", 3)
     _check_sized(right, "right", 3)
-    check_cache(cache)
-    _check_alike(left=left, right=right, cache=cache)
+    _check_alike(left=left, right=right)
     _check_shape("right", right, (left.shape[0], right.shape[1], left.shape[2]), "[B, RR, E]")
+    _check_sized(left_labels, "left_labels", 3)
+    kinds = left_labels.shape[1]
     sides = (("left", left, left_labels, left_kept), ("right", right, right_labels, right_kept))
     for name, hidden, labels, kept in sides:
         _check_layout(left=left, **{f"{name}_labels": labels, f"{name}_kept": kept})
         _check_dims(labels, f"{name}_labels", 3, exact=True)
-        wanted = (hidden.shape[0], 3, labels.shape[2])
-        _check_indices(f"{name}_labels", labels, wanted, "[B, 3, T]")
+        wanted = (hidden.shape[0], kinds, labels.shape[2])
+        _check_indices(f"{name}_labels", labels, wanted, "[B, K, T]")
         _check_indices(f"{name}_kept", kept, tuple(hidden.shape[:2]), f"the rows of {name}")
     shorter = min(left.shape[1], right.shape[1])
     require(0 <= suffix <= shorter, "suffix", suffix, f"in [0, {shorter}], the rows of a side")
 
 
-def check_cache(cache: Tensor, slots: Tensor | None = None) -> None:
-    """cache [L, 2, slots, HKV, D] with the heads of a slot side by side, slots [T] or None."""
+def check_average(cache: Tensor, left_slots: Tensor, right_slots: Tensor) -> None:
+    """cache [L, 2, slots, HKV, D]; left_slots, right_slots [B, S]."""
+    _check_cache(cache)
+    _check_dims(left_slots, "left_slots", 2, exact=True)
+    for name, slots in (("left_slots", left_slots), ("right_slots", right_slots)):
+        _check_layout(cache=cache, **{name: slots})
+        _check_indices(name, slots, tuple(left_slots.shape), "[B, S]")
+
+
+def check_gather(cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+    """cache [L, 2, slots, HKV, D], slots [T], keys and values [L, HKV, T, D]."""
+    _check_cache(cache)
+    _check_layout(cache=cache, slots=slots)
+    _check_dims(slots, "slots", 1, exact=True)
+    _check_indices("slots", slots, tuple(slots.shape), "[T]")
+    _check_alike(cache=cache, keys=keys, values=values)
+    layers, _, _, heads, dim = cache.shape
+    for name, x in (("keys", keys), ("values", values)):
+        _check_shape(name, x, (layers, heads, len(slots), dim), "[L, HKV, T, D]")
+        require(x.is_contiguous(), f"the strides of {name}", x.stride(), "contiguous")
+
+
+def _check_cache(cache: Tensor) -> None:
+    """cache [L, 2, slots, HKV, D] with the heads of a slot side by side."""
     _check_dims(cache, "cache", 5, exact=True)
     _check_alike(cache=cache)
     require(cache.shape[1] == 2, "the second dimension of cache", cache.shape[1], "2")
@@ -210,10 +229,6 @@ def check_cache(cache: Tensor, slots: Tensor | None = None) -> None:
     require(
         heads == 1 or cache.stride(3) == dim, "the head stride of cache", cache.stride(3), f"{dim}"
     )
-    if slots is not None:
-        _check_layout(cache=cache, slots=slots)
-        _check_dims(slots, "slots", 1, exact=True)
-        _check_indices("slots", slots, tuple(slots.shape), "[T]")
 
 
 def _check_dims(x: Tensor, name: str, dims: int, exact: bool = False) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .checks import (
     check_attention,
-    check_cache,
+    check_average,
+    check_gather,
     check_merge,
     check_norm,
     check_rotary,
@@ -234,37 +235,44 @@ def prune_and_concatenate(
     right_labels: Tensor,
     left_kept: Tensor,
     right_kept: Tensor,
-    cache: Tensor,
     suffix: int,
 ) -> tuple[Tensor, Tensor]:
-    """Join two pruned siblings into their parent's chunk and average their suffixes (HOMER, section
-    3.1).
+    """Join two pruned siblings into their parent's chunk, suffixes averaged (HOMER, section 3.1).
 
-    The parent's rows are left's context, right's context, and the mean of both suffixes. The
-    suffix's keys and values are averaged in the cache, in right's slots; left's suffix slots are
-    free afterwards.
+    The parent's rows are left's context, right's context, and the mean of both suffixes, which
+    carries right's labels.
 
     left, right: [B, RL, E] and [B, RR, E], the kept rows' hidden states, suffix last; labels: [B,
-    3, T], the positions, source indices and slots of all rows before the prune; kept: [B, RL] and
-    [B, RR], the rows that survived it, affix included; cache: [L, 2, slots, HKV, D], the layers run
-    so far; suffix: rows of the suffix. Returns the parent's hidden states [B, RL + RR - suffix, E]
-    and labels [B, 3, RL + RR - suffix].
+    K, T], K labels of all rows before the prune (positions, source indices, slots); kept: [B, RL]
+    and [B, RR], the rows that survived it, affix included; suffix: rows of the suffix. Returns the
+    parent's hidden states [B, RL + RR - suffix, E] and labels [B, K, RL + RR - suffix].
     """
-    check_merge(left, right, left_labels, right_labels, left_kept, right_kept, cache, suffix)
-    left_labels = left_labels.gather(2, left_kept[:, None].expand(-1, 3, -1))
-    right_labels = right_labels.gather(2, right_kept[:, None].expand(-1, 3, -1))
+    check_merge(left, right, left_labels, right_labels, left_kept, right_kept, suffix)
+    kinds = left_labels.shape[1]
+    left_labels = left_labels.gather(2, left_kept[:, None].expand(-1, kinds, -1))
+    right_labels = right_labels.gather(2, right_kept[:, None].expand(-1, kinds, -1))
     end, right_end = left.shape[1] - suffix, right.shape[1] - suffix
     mean = (left[:, end:] + right[:, right_end:]) / 2
     hidden = torch.cat([left[:, :end], right[:, :right_end], mean], dim=1)
-    left_slots, right_slots = left_labels[:, 2, end:], right_labels[:, 2, right_end:]
-    cache[:, :, right_slots] = (cache[:, :, left_slots] + cache[:, :, right_slots]) / 2
     return hidden, torch.cat([left_labels[:, :, :end], right_labels], dim=2)
 
 
-def gather_cache(cache: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """The finished keys and values, contiguous: cache [L, 2, slots, HKV, D], slots [T] -> two of
-    [L, HKV, T, D].
+def average_affix_(cache: Tensor, left_slots: Tensor, right_slots: Tensor) -> None:
+    """Average two siblings' suffixes, keys and values of some layers, into right's slots (HOMER,
+    section 3.1).
+
+    cache: [L, 2, slots, HKV, D]; left_slots, right_slots: [B, S].
     """
-    check_cache(cache, slots)
-    keys, values = cache[:, :, slots].transpose(2, 3).unbind(1)
-    return keys.contiguous(), values.contiguous()
+    check_average(cache, left_slots, right_slots)
+    cache[:, :, right_slots] = (cache[:, :, left_slots] + cache[:, :, right_slots]) / 2
+
+
+def gather_cache_(cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Write the keys and values of some slots to the finished cache of the same layers.
+
+    cache: [L, 2, slots, HKV, D]; slots: [T]; keys, values: [L, HKV, T, D], contiguous.
+    """
+    check_gather(cache, slots, keys, values)
+    for layer, (own_keys, own_values) in enumerate(zip(keys, values, strict=True)):
+        own_keys.copy_(cache[layer, 0, slots].transpose(0, 1))
+        own_values.copy_(cache[layer, 1, slots].transpose(0, 1))

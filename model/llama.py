@@ -1,16 +1,16 @@
 """A minimal Llama whose one `layer` serves plain prefill, every chunk of the merge tree and
 decoding.
 
-Keys and values live in a cache `[L, 2, slots, HKV, D]` that the caller owns: rows are written at
-the slots they are given, and attend to the cache's first `prefix` slots and to each other. Which
-ops do the work is an argument: the module `kernels` (Triton) or `kernels.reference` (PyTorch).
-Sizes are those of `kernels.reference`.
+Keys and values live in a cache `[L, 2, slots, HKV, D]` that the caller owns, or in one `[2, slots,
+HKV, D]` for each layer: rows are written at the slots they are given, and attend to the cache's
+first `prefix` slots and to each other. Which ops do the work is an argument: the module `kernels`
+(Triton) or `kernels.reference` (PyTorch). Sizes are those of `kernels.reference`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # Chosen by the last row's query [B, HQ, D] and all rows' keys [B, T, HKV, D]: the rows [B, R] that
 # go on, ascending.
 Select = Callable[[Tensor, Tensor], Tensor]
+
+# Every layer's [2, slots, HKV, D].
+Cache = Tensor | Sequence[Tensor]
 
 
 class Llama:
@@ -71,10 +74,13 @@ class Llama:
             digest.update(coarse.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def new_cache(self, slots: int) -> Tensor:
-        """An uninitialised cache [L, 2, slots, HKV, D] for keys (0) and values (1)."""
+    def new_cache(self, slots: int, layers: int | None = None) -> Tensor:
+        """An uninitialised cache [layers, 2, slots, HKV, D] for keys (0) and values (1); of all
+        layers when their number is left out.
+        """
         c = self.config
-        shape = (c.num_hidden_layers, 2, slots, c.num_key_value_heads, c.head_dim)
+        count = c.num_hidden_layers if layers is None else layers
+        shape = (count, 2, slots, c.num_key_value_heads, c.head_dim)
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -102,7 +108,7 @@ class Llama:
         hidden: Tensor,
         positions: Tensor,
         slots: Tensor,
-        cache: Tensor,
+        cache: Cache,
         prefix: int,
         rotary: tuple[Tensor, Tensor],
         select: Select | None = None,
@@ -110,9 +116,9 @@ class Llama:
         """Run consecutive layers over B chunks of T rows; `select` decides in the last one which
         rows go on.
 
-        hidden: [B, T, E]; positions, slots: [B, T]; cache: [L, 2, slots, HKV, D], of which the
-        first `prefix` slots are visible to all rows. Returns hidden states [B, T, E], or [B, R, E]
-        for the R selected rows.
+        hidden: [B, T, E]; positions, slots: [B, T]; cache: of every layer [2, slots, HKV, D], of
+        which the first `prefix` slots are visible to all rows. Returns hidden states [B, T, E], or
+        [B, R, E] for the R selected rows.
         """
         for index in layers:
             last = select if index == layers[-1] else None
@@ -164,7 +170,7 @@ class Llama:
     def forward(
         self,
         token_ids: Tensor,
-        cache: Tensor,
+        cache: Cache,
         filled: int = 0,
         position: int | None = None,
         all_logits: bool = False,

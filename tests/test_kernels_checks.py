@@ -76,10 +76,19 @@ def good(op: str) -> dict[str, Any]:
             "right_labels": rows(B, 3, T) + T,
             "left_kept": rows(B, 6),
             "right_kept": rows(B, 7),
-            "cache": cache,
             "suffix": 2,
         },
-        "gather_cache": {"cache": cache, "slots": rows(5)},
+        "average_affix_": {
+            "cache": cache,
+            "left_slots": torch.arange(2 * B, device=DEVICE).view(B, 2),
+            "right_slots": torch.arange(2 * B, 4 * B, device=DEVICE).view(B, 2),
+        },
+        "gather_cache_": {
+            "cache": cache,
+            "slots": rows(5),
+            "keys": floats(3, HKV, 5, D),
+            "values": floats(3, HKV, 5, D),
+        },
     }[op]
 
 
@@ -135,10 +144,14 @@ BAD: list[tuple[str, str, Callable[[Any], Any], str]] = [
     ("prune_and_concatenate", "right", lambda x: x[..., 1:], "the shape of right is"),
     ("prune_and_concatenate", "left_kept", lambda x: x[:, 1:], "the shape of left_kept is"),
     ("prune_and_concatenate", "right_labels", lambda x: x[:, 1:], "the shape of right_labels is"),
-    ("prune_and_concatenate", "cache", Tensor.half, "the dtype of cache is torch.float16"),
-    ("gather_cache", "cache", lambda x: x[:, :1], "the second dimension of cache is 1"),
-    ("gather_cache", "cache", lambda x: x[..., 1:], "the head stride of cache is 16"),
-    ("gather_cache", "slots", Tensor.float, "the dtype of slots is torch.float32"),
+    ("average_affix_", "cache", lambda x: x[:, :1], "the second dimension of cache is 1"),
+    ("average_affix_", "right_slots", lambda x: x[:, 1:], "the shape of right_slots is"),
+    ("average_affix_", "left_slots", Tensor.float, "the dtype of left_slots is torch.float32"),
+    ("gather_cache_", "cache", lambda x: x[..., 1:], "the head stride of cache is 16"),
+    ("gather_cache_", "slots", Tensor.float, "the dtype of slots is torch.float32"),
+    ("gather_cache_", "values", lambda x: x[1:], "the shape of values is"),
+    ("gather_cache_", "keys", Tensor.half, "the dtype of keys is torch.float16"),
+    ("gather_cache_", "keys", lambda x: x.repeat(1, 1, 2, 1)[:, :, ::2], "the strides of keys"),
 ]
 
 

@@ -18,34 +18,43 @@ from homer_triton.tree import Node, Plan
 TIGHT = Settings(max_chunk_len=14, target_len=14, layers_warmup=2)
 
 
-def run(model: Llama, plan: Plan, pool: SlotPool, on_node: Callable[[Node], object] = id) -> Merged:
+Pools = list[SlotPool]
+
+
+def run(model: Llama, plan: Plan, pools: Pools, on_node: Callable[[Node], object] = id) -> Merged:
     """The scheduler over random tokens, without a bias."""
     tokens = torch.tensor(random_tokens(plan.prefix_len + plan.context_len + plan.suffix_len))
-    parts = tokens.split([plan.prefix_len, plan.context_len, plan.suffix_len])
+    before, middle, after = tokens.split([plan.prefix_len, plan.context_len, plan.suffix_len])
     with torch.no_grad():
-        return Scheduler(model, plan, pool, None, "max_logit").run(*parts, on_node)
+        walk = Scheduler(model, plan, pools, None, "max_logit")
+        return walk.run(before, middle[None], after[None], on_node)
 
 
-def make_pool(model: Llama, plan: Plan) -> SlotPool:
-    """A pool of just the slots that the plan asks for, full of NaN: reading one that was not
-    written cannot go unseen.
+def make_pools(model: Llama, plan: Plan) -> Pools:
+    """Pools of just the slots that the plan asks for, full of NaN: reading one that was not written
+    cannot go unseen.
     """
-    cache = model.new_cache(plan.peak_slots).fill_(float("nan"))
-    return SlotPool(cache, reserved=plan.prefix_len)
+    sizes = [
+        (n, level.last_layer - level.first_layer)
+        for n, level in zip(plan.slots(), plan.levels, strict=True)
+    ]
+    caches = [model.new_cache(*size).fill_(float("nan")) for size in sizes]
+    return [SlotPool(cache, reserved=plan.prefix_len) for cache in caches]
 
 
 @REPEATABLE
 @given(case=lengths(layers=LAYERS, max_leaf_batch=8))
 def test_takes_the_planned_slots_and_leaves_the_kept_ones(case: Lengths) -> None:
     model, plan = peers(4, 2)[1], case.plan()
-    pool = make_pool(model, plan)
+    pools = make_pools(model, plan)
     visited: list[Node] = []
-    merged = run(model, plan, pool, visited.append)
+    merged = run(model, plan, pools, visited.append)
     assert visited == [node for nodes in plan.steps() for node in nodes]
-    assert pool.high_water == plan.peak_slots
-    assert pool.live == plan.rows == len(set(merged.slots.tolist()))
-    assert merged.slots[: plan.prefix_len].tolist() == list(range(plan.prefix_len))
-    assert pool.cache[:, :, merged.slots].isfinite().all()
+    for pool, planned, slots in zip(pools, plan.slots(), merged.slots[0], strict=True):
+        assert pool.high_water == planned
+        assert pool.live == plan.rows == len(set(slots.tolist()))
+        assert slots[: plan.prefix_len].tolist() == list(range(plan.prefix_len))
+        assert pool.cache[:, :, slots].isfinite().all()
     assert merged.hidden.isfinite().all()
 
 
@@ -53,7 +62,7 @@ def test_takes_the_planned_slots_and_leaves_the_kept_ones(case: Lengths) -> None
 @given(case=lengths(layers=LAYERS))
 def test_kept_tokens_stay_in_order_with_the_affix_around_them(case: Lengths) -> None:
     model, plan = peers(4, 2)[1], case.plan()
-    sources = run(model, plan, make_pool(model, plan)).source_indices.tolist()
+    sources = run(model, plan, make_pools(model, plan)).source_indices[0].tolist()
     tokens = case.prefix + case.context + case.suffix
     assert sources == sorted(set(sources))
     assert sources[: case.prefix] == list(range(case.prefix))
@@ -89,7 +98,7 @@ def test_merged_children_are_freed(
     def check(_: Node) -> None:
         assert alive(chunks) == alive(states) == len(waiting)
 
-    run(model, plan, make_pool(model, plan), check)
+    run(model, plan, make_pools(model, plan), check)
     assert alive(chunks) == alive(states) == 0
 
 
@@ -99,12 +108,12 @@ def alive(references: Sequence[weakref.ref]) -> int:
 
 def test_an_interrupted_run_leaves_a_model_that_can_be_used_again() -> None:
     model, plan = peers(4, 2)[1], Lengths(2, 90, 2, LAYERS, TIGHT).plan()
-    expected = run(model, plan, make_pool(model, plan))
+    expected = run(model, plan, make_pools(model, plan))
 
     def interrupt(node: Node) -> None:
         if node.height == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(model, plan, make_pool(model, plan), interrupt)
-    assert torch.equal(run(model, plan, make_pool(model, plan)).hidden, expected.hidden)
+        run(model, plan, make_pools(model, plan), interrupt)
+    assert torch.equal(run(model, plan, make_pools(model, plan)).hidden, expected.hidden)

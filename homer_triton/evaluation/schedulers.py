@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..model.llama import Select
-from ..scheduler import Scheduler
+from ..scheduler import POSITIONS, SLOTS, Scheduler
 from ..tree import Node
 
 
@@ -41,9 +41,10 @@ class LayerwiseScheduler(Scheduler):
     def __init__(self, *args: Any, seed: int | None = None) -> None:
         """seed: keep random rows; left out, those with the best scores of the layer itself."""
         super().__init__(*args)
-        layers, _, slots = self.pool.cache.shape[:3]
+        if self.plan.offload:
+            raise ValueError("Significance by slot is lost with offload; leave it out.")
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
-        self._significance = torch.zeros(layers, slots, device=self.pool.cache.device)
+        self._significance = [torch.zeros(len(x[0]), device=x.device) for x in self.layers]
 
     def _run_layers(
         self, node: Node, hidden: Tensor, labels: Tensor, select: Select | None
@@ -57,15 +58,16 @@ class LayerwiseScheduler(Scheduler):
             def observe(
                 q_last: Tensor, k: Tensor, layer: int = layer, choose: Select | None = choose
             ) -> Tensor:
-                self._significance[layer, labels[:, 2]] = self._score(layer, q_last, k, labels)
+                slots = labels[:, SLOTS + node.height]
+                self._significance[layer][slots] = self._score(layer, q_last, k, labels)
                 return rows if choose is None else choose(q_last, k)
 
             hidden = self.model.run(
                 range(layer, layer + 1),
                 hidden,
-                labels[:, 0],
-                labels[:, 2],
-                self.pool.cache,
+                labels[:, POSITIONS],
+                labels[:, SLOTS + node.height],
+                self.layers,
                 self.plan.prefix_len,
                 self.rotary,
                 observe,
@@ -77,13 +79,16 @@ class LayerwiseScheduler(Scheduler):
     ) -> tuple[Tensor, Tensor]:
         """The last layer's choice, into whose slots every earlier layer moves its own."""
         kept, dropped = super()._select(node, q_last, k, labels)
-        slots = labels[:, 2, : node.context]
-        places = slots.gather(1, kept[:, : node.kept])
-        for layer in range(self.plan.levels[node.height].last_layer - 1):
-            best = self._significance[layer, slots].topk(node.kept, dim=1).indices.sort(1).values
-            own = slots.gather(1, best)
-            self.pool.cache[layer, :, places] = self.pool.cache[layer, :, own]
-            self._significance[layer, places] = self._significance[layer, own]
+        for level in self.plan.levels[: node.height + 1]:
+            slots = labels[:, SLOTS + level.height, : node.context]
+            places = slots.gather(1, kept[:, : node.kept])
+            last = level.last_layer - (level.height == node.height)
+            for layer in range(level.first_layer, last):
+                cache, significance = self.layers[layer], self._significance[layer]
+                best = significance[slots].topk(node.kept, dim=1).indices.sort(1).values
+                own = slots.gather(1, best)
+                cache[:, places] = cache[:, own]
+                significance[places] = significance[own]
         return kept, dropped
 
     def _score(self, layer: int, q_last: Tensor, k: Tensor, labels: Tensor) -> Tensor:
@@ -93,5 +98,5 @@ class LayerwiseScheduler(Scheduler):
         scores = self.model.ops.score_rows(q_last, k, self.score).float()
         if self.bias is None:
             return scores
-        positions = labels[:, 0]
+        positions = labels[:, POSITIONS]
         return scores - self.bias[layer][positions[:, -1:] - positions]

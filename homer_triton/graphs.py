@@ -1,0 +1,65 @@
+"""CUDA graphs: a step of the tree is captured once for its shape, and replayed for all its equals.
+
+For a small model the host takes longer to launch a step's kernels than the device to run them; a
+replay is one launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Step = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A step's graph with the memory that it reads and writes; `replay` runs it once."""
+
+    replay: Callable[[], object]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class Replays:
+    """Runs steps; one whose key has been seen before is replayed.
+
+    A step is a function of tensors to tensors. All calls with one key must have inputs of the same
+    shapes and do the same work, and whatever else the step reads or writes must stay where it is.
+    The first call with a key runs as it is: kernels are compiled, libraries set themselves up.
+    """
+
+    def __init__(self) -> None:
+        self._captured: dict[Hashable, Captured | None] = {}
+        self._memory: Any = None  # PyTorch's handle of a memory pool
+
+    def __call__(self, key: Hashable, step: Step, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What `step(*inputs)` returns."""
+        if key not in self._captured:
+            self._captured[key] = None
+            return step(*inputs)
+        captured = self._captured[key]
+        if captured is None:
+            if self._memory is None:
+                self._memory = torch.cuda.graph_pool_handle()
+            captured = self._captured[key] = capture(step, inputs, self._memory)
+        for place, given in zip(captured.inputs, inputs, strict=True):
+            place.copy_(given)
+        captured.replay()
+        # The next replay writes to the same places.
+        return tuple(output.clone() for output in captured.outputs)
+
+
+def capture(step: Step, inputs: tuple[Tensor, ...], memory: Any) -> Captured:
+    """Record what a step launches; nothing is run. memory: the pool that the graphs share, which
+    they may since no two run at once.
+    """
+    places = tuple(torch.empty_like(given) for given in inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
+        outputs = step(*places)
+    return Captured(graph.replay, places, outputs)
