@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,6 +12,8 @@ from .model.config import ModelConfig
 from .tree import Plan, build_plan, tree_height
 
 SuffixMode = Literal["merged", "recomputed"]
+# What a memory budget is tried with: more than eight leaves at once hardly gain anything.
+LEAF_BATCHES = (8, 4, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,14 @@ class HomerConfig:
     far tokens comparable, from `calibrate`. suffix: "merged" answers from the averaged suffix as
     the paper does; "recomputed" runs the suffix once more over the finished cache, so that the
     question reads all surviving context directly. score: what makes a row significant, "max_logit"
-    (the paper's) or "log_softmax" (blind to a head's constant offset). leaf_batch: leaves that run
-    at once, a power of two; more fill a chip better and take memory.
+    (the paper's) or "log_softmax" (blind to a head's constant offset).
+
+    The numbers do not depend, but for rounding, on how it is run. leaf_batch: leaves that run at
+    once, a power of two, 1 by default; more fill a chip better and take memory. offload: "cpu" lets
+    chunks wait in host memory, so that a GPU's peak does not depend on the length. memory_budget:
+    bytes, or a text such as "12GiB", that encoding may take beside the weights; `plan` then picks
+    `leaf_batch` and `offload` where they are left out. cuda_graphs: replay a level's steps from
+    CUDA graphs.
 
     Raises `ValueError` for values out of range.
     """
@@ -36,7 +45,10 @@ class HomerConfig:
     calibration: Calibration | None = None
     suffix: SuffixMode = "merged"
     score: str = "max_logit"
-    leaf_batch: int = 1
+    leaf_batch: int | None = None
+    offload: Literal["cpu"] | None = None
+    memory_budget: int | str | None = None
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -48,12 +60,18 @@ class HomerConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}.")
-        for name, allowed in (("suffix", get_args(SuffixMode)), ("score", tuple(SCORES))):
+        choices = {
+            "suffix": get_args(SuffixMode),
+            "score": tuple(SCORES),
+            "offload": (None, "cpu"),
+        }
+        for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise ValueError(
-                    f"{name}={value!r} is not known; choose one of {', '.join(allowed)}."
-                )
+                known = ", ".join(str(choice) for choice in allowed)
+                raise ValueError(f"{name}={value!r} is not known; choose one of {known}.")
+        if self.memory_budget is not None:
+            parse_bytes(self.memory_budget)
 
     def chunk_len(self, model: ModelConfig) -> int:
         """`max_chunk_len`, or its default for a model."""
@@ -66,11 +84,18 @@ def plan(
     prefix_len: int = 0,
     suffix_len: int = 1,
     config: HomerConfig | None = None,
+    itemsize: int | None = None,
+    documents: int = 1,
+    on_gpu: bool = True,
 ) -> Plan:
     """The merge tree for an input of these lengths, in tokens, before anything is run.
 
-    Raises `ValueError` where the lengths or settings do not fit together; the message says what to
-    change.
+    What a memory budget allows depends on the rest: itemsize, the bytes of a number in the model's
+    dtype, the checkpoint's own when left out; documents, how many run side by side; on_gpu, whether
+    host memory is another than the model's, so that moving chunks there helps.
+
+    Raises `ValueError` where the lengths or settings do not fit together, or no way to run them
+    fits the budget; the message says what to change.
     """
     config = config or HomerConfig()
     chunk_len = config.chunk_len(model)
@@ -80,13 +105,49 @@ def plan(
         room = max(chunk_len - prefix_len - suffix_len, 1)
         levels = tree_height(max(context_len, 1), room) + 1
         warmup = max(min(3 * layers // 8, layers - levels), 0)
-    return build_plan(
-        prefix_len=prefix_len,
-        context_len=context_len,
-        suffix_len=suffix_len,
-        num_layers=layers,
-        max_chunk_len=chunk_len,
-        target_len=config.target_len or chunk_len,
-        layers_warmup=warmup,
-        leaf_batch=config.leaf_batch,
+
+    def lay_out(leaf_batch: int, offload: bool) -> Plan:
+        return build_plan(
+            prefix_len=prefix_len,
+            context_len=context_len,
+            suffix_len=suffix_len,
+            num_layers=layers,
+            max_chunk_len=chunk_len,
+            target_len=config.target_len or chunk_len,
+            layers_warmup=warmup,
+            leaf_batch=leaf_batch,
+            offload=offload,
+        )
+
+    if config.memory_budget is None:
+        return lay_out(config.leaf_batch or 1, config.offload is not None)
+    budget = parse_bytes(config.memory_budget)
+    size = model.dtype.itemsize if itemsize is None else itemsize
+    plans = [
+        lay_out(leaf_batch, offload)
+        for offload in ([True] if config.offload else [False, True] if on_gpu else [False])
+        for leaf_batch in ([config.leaf_batch] if config.leaf_batch else LEAF_BATCHES)
+    ]
+    for tree in plans:
+        if tree.memory(model, size, documents) <= budget:
+            return tree
+    least = min(tree.memory(model, size, documents) for tree in plans)
+    raise ValueError(
+        f"memory_budget={config.memory_budget} is less than the {-(-least // 2**20)}MiB that this "
+        "input needs beside the weights; raise it or lower max_chunk_len or target_len."
     )
+
+
+def parse_bytes(size: int | str) -> int:
+    """Bytes from a number or a text such as "12GiB", "900MB" or "1.5 GiB".
+
+    Raises `ValueError` for anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(size), re.IGNORECASE)
+    if match is None:
+        raise ValueError(
+            f"memory_budget={size!r} is not a size; give bytes or a text like '12GiB'."
+        )
+    number, prefix, binary = match.groups()
+    base = 1024 if binary else 1000
+    return int(float(number) * base ** " KMGT".index(prefix.upper() or " "))

@@ -47,7 +47,12 @@ def cache_bytes(shape: ModelShape, itemsize: int) -> int:
 
 
 def row_bytes(shape: ModelShape, itemsize: int) -> int:
-    """A row's largest set of activations alive at once: hidden states, their norm, and the MLP's
-    gate, up and product.
+    """A row's largest set of activations alive at once: in attention the hidden states before and
+    after, the projections, and queries, keys and values laid out beside the prefix; in the MLP the
+    hidden states, their norm, and gate, up and product.
     """
-    return (2 * shape.hidden_size + 3 * shape.intermediate_size) * itemsize
+    queries = shape.num_attention_heads * shape.head_dim
+    keys = shape.num_key_value_heads * shape.head_dim
+    attention = 2 * shape.hidden_size + 4 * queries + 4 * keys
+    mlp = 3 * (shape.hidden_size + shape.intermediate_size)
+    return max(attention, mlp) * itemsize

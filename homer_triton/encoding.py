@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from .config import HomerConfig, plan
 from .context import EncodedContext, EncodeStats
+from .graphs import Replays
 from .model.llama import Llama
 from .pool import SlotPool
 from .scheduler import Scheduler
@@ -76,32 +77,51 @@ def encode_batch(
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (_, context, suffix) in enumerate(inputs):
         groups.setdefault((len(context), len(suffix)), []).append(index)
-    batches = [
-        group[start : start + batch_size]
-        for group in groups.values()
-        for start in range(0, len(group), batch_size)
-    ]
     encoded: dict[int, EncodedContext] = {}
-    for batch in batches:
-        group = [inputs[index] for index in batch]
-        encoded |= zip(batch, _encode_alike(model, group, config, progress, scheduler), strict=True)
+    for group in groups.values():
+        while group:
+            tree, documents = _fit(model, inputs[group[0]], config, min(batch_size, len(group)))
+            batch, group = group[:documents], group[documents:]
+            parts = [inputs[index] for index in batch]
+            done = _encode_alike(model, tree, parts, config, progress, scheduler)
+            encoded |= zip(batch, done, strict=True)
     return [encoded[index] for index in range(len(inputs))]
+
+
+def _fit(
+    model: Llama, parts: tuple[Tensor, Tensor, Tensor], config: HomerConfig, documents: int
+) -> tuple[Plan, int]:
+    """The plan for documents of these parts' lengths, and how many of them fit the memory."""
+    prefix, context, suffix = map(len, parts)
+    size, on_gpu = model.dtype.itemsize, model.device.type != "cpu"
+    while True:
+        try:
+            tree = plan(
+                model.config, context, prefix, suffix, config, size, documents, on_gpu=on_gpu
+            )
+            return tree, documents
+        except ValueError:
+            if documents == 1:
+                raise
+            documents //= 2
 
 
 def _encode_alike(
     model: Llama,
+    tree: Plan,
     inputs: list[tuple[Tensor, Tensor, Tensor]],
     config: HomerConfig,
     progress: bool | Callable[[Node], None],
     scheduler: Callable[..., Scheduler],
 ) -> list[EncodedContext]:
-    """Encode documents of equal lengths side by side. inputs: each one's prefix, context and
+    """Encode documents of the plan's lengths side by side. inputs: each one's prefix, context and
     suffix, token ids on the CPU.
     """
     documents = len(inputs)
+    if config.cuda_graphs and model.device.type != "cuda":
+        raise ValueError(f"cuda_graphs needs a model on a CUDA device; this is on {model.device}.")
     before = inputs[0][0].to(model.device)
     middle, after = (torch.stack([x[i] for x in inputs]).to(model.device) for i in (1, 2))
-    tree = plan(model.config, middle.shape[1], len(before), after.shape[1], config)
     bias = None
     if config.calibration is not None:
         config.calibration.check(model, tree, config.score)
@@ -110,7 +130,8 @@ def _encode_alike(
         SlotPool(model.new_cache(slots, level.last_layer - level.first_layer), len(before))
         for level, slots in zip(tree.levels, tree.slots(documents), strict=True)
     ]
-    walk = scheduler(model, tree, pools, bias, config.score, documents)
+    replays = Replays() if config.cuda_graphs else None
+    walk = scheduler(model, tree, pools, bias, config.score, documents, replays)
     watch = Stopwatch(model.device)
     seconds = [0.0] * len(tree.levels)
     finished: list[int] = []

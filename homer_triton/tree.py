@@ -185,17 +185,19 @@ class Plan:
         head = 2 * shape.hidden_size * shape.vocab_size
         return layer_flops(shape, 0, self.input_len) * self.num_layers + head
 
-    def memory(self, shape: ModelShape, itemsize: int) -> int:
-        """Bytes at the peak above the model's weights: the slot pool, one chunk's activations, the
-        finished cache.
+    def memory(self, shape: ModelShape, itemsize: int, documents: int = 1) -> int:
+        """Bytes at the peak above the model's weights: the slot pools, and beside them a chunk's
+        activations or the finished caches; with `offload`, a chunk on its way out and one on its
+        way in.
         """
         token = cache_bytes(shape, itemsize)
-        chunk = max(len(nodes) * (nodes[0].context + self.suffix_len) for nodes in self.steps())
-        finished = self.rows * token
         layers = [level.last_layer - level.first_layer for level in self.levels]
-        pools = sum(n * slots for n, slots in zip(layers, self.slots(), strict=True))
-        pool_bytes = pools * token // self.num_layers
-        return pool_bytes + max(chunk * row_bytes(shape, itemsize), finished)
+        slots = sum(n * own for n, own in zip(layers, self.slots(documents), strict=True))
+        rows = max(len(nodes) * (nodes[0].context + self.suffix_len) for nodes in self.steps())
+        waiting = [nodes[0].kept + self.suffix_len for nodes in self.steps() if self.waits(nodes)]
+        moving = 2 * documents * max(waiting, default=0) * token if self.offload else 0
+        working = documents * max(rows * row_bytes(shape, itemsize), self.rows * token)
+        return slots * token // self.num_layers + moving + working
 
     def prefill_memory(self, shape: ModelShape, itemsize: int) -> int:
         """Bytes at the peak above the weights when the plain model reads the whole input with exact

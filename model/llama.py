@@ -144,9 +144,25 @@ class Llama:
         their queries projected, attend, and go through the MLP: the others' outputs would be pruned
         unread.
         """
-        ops, w, eps = self.ops, self.weights.layers[index], self.config.rms_norm_eps
+        # Two calls, so that the activations of the first are gone when the second makes its own.
+        hidden = self._attend(index, hidden, positions, slots, cache, prefix, rotary, select)
+        return self._feed_forward(index, hidden)
+
+    def _attend(
+        self,
+        index: int,
+        hidden: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        cache: Tensor,
+        prefix: int,
+        rotary: tuple[Tensor, Tensor],
+        select: Select | None,
+    ) -> Tensor:
+        """A layer's attention and its residual; arguments as in `layer`."""
+        ops, w = self.ops, self.weights.layers[index]
         keys, values = cache[0], cache[1]
-        x = ops.rms_norm(hidden, w.input_norm, eps)
+        x = ops.rms_norm(hidden, w.input_norm, self.config.rms_norm_eps)
         rows = None
         if select is None:
             q, k, v = self._heads(ops.linear(x, w.qkv), with_queries=True)
@@ -157,9 +173,14 @@ class Llama:
             rows = select(self._queries(index, x[:, -1:], positions[:, -1:], rotary)[:, 0], k)
             x, hidden = take_rows(x, rows), take_rows(hidden, rows)
             q = self._queries(index, x, positions.gather(1, rows), rotary)
+        del x
         mixed = ops.causal_attention(q, k, v, keys[:prefix], values[:prefix], query_rows=rows)
-        hidden = ops.linear(mixed.flatten(2), (w.output,), hidden)
-        x = ops.rms_norm(hidden, w.post_norm, eps)
+        return ops.linear(mixed.flatten(2), (w.output,), hidden)
+
+    def _feed_forward(self, index: int, hidden: Tensor) -> Tensor:
+        """A layer's MLP and its residual, [B, R, E]."""
+        ops, w = self.ops, self.weights.layers[index]
+        x = ops.rms_norm(hidden, w.post_norm, self.config.rms_norm_eps)
         return ops.linear(ops.gated_linear(x, w.gate_up), (w.down,), hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class Lengths:
     layers: int
     settings: Settings
     leaf_batch: int = 1
+    offload: bool = False
 
     def plan(self) -> ht.Plan:
         """homer_triton's tree for them."""
@@ -49,12 +50,17 @@ class Lengths:
             s.target_len,
             s.layers_warmup,
             self.leaf_batch,
+            self.offload,
         )
 
 
 @st.composite
 def lengths(
-    draw: st.DrawFn, max_height: int = 4, layers: int | None = None, max_leaf_batch: int = 1
+    draw: st.DrawFn,
+    max_height: int = 4,
+    layers: int | None = None,
+    max_leaf_batch: int = 1,
+    may_offload: bool = False,
 ) -> Lengths:
     """Trees of every height up to `max_height`, often with a short last leaf, with empty trailing
     leaves or without a prefix. layers: the model's, or drawn too.
@@ -70,7 +76,8 @@ def lengths(
     target = draw(st.integers(affix + 1, affix + 2 * room))
     leaf_batch = 2 ** draw(st.integers(0, max_leaf_batch.bit_length() - 1))
     settings = Settings(affix + room, target, warmup)
-    return Lengths(prefix, context, suffix, count, settings, leaf_batch)
+    offload = may_offload and draw(st.booleans())
+    return Lengths(prefix, context, suffix, count, settings, leaf_batch, offload)
 
 
 @cache
@@ -109,7 +116,8 @@ def encode_both(
     tokens = random_tokens(case.prefix + case.context + case.suffix, seed)
     middle = case.prefix + case.context
     prefix, context, suffix = tokens[: case.prefix], tokens[case.prefix : middle], tokens[middle:]
-    config = replace(to_config(case.settings), leaf_batch=case.leaf_batch)
+    offload = "cpu" if case.offload else None
+    config = replace(to_config(case.settings), leaf_batch=case.leaf_batch, offload=offload)
     encoded = ht.encode(model, context, prefix, suffix, config)
     return encoded, oracle.encode(prefix, context, suffix, case.settings)
 

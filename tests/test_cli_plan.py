@@ -7,6 +7,7 @@ import pytest
 from command_line import checkpoint, run, text
 
 import homer_triton as ht
+from homer_triton.config import parse_bytes
 from homer_triton.model.config import load_config
 
 
@@ -48,3 +49,28 @@ def test_context_file_is_counted(model: Path, tmp_path: Path) -> None:
     file.write_text(text(77))
     result = run("plan", "--model", model, "--context-file", file, "--suffix-len", 4, "--json")
     assert json.loads(result.stdout)["context_len"] == 77
+
+
+def test_a_memory_budget_chooses_how_to_run(model: Path) -> None:
+    options = ("plan", "--model", model, "--context-len", 100, "--suffix-len", 2)
+    free = [run(*options, "--leaf-batch", n, "--json") for n in (1, 4)]
+    few, many = (json.loads(result.stdout)["memory_bytes"] for result in free)
+    for budget, at_once in ((many, {4, 8}), (few, {1, 2})):
+        plan = json.loads(run(*options, "--memory-budget", budget, "--json").stdout)
+        assert plan["leaf_batch"] in at_once
+        assert plan["memory_bytes"] <= budget
+    words = run(*options, "--offload", "cpu").stdout
+    assert "1 leaves run at once; finished chunks wait in host memory" in words
+    refused = run(*options, "--memory-budget", "1KB")
+    assert refused.exit_code == 2
+    assert "memory_budget=1KB is less than" in refused.stderr
+    unread = run(*options, "--memory-budget", "a lot")
+    assert "memory_budget='a lot' is not a size" in unread.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [(5, 5), ("7", 7), ("3kB", 3000), ("3 KiB", 3072), ("1.5GiB", 3 << 29), ("2m", 2_000_000)],
+)
+def test_sizes_are_read_as_they_are_written(text: str | int, size: int) -> None:
+    assert parse_bytes(text) == size

@@ -45,7 +45,7 @@ def assert_equal(encoded: ht.EncodedContext, expected: Encoding) -> None:
 
 @REPEATABLE
 @given(
-    case=lengths(layers=LAYERS, max_leaf_batch=8),
+    case=lengths(layers=LAYERS, max_leaf_batch=8, may_offload=True),
     heads=st.sampled_from(HEADS),
     calibrated=st.booleans(),
     suffix=st.sampled_from(["merged", "recomputed"]),
@@ -113,6 +113,56 @@ def test_encoding_twice_gives_the_same_bits(suffix: str) -> None:
     first, second = (encode_both(peers(4, 2), case)[0] for _ in range(2))
     for name in ("keys", "values", "positions", "pruned_at", "logits"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+def test_documents_in_one_call_are_as_if_alone() -> None:
+    """Of different lengths, and of equal ones that run side by side, in batches of leaves too."""
+    model = peers(4, 2)[1]
+    config = replace(to_config(Settings(15, 15, 2)), leaf_batch=2, suffix="recomputed")
+    contexts = [random_tokens(n, seed) for seed, n in enumerate((70, 31, 70, 9, 70, 31))]
+    suffixes = [random_tokens(3 if n != 4 else 2, 9 + n) for n in range(6)]
+    together = ht.encode_batch(model, contexts, [1, 2], suffixes, config, batch_size=2)
+    assert [x.stats.documents for x in together] == [2, 2, 2, 1, 1, 2]
+    for context, suffix, encoded in zip(contexts, suffixes, together, strict=True):
+        alone = ht.encode(model, context, [1, 2], suffix, config)
+        assert encoded.token_ids.tolist() == [1, 2, *context, *suffix]
+        assert encoded.next_position == alone.next_position
+        for name in ("positions", "source_indices", "pruned_at"):
+            assert torch.equal(getattr(encoded, name), getattr(alone, name)), name
+        for name in ("keys", "values", "logits"):
+            torch.testing.assert_close(getattr(encoded, name), getattr(alone, name), **TOLERANCE)
+
+
+def test_documents_come_with_defaults_and_are_counted() -> None:
+    model = peers(4, 2)[1]
+    assert ht.encode_batch(model, []) == []
+    first, second = ht.encode_batch(model, [random_tokens(50), random_tokens(50, 1)])
+    torch.testing.assert_close(first.keys, ht.encode(model, random_tokens(50)).keys, **TOLERANCE)
+    assert not torch.equal(first.keys, second.keys)
+    with pytest.raises(ValueError, match="2 contexts but 1 suffixes"):
+        ht.encode_batch(model, [[1, 2], [3, 4]], suffixes=[[5]])
+    with pytest.raises(ValueError, match="batch_size=0"):
+        ht.encode_batch(model, [[1, 2]], batch_size=0)
+
+
+def test_a_memory_budget_sets_how_much_runs_at_once() -> None:
+    model = peers(4, 2)[1]
+    contexts = [random_tokens(90, seed) for seed in range(4)]
+    config = to_config(Settings(15, 15, 2))
+
+    def read(budget: int) -> list[ht.EncodedContext]:
+        within = replace(config, memory_budget=budget)
+        return ht.encode_batch(model, contexts, [1], [[2]] * 4, within)
+
+    def need(documents: int, leaf_batch: int) -> int:
+        plan = ht.plan(model.config, 90, 1, 1, replace(config, leaf_batch=leaf_batch))
+        return plan.memory(model.config, 8, documents)
+
+    for documents, leaf_batch in ((1, 1), (2, 1), (4, 2), (4, 8)):
+        encoded = read(need(documents, leaf_batch))[0]
+        assert (encoded.stats.documents, encoded.plan.leaf_batch) == (documents, leaf_batch)
+    with pytest.raises(ValueError, match=r"memory_budget=\d+ is less than the \d+MiB"):
+        read(need(1, 1) - 1)
 
 
 def test_threads_share_a_model() -> None:

@@ -2,6 +2,8 @@
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +45,7 @@ def make_pools(model: Llama, plan: Plan) -> Pools:
 
 
 @REPEATABLE
-@given(case=lengths(layers=LAYERS, max_leaf_batch=8))
+@given(case=lengths(layers=LAYERS, max_leaf_batch=8, may_offload=True))
 def test_takes_the_planned_slots_and_leaves_the_kept_ones(case: Lengths) -> None:
     model, plan = peers(4, 2)[1], case.plan()
     pools = make_pools(model, plan)
@@ -117,3 +119,59 @@ def test_an_interrupted_run_leaves_a_model_that_can_be_used_again() -> None:
     with pytest.raises(KeyboardInterrupt):
         run(model, plan, make_pools(model, plan), interrupt)
     assert torch.equal(run(model, plan, make_pools(model, plan)).hidden, expected.hidden)
+
+
+def test_what_waits_in_host_memory_takes_no_slots() -> None:
+    plans = [Lengths(2, 10 * 2**h, 2, 12, TIGHT, offload=True).plan() for h in range(2, 9)]
+    affix, chunk = 4, TIGHT.max_chunk_len
+    assert {plan.slots() for plan in plans if plan.height == 2} == {plans[0].slots()}
+    assert all(plan.peak_slots <= chunk + affix for plan in plans)
+    kept = Lengths(2, 10 * 2**8, 2, 12, TIGHT).plan()
+    assert kept.peak_slots > 2 * plans[-1].peak_slots
+
+
+def test_offloading_changes_no_bit() -> None:
+    model, case = peers(4, 2)[1], Lengths(2, 90, 2, LAYERS, TIGHT)
+    stays, moves = (
+        run(model, plan, make_pools(model, plan))
+        for plan in (case.plan(), replace(case, offload=True).plan())
+    )
+    for name in ("hidden", "positions", "source_indices", "pruned_at"):
+        assert torch.equal(getattr(stays, name), getattr(moves, name)), name
+
+
+def test_nothing_in_the_tree_waits_for_a_value() -> None:
+    """On tensors without data every read of a value is an error: no GPU's host ever waits."""
+    model, plan = peers(4, 2)[1], Lengths(2, 90, 2, LAYERS, replace(TIGHT, bias=None)).plan()
+    empty = without_data(model)
+    pools = [
+        SlotPool(empty.new_cache(n, level.last_layer - level.first_layer), plan.prefix_len)
+        for n, level in zip(plan.slots(), plan.levels, strict=True)
+    ]
+    ids = [
+        torch.zeros(shape, dtype=torch.int64, device="meta") for shape in ((2,), (1, 90), (1, 2))
+    ]
+    bias = torch.zeros(LAYERS, 20, device="meta")
+    visited: list[Node] = []
+    with torch.no_grad():
+        merged = Scheduler(empty, plan, pools, bias, "max_logit").run(*ids, visited.append)
+    assert merged.slots.shape == (1, plan.height + 1, plan.rows)
+    assert len(visited) == sum(len(level.nodes) for level in plan.levels)
+
+
+def without_data(model: Llama) -> Llama:
+    """The model with weights that have shapes but no numbers."""
+
+    def emptied(weights: object) -> object:
+        if isinstance(weights, Tensor):
+            return weights.to("meta")
+        return tuple(map(emptied, weights)) if isinstance(weights, tuple) else weights
+
+    def emptied_fields(part: Any) -> Any:
+        return replace(
+            part, **{f.name: emptied(getattr(part, f.name)) for f in fields(part) if f.init}
+        )
+
+    weights = emptied_fields(model.weights)
+    weights.layers = [emptied_fields(layer) for layer in weights.layers]
+    return Llama(model.config, weights, model.ops)

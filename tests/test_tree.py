@@ -1,6 +1,8 @@
 """The plan against the oracle's tree, and its predictions against what running it takes."""
 
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -209,3 +211,27 @@ def test_memory_grows_by_at_most_half_a_chunk_a_height_where_the_prefills_double
         plain = twice.prefill_memory(shape, 2) / plan.prefill_memory(shape, 2)
         assert plain == pytest.approx(2, rel=0.1)
     assert plans[0].memory(shape, 2) >= 2 * plans[0].rows * row, "the pool and the finished cache"
+
+
+def test_a_budget_is_met_by_fewer_leaves_first_and_then_by_offloading() -> None:
+    shape = ht.ModelConfig.from_hf(random_model(num_hidden_layers=24).config)
+    config = ht.HomerConfig(128, 128, 2)
+
+    def lay_out(on_gpu: bool = True, **settings: Any) -> Plan:
+        return ht.plan(shape, 120 * 2**9, 4, 4, replace(config, **settings), 2, on_gpu=on_gpu)
+
+    def need(plan: Plan) -> int:
+        return plan.memory(shape, 2)
+
+    many, few = need(lay_out(leaf_batch=8)), need(lay_out())
+    least = need(lay_out(offload="cpu"))
+    assert least < few < many
+    chosen = [lay_out(memory_budget=budget) for budget in (many, few, few - 1)]
+    assert [(x.leaf_batch, x.offload) for x in chosen] == [(8, False), (1, False), (4, True)]
+    assert need(lay_out(leaf_batch=8, offload="cpu")) >= few
+    assert lay_out(memory_budget=many, leaf_batch=2).leaf_batch == 2
+    for on_gpu, too_small in ((False, few - 1), (True, least - 1)):
+        with pytest.raises(ValueError, match=rf"memory_budget={too_small} is less than the \d+MiB"):
+            lay_out(on_gpu, memory_budget=too_small)
+    shorter = ht.plan(shape, 120 * 2**5, 4, 4, replace(config, offload="cpu"), 2)
+    assert need(shorter) == pytest.approx(least, rel=0.01), "it does not grow with the text"

@@ -9,14 +9,17 @@ from .inputs import compose, homer_config, open_model, read_text
 from .options import (
     CalibrationFile,
     ContextFile,
+    CudaGraphs,
     Device,
     Dtype,
     Json,
     LayersWarmup,
     LeafBatch,
     MaxChunkLen,
+    MemoryBudget,
     ModelPath,
     NoChatTemplate,
+    Offload,
     Ops,
     Prefix,
     RopeScaling,
@@ -50,6 +53,9 @@ def encode(
     target_len: TargetLen = None,
     layers_warmup: LayersWarmup = None,
     leaf_batch: LeafBatch = None,
+    offload: Offload = None,
+    memory_budget: MemoryBudget = None,
+    cuda_graphs: CudaGraphs = False,
     calibration: CalibrationFile = None,
     suffix_mode: SuffixMode = None,
     score: Score = None,
@@ -75,7 +81,16 @@ def encode(
     check_writable(output)
     context = read_text(context_file)
     config = homer_config(
-        max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score, leaf_batch
+        max_chunk_len,
+        target_len,
+        layers_warmup,
+        calibration,
+        suffix_mode,
+        score,
+        leaf_batch,
+        offload,
+        memory_budget,
+        cuda_graphs,
     )
     llama, tokenizer = open_model(model, device, dtype, ops, rope_scaling)
     parts = compose(

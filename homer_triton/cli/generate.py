@@ -12,14 +12,17 @@ import typer
 from .inputs import compose, homer_config, open_model, read_text
 from .options import (
     CalibrationFile,
+    CudaGraphs,
     Device,
     Dtype,
     Json,
     LayersWarmup,
     LeafBatch,
     MaxChunkLen,
+    MemoryBudget,
     ModelPath,
     NoChatTemplate,
+    Offload,
     Ops,
     OptionalContextFile,
     Prefix,
@@ -92,6 +95,9 @@ def generate(
     target_len: TargetLen = None,
     layers_warmup: LayersWarmup = None,
     leaf_batch: LeafBatch = None,
+    offload: Offload = None,
+    memory_budget: MemoryBudget = None,
+    cuda_graphs: CudaGraphs = False,
     calibration: CalibrationFile = None,
     suffix_mode: SuffixMode = None,
     score: Score = None,
@@ -128,6 +134,9 @@ def generate(
             "--target-len": target_len,
             "--layers-warmup": layers_warmup,
             "--leaf-batch": leaf_batch,
+            "--offload": offload,
+            "--memory-budget": memory_budget,
+            "--cuda-graphs": cuda_graphs or None,
             "--calibration": calibration,
             "--suffix-mode": suffix_mode,
             "--score": score,
@@ -138,7 +147,16 @@ def generate(
     questions: list[str | None] = [*prompts] or [None]
     text = "" if context_file is None else read_text(context_file)
     config = homer_config(
-        max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score, leaf_batch
+        max_chunk_len,
+        target_len,
+        layers_warmup,
+        calibration,
+        suffix_mode,
+        score,
+        leaf_batch,
+        offload,
+        memory_budget,
+        cuda_graphs,
     )
     llama, tokenizer = open_model(model, device, dtype, ops, rope_scaling)
     parts = compose(

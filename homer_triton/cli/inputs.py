@@ -83,6 +83,9 @@ def homer_config(
     suffix_mode: str | None = None,
     score: str | None = None,
     leaf_batch: int | None = None,
+    offload: str | None = None,
+    memory_budget: str | None = None,
+    cuda_graphs: bool = False,
 ) -> HomerConfig:
     """The settings that the options give, the library's defaults elsewhere.
 
@@ -98,6 +101,9 @@ def homer_config(
         "suffix": suffix_mode,
         "score": score,
         "leaf_batch": leaf_batch,
+        "offload": offload,
+        "memory_budget": memory_budget,
+        "cuda_graphs": cuda_graphs,
     }
     return HomerConfig(**{name: value for name, value in given.items() if value is not None})
 

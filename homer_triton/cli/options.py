@@ -134,6 +134,31 @@ LeafBatch = Annotated[
         show_default="1",
     ),
 ]
+Offload = Annotated[
+    Literal["cpu"] | None,
+    typer.Option(
+        "--offload",
+        help="Where finished chunks wait: in the computer's memory, so that a GPU's does not grow "
+        "with the text.",
+        show_default="on the device",
+    ),
+]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-budget",
+        metavar="SIZE",
+        help="What encoding may take beside the weights, such as 12GiB; --leaf-batch and --offload "
+        "are chosen to fit where they are left out.",
+        show_default="none",
+    ),
+]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option(
+        "--cuda-graphs", help="Replay steps of equal shape from CUDA graphs, for small models."
+    ),
+]
 NoChatTemplate = Annotated[
     bool,
     typer.Option(

@@ -12,7 +12,9 @@ from .options import (
     LayersWarmup,
     LeafBatch,
     MaxChunkLen,
+    MemoryBudget,
     ModelPath,
+    Offload,
     OptionalContextFile,
     RopeScaling,
     TargetLen,
@@ -45,6 +47,8 @@ def plan(
     target_len: TargetLen = None,
     layers_warmup: LayersWarmup = None,
     leaf_batch: LeafBatch = None,
+    offload: Offload = None,
+    memory_budget: MemoryBudget = None,
     rope_scaling: RopeScaling = None,
     dtype: Annotated[
         str,
@@ -72,12 +76,19 @@ def plan(
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not known; choose auto, {', '.join(DTYPES)}.")
-    config = homer_config(max_chunk_len, target_len, layers_warmup, leaf_batch=leaf_batch)
+    config = homer_config(
+        max_chunk_len,
+        target_len,
+        layers_warmup,
+        leaf_batch=leaf_batch,
+        offload=offload,
+        memory_budget=memory_budget,
+    )
     folder = resolve(model, weights=False)
     shape = load_config(folder, parse_rope_scaling(rope_scaling))
     tokens = _context_tokens(context_len, context_file, folder)
-    tree = lay_out(shape, tokens, prefix_len, suffix_len, config)
     itemsize = DTYPES.get(dtype, shape.dtype).itemsize
+    tree = lay_out(shape, tokens, prefix_len, suffix_len, config, itemsize)
     described = _describe(tree, shape, itemsize)
     if as_json:
         print_json(described)
@@ -168,7 +179,9 @@ def _in_words(tree: Plan, described: dict[str, Any]) -> str:
         f"{tree.suffix_len:,}; chunks of {tree.max_chunk_len:,}, target {tree.target_len:,}, "
         f"{tree.layers_warmup} warm-up layers\n"
         f"new tokens go on at position {tree.next_position:,}; at most {tree.peak_slots:,} tokens "
-        "are alive at once"
+        "are alive at once\n"
+        f"{tree.leaf_batch} leaves run at once; finished chunks wait "
+        + ("in host memory" if tree.offload else "on the device")
     )
     return "\n\n".join(
         [

@@ -1,0 +1,103 @@
+"""Steps replayed from graphs. Without a GPU a stand-in takes the graph's place, which runs the
+step again on the same memory: what it cannot show is that a GPU captures the step.
+"""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from cases import LAYERS, Lengths, peers, random_tokens, to_config
+from oracle_tree import Settings
+from torch import Tensor
+
+import homer_triton as ht
+from homer_triton import encoding, graphs
+from homer_triton.demo import CHECKPOINT
+from homer_triton.graphs import Captured, Replays, Step
+from homer_triton.pool import SlotPool
+
+CASE = Lengths(2, 140, 3, LAYERS, Settings(15, 15, 2))
+
+
+def stand_in(step: Step, inputs: tuple[Tensor, ...], memory: Any) -> Captured:
+    """A capture that runs the step again at every replay, into the same outputs."""
+    places = tuple(torch.empty_like(given) for given in inputs)
+    outputs = tuple(torch.empty_like(x).contiguous() for x in step(*(x.clone() for x in inputs)))
+
+    def replay() -> None:
+        for place, x in zip(outputs, step(*places), strict=True):
+            place.copy_(x)
+
+    return Captured(replay, places, outputs)
+
+
+def test_replayed_steps_give_what_the_steps_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "capture", stand_in)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    keys: Counter[object] = Counter()
+
+    class Counted(Replays):
+        def __call__(self, key: Any, step: Step, *inputs: Tensor) -> tuple[Tensor, ...]:
+            keys[key] += 1
+            return super().__call__(key, step, *inputs)
+
+    model, tokens = peers(4, 2)[1], random_tokens(145)
+    parts = tokens[2:-3], tokens[:2], tokens[-3:]
+    plain = ht.encode(model, *parts, to_config(CASE.settings))
+    scheduler = encoding.Scheduler
+
+    def with_replays(*args: Any) -> Any:
+        return scheduler(*args[:-1], Counted())
+
+    replayed = ht.encode(model, *parts, to_config(CASE.settings), scheduler=with_replays)
+    for name in ("keys", "values", "positions", "source_indices", "pruned_at", "logits"):
+        assert torch.equal(getattr(plain, name), getattr(replayed, name)), name
+    assert max(keys.values()) > 8, "no shape came often enough to be replayed"
+
+
+def test_a_model_on_a_cpu_has_no_graphs() -> None:
+    config = ht.HomerConfig(15, 15, 2, cuda_graphs=True)
+    with pytest.raises(ValueError, match="cuda_graphs needs a model on a CUDA device"):
+        ht.encode(peers(4, 2)[1], random_tokens(60), [1], [2], config)
+
+
+@pytest.mark.gpu
+def test_graphs_and_offload_change_no_bit_on_a_gpu() -> None:
+    model = ht.load(CHECKPOINT, "cuda", "float16")
+    tokens = random_tokens(4000, vocabulary=200)
+    settings = {"max_chunk_len": 128, "layers_warmup": 1}
+    plain, replayed, offloaded = (
+        ht.encode(model, tokens, [1], [2, 3], ht.HomerConfig(**settings, **more))
+        for more in ({}, {"cuda_graphs": True}, {"offload": "cpu"})
+    )
+    for other in (replayed, offloaded):
+        for name in ("keys", "values", "positions", "pruned_at", "logits"):
+            assert torch.equal(getattr(plain, name), getattr(other, name)), name
+
+
+@pytest.mark.gpu
+def test_the_tree_neither_waits_nor_asks_the_driver_for_memory() -> None:
+    """The second time, when kernels are compiled and the allocator holds what it needs."""
+    model = ht.load(CHECKPOINT, "cuda", "float16")
+    plan = ht.plan(model.config, 4000, 2, 3, ht.HomerConfig(128, 128, 1))
+    ids = [torch.randint(200, shape, device="cuda") for shape in ((2,), (1, 4000), (1, 3))]
+
+    def walk() -> int:
+        sizes = zip(plan.slots(), plan.levels, strict=True)
+        pools = [
+            SlotPool(model.new_cache(n, level.last_layer - level.first_layer), 2)
+            for n, level in sizes
+        ]
+        scheduler = encoding.Scheduler(model, plan, pools, None, "max_logit")
+        before = torch.cuda.memory_stats()["num_device_alloc"]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with torch.no_grad():
+                scheduler.run(*ids, lambda node: None)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return torch.cuda.memory_stats()["num_device_alloc"] - before
+
+    walk()
+    assert walk() == 0
