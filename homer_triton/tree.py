@@ -186,9 +186,9 @@ class Plan:
         return layer_flops(shape, 0, self.input_len) * self.num_layers + head
 
     def memory(self, shape: ModelShape, itemsize: int, documents: int = 1) -> int:
-        """Bytes at the peak above the model's weights: the slot pools, and beside them a chunk's
-        activations or the finished caches; with `offload`, a chunk on its way out and one on its
-        way in.
+        """Bytes at the peak above the model's weights: the slot pools, the finished caches, and a
+        chunk's activations, which allocators hold on to; with `offload`, a chunk on its way out and
+        one on its way in.
         """
         token = cache_bytes(shape, itemsize)
         layers = [level.last_layer - level.first_layer for level in self.levels]
@@ -196,7 +196,7 @@ class Plan:
         rows = max(len(nodes) * (nodes[0].context + self.suffix_len) for nodes in self.steps())
         waiting = [nodes[0].kept + self.suffix_len for nodes in self.steps() if self.waits(nodes)]
         moving = 2 * documents * max(waiting, default=0) * token if self.offload else 0
-        working = documents * max(rows * row_bytes(shape, itemsize), self.rows * token)
+        working = documents * (rows * row_bytes(shape, itemsize) + self.rows * token)
         return slots * token // self.num_layers + moving + working
 
     def prefill_memory(self, shape: ModelShape, itemsize: int) -> int:

@@ -1,5 +1,6 @@
 """Memory hardly grows with the length: slots against their bound, and a process's peak."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,32 @@ from homer_triton.tree import build_plan
 
 SETTINGS = {"max_chunk_len": 128, "target_len": 128, "layers_warmup": 1}
 AFFIX = 8
+
+# Prints how much a fresh process's resident memory grew at its peak, and what the plan says, in
+# bytes: a random model, wide enough for its numbers to outweigh the process's own.
+PREDICT = """
+import re, sys
+from pathlib import Path
+import torch
+import homer_triton as ht
+from transformers import LlamaConfig, LlamaForCausalLM
+torch.set_num_threads(1)
+def resident(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+tokens, leaf_batch, documents = map(int, sys.argv[1:4])
+dtype = getattr(torch, sys.argv[4])
+sizes = LlamaConfig(hidden_size=512, intermediate_size=1376, num_hidden_layers=12,
+    num_attention_heads=8, num_key_value_heads=8, vocab_size=256, max_position_embeddings=1024)
+model = ht.from_transformers(LlamaForCausalLM(sizes).to(dtype), ops="torch")
+config = ht.HomerConfig(layers_warmup=4, leaf_batch=leaf_batch)
+texts = list(torch.randint(256, (documents, tokens)))
+ht.encode(model, texts[0][:400], [1], [2], config)
+before = resident("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+encoded = ht.encode_batch(model, texts, [1] * 16, [[2] * 16] * documents, config)[0]
+size = dtype.itemsize
+print(resident("VmHWM") - before, encoded.plan.memory(model.config, size, documents))
+"""
 
 # Prints the high-water mark of a fresh process's resident memory, in KiB.
 ENCODE = """
@@ -80,3 +107,25 @@ def peak_kib(checkpoint: Path, tokens: int) -> int:
         check=True,
     )
     return int(done.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
+@pytest.mark.parametrize(
+    ("tokens", "leaf_batch", "documents", "dtype"),
+    [(8192, 1, 1, "float32"), (16_384, 8, 1, "float32"), (4096, 2, 3, "bfloat16")],
+)
+def test_the_plan_predicts_the_process_peak(
+    tokens: int, leaf_batch: int, documents: int, dtype: str
+) -> None:
+    """With an allocator that gives memory back: how much more glibc's default keeps is a matter of
+    luck.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", PREDICT, *map(str, (tokens, leaf_batch, documents, dtype))],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"},
+    )
+    measured, predicted = map(int, done.stdout.split())
+    assert predicted == pytest.approx(measured, rel=0.1)

@@ -227,8 +227,8 @@ def test_a_budget_is_met_by_fewer_leaves_first_and_then_by_offloading() -> None:
     least = need(lay_out(offload="cpu"))
     assert least < few < many
     chosen = [lay_out(memory_budget=budget) for budget in (many, few, few - 1)]
-    assert [(x.leaf_batch, x.offload) for x in chosen] == [(8, False), (1, False), (4, True)]
-    assert need(lay_out(leaf_batch=8, offload="cpu")) >= few
+    assert [(x.leaf_batch, x.offload) for x in chosen] == [(8, False), (1, False), (2, True)]
+    assert need(lay_out(leaf_batch=4, offload="cpu")) >= few
     assert lay_out(memory_budget=many, leaf_batch=2).leaf_batch == 2
     for on_gpu, too_small in ((False, few - 1), (True, least - 1)):
         with pytest.raises(ValueError, match=rf"memory_budget={too_small} is less than the \d+MiB"):
