@@ -42,7 +42,9 @@ class Outcome:
 def parts(out: Path) -> list[Part]:
     """The programme; the limits sum to less than eight minutes."""
     tests = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_kernels_*.py"))
-    tests += ["tests/test_attention_interface.py", "tests/test_ops.py"]
+    tests += [
+        f"tests/test_{name}.py" for name in ("attention_interface", "graphs", "ops", "products")
+    ]
     pytest = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     saved = [f"--benchmark-json={out / 'micro.json'}"]
     encode = [PYTHON, "bench/encode.py", "--shape", "Llama-2-7B", "--dtype", "bfloat16"]

@@ -9,8 +9,8 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 _OUT_OF_MEMORY = (
-    "out of memory; lower --max-chunk-len, --target-len or --max-new-tokens, load in --dtype "
-    "bfloat16, or use a device with more memory."
+    "out of memory; lower --max-chunk-len, --target-len, --leaf-batch or --max-new-tokens, load in "
+    "--dtype bfloat16, or use a device with more memory."
 )
 
 
@@ -35,9 +35,10 @@ class ReportingGroup(TyperGroup):
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, CUDA or torch's CPU allocator, which has no exception of its own, ran out."""
+    """Whether Python, CUDA, cuBLAS or torch's CPU allocator, which has no exception of its own, ran out."""
     return isinstance(error, MemoryError) or any(
-        sign in str(error) for sign in ("can't allocate memory", "out of memory")
+        sign in str(error)
+        for sign in ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
     )
 
 
