@@ -35,7 +35,7 @@ class ReportingGroup(TyperGroup):
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, CUDA, cuBLAS or torch's CPU allocator, which has no exception of its own, ran out."""
+    """Whether memory ran out: only Python and CUDA's allocator have exceptions of their own."""
     return isinstance(error, MemoryError) or any(
         sign in str(error)
         for sign in ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
