@@ -35,13 +35,14 @@ from homer_triton.model.llama import Llama  # noqa: E402
 
 AFFIX = 16  # tokens of the prefix, and of the suffix
 PLAIN = "transformers"
-MATRIX_OPS = ("aten::mm", "aten::addmm", "aten::bmm")
+MATRIX_OPS = ("aten::mm", "aten::addmm", "aten::bmm", "mkldnn::_linear_pointwise")
 ATTENTION_OPS = "scaled_dot_product"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One system at one length. peak_bytes: the most memory above the weights; share_of_rate: of
+    """One system at one length. peak_bytes: the most memory above the weights, and what the plan
+    predicted; share_of_rate: of
     the matrix rate measured in the same process; share_outside: of the time, spent neither in
     matrix products nor in attention (CPU only, else nan).
     """
@@ -54,6 +55,7 @@ class Line:
     seconds: float
     microseconds_per_token: float
     peak_bytes: int
+    predicted_bytes: int
     flops: int
     share_of_rate: float
     share_outside: float
@@ -74,6 +76,8 @@ class Task:
     leaf_batch: int
     repeats: int
     profile: bool
+    cuda_graphs: bool
+    offload: bool
 
 
 def make_call(model: Llama, task: Task) -> Callable[[], Tensor]:
@@ -107,6 +111,10 @@ def measure_task(task: Task) -> Line:
     tree = ht.plan(model.config, task.tokens - 2 * AFFIX, AFFIX, AFFIX, homer_config(task))
     plain = task.system == PLAIN
     flops = tree.prefill_flops(model.config) if plain else tree.flops(model.config)
+    size = model.dtype.itemsize
+    predicted = (
+        tree.prefill_memory(model.config, size) if plain else tree.memory(model.config, size)
+    )
     return Line(
         task.shape,
         task.dtype,
@@ -116,6 +124,7 @@ def measure_task(task: Task) -> Line:
         seconds,
         seconds / task.tokens * 1e6,
         peak,
+        predicted,
         flops,
         flops / seconds / rate,
         outside,
@@ -125,7 +134,10 @@ def measure_task(task: Task) -> Line:
 
 def homer_config(task: Task) -> ht.HomerConfig:
     return ht.HomerConfig(
-        layers_warmup=SHAPES[task.shape].layers_warmup, leaf_batch=task.leaf_batch
+        layers_warmup=SHAPES[task.shape].layers_warmup,
+        leaf_batch=task.leaf_batch,
+        cuda_graphs=task.cuda_graphs and task.system != PLAIN,
+        offload="cpu" if task.offload else None,
     )
 
 
@@ -150,7 +162,7 @@ def matrix_rate(model: Llama) -> float:
     """FLOPs per second of this model's largest product over 4096 rows, the median of five."""
     matrix = model.weights.layers[0].gate_up[0]
     x = torch.randn(4096, matrix.shape[1], dtype=model.dtype, device=model.device)
-    samples = sorted(timed(lambda: torch.nn.functional.linear(x, matrix)) for _ in range(6))
+    samples = sorted(timed(lambda: model.ops.linear(x, (matrix,))) for _ in range(6))
     return 2 * x.shape[0] * matrix.numel() / samples[2]
 
 
@@ -188,7 +200,7 @@ def check(shape: str, dtype: str, system: str) -> None:
     """Raise `ArithmeticError` unless an input of one chunk gives transformers' logits."""
     model = random_llama(shape, dtype, system)
     tokens = model.config.max_position_embeddings // 2
-    task = Task(shape, dtype, system, tokens, 1, 1, False)
+    task = Task(shape, dtype, system, tokens, 1, 1, False, False, False)
     ours = make_call(model, task)()
     peer = as_transformers(model)
     plain = replace(task, system=PLAIN)
@@ -264,6 +276,8 @@ def main() -> int:
         "--plain-up-to", type=int, default=32768, help="tokens of the plain prefill"
     )
     parser.add_argument("--leaf-batch", type=int, default=1)
+    parser.add_argument("--cuda-graphs", action="store_true", help="replay steps of equal shape")
+    parser.add_argument("--offload", action="store_true", help="waiting chunks in host memory")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     args = parser.parse_args()
@@ -278,7 +292,15 @@ def main() -> int:
                 continue
             profile = system == "torch" and not torch.cuda.is_available() and tokens <= 16384
             task = Task(
-                args.shape, args.dtype, system, tokens, args.leaf_batch, args.repeats, profile
+                args.shape,
+                args.dtype,
+                system,
+                tokens,
+                args.leaf_batch,
+                args.repeats,
+                profile,
+                args.cuda_graphs,
+                args.offload,
             )
             line = in_child(measure_task, task)
             lines.append(line)
