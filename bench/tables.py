@@ -72,23 +72,33 @@ def encode() -> str:
     """`encode` beside the plain prefill of transformers on the CPU, from `bench/encode.py`."""
     lines = read_csv("encode-50M-float32.csv")
     plain = {x["tokens"]: x for x in lines if x["system"] == "transformers"}
+    halves = read_csv("encode-50M-bfloat16.csv")
+    half = {x["tokens"]: x for x in halves if x["system"] == "torch"}
+    longest = [x for x in lines if x["system"] == "torch"][-1]
     rows = []
     for ours in (x for x in lines if x["system"] == "torch"):
         theirs = plain.get(ours["tokens"])
         outside = float(ours["share_outside"])
+        halved = half.get(ours["tokens"])
         rows.append(
             [
                 f"{int(ours['tokens']):,}",
                 "" if theirs is None else ratio(theirs, ours),
-                memory(ours),
-                "" if theirs is None else memory(theirs),
+                "" if halved is None else ratio(ours, halved),
+                f"{per_token(ours) / per_token(longest):.2f}",
+                memory(ours, "peak_bytes"),
+                memory(ours, "predicted_bytes"),
+                "" if theirs is None else memory(theirs, "peak_bytes"),
                 "" if math.isnan(outside) else f"{outside:.0%}",
             ]
         )
     header = [
         "input tokens",
         "times faster than the plain prefill",
+        "bfloat16 against float32",
+        "time per token, the longest's = 1",
         "memory above the weights",
+        "as planned",
         "the plain prefill's",
         "time outside matrix products and attention",
     ]
@@ -99,8 +109,12 @@ def ratio(theirs: dict[str, str], ours: dict[str, str]) -> str:
     return f"{float(theirs['seconds']) / float(ours['seconds']):.1f} ×"
 
 
-def memory(line: dict[str, str]) -> str:
-    return f"{int(line['peak_bytes']) / 2**20:,.0f} MiB"
+def per_token(line: dict[str, str]) -> float:
+    return float(line["microseconds_per_token"])
+
+
+def memory(line: dict[str, str], column: str) -> str:
+    return f"{int(line[column]) / 2**20:,.0f} MiB"
 
 
 def read_json(name: str) -> Any:

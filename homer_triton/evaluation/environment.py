@@ -47,11 +47,16 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit that this code is checked out at, with a plus sign if it was changed since."""
+    """The commit that this code is checked out at, with a plus sign if it was changed since; the
+    results that a run writes are no change.
+    """
     here = ["git", "-C", str(Path(__file__).resolve().parent)]
+    all_but_results = ["--", ":/", ":(top,exclude)bench/results"]
     try:
         commit = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*here, "diff", "--quiet", "HEAD"], capture_output=True)
+        changed = subprocess.run(
+            [*here, "diff", "--quiet", "HEAD", *all_but_results], capture_output=True
+        )
     except OSError:
         return None
     return commit.stdout.strip() + "+" * changed.returncode if commit.returncode == 0 else None
