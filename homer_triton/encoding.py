@@ -13,7 +13,7 @@ from .config import HomerConfig, plan
 from .context import EncodedContext, EncodeStats
 from .graphs import Replays
 from .model.llama import Llama
-from .pool import SlotPool
+from .pool import SlotPool, make_pools
 from .scheduler import Scheduler
 from .stopwatch import Stopwatch
 from .tokens import TokensLike, split_input
@@ -126,10 +126,7 @@ def _encode_alike(
     if config.calibration is not None:
         config.calibration.check(model, tree, config.score)
         bias = config.calibration.bias.to(model.device, torch.float32)
-    pools = [
-        SlotPool(model.new_cache(slots, level.last_layer - level.first_layer), len(before))
-        for level, slots in zip(tree.levels, tree.slots(documents), strict=True)
-    ]
+    pools = make_pools(model, tree, documents)
     replays = Replays() if config.cuda_graphs else None
     walk = scheduler(model, tree, pools, bias, config.score, documents, replays)
     watch = Stopwatch(model.device)

@@ -9,6 +9,9 @@ call waits for it.
 import torch
 from torch import Tensor
 
+from .model.llama import Llama
+from .tree import Plan
+
 
 class SlotPool:
     """A cache [L, 2, slots, HKV, D] with a stack of its free slots; the first `reserved` are never
@@ -40,3 +43,11 @@ class SlotPool:
         count = slots.numel()
         self._free[self._left : self._left + count] = slots.flatten()
         self._left += count
+
+
+def make_pools(model: Llama, plan: Plan, documents: int = 1) -> list[SlotPool]:
+    """Each level's pool of just the slots that a plan needs, the prefix's reserved."""
+    return [
+        SlotPool(model.new_cache(slots, level.last_layer - level.first_layer), plan.prefix_len)
+        for level, slots in zip(plan.levels, plan.slots(documents), strict=True)
+    ]

@@ -15,7 +15,7 @@ import homer_triton as ht
 from homer_triton import encoding, graphs
 from homer_triton.demo import CHECKPOINT
 from homer_triton.graphs import Captured, Replays, Step
-from homer_triton.pool import SlotPool
+from homer_triton.pool import make_pools
 
 CASE = Lengths(2, 140, 3, LAYERS, Settings(15, 15, 2))
 
@@ -84,11 +84,7 @@ def test_the_tree_neither_waits_nor_asks_the_driver_for_memory() -> None:
     ids = [torch.randint(200, shape, device="cuda") for shape in ((2,), (1, 4000), (1, 3))]
 
     def walk() -> int:
-        sizes = zip(plan.slots(), plan.levels, strict=True)
-        pools = [
-            SlotPool(model.new_cache(n, level.last_layer - level.first_layer), 2)
-            for n, level in sizes
-        ]
+        pools = make_pools(model, plan)
         scheduler = encoding.Scheduler(model, plan, pools, None, "max_logit")
         before = torch.cuda.memory_stats()["num_device_alloc"]
         torch.cuda.set_sync_debug_mode("error")

@@ -13,7 +13,7 @@ from oracle_tree import Settings
 from torch import Tensor
 
 from homer_triton.model.llama import Llama
-from homer_triton.pool import SlotPool
+from homer_triton.pool import SlotPool, make_pools
 from homer_triton.scheduler import Chunk, Merged, Scheduler
 from homer_triton.tree import Node, Plan
 
@@ -32,23 +32,19 @@ def run(model: Llama, plan: Plan, pools: Pools, on_node: Callable[[Node], object
         return walk.run(before, middle[None], after[None], on_node)
 
 
-def make_pools(model: Llama, plan: Plan) -> Pools:
-    """Pools of just the slots that the plan asks for, full of NaN: reading one that was not written
-    cannot go unseen.
-    """
-    sizes = [
-        (n, level.last_layer - level.first_layer)
-        for n, level in zip(plan.slots(), plan.levels, strict=True)
-    ]
-    caches = [model.new_cache(*size).fill_(float("nan")) for size in sizes]
-    return [SlotPool(cache, reserved=plan.prefix_len) for cache in caches]
+def poisoned_pools(model: Llama, plan: Plan) -> Pools:
+    """Pools full of NaN: reading a slot that was not written cannot go unseen."""
+    pools = make_pools(model, plan)
+    for pool in pools:
+        pool.cache.fill_(float("nan"))
+    return pools
 
 
 @REPEATABLE
 @given(case=lengths(layers=LAYERS, max_leaf_batch=8, may_offload=True))
 def test_takes_the_planned_slots_and_leaves_the_kept_ones(case: Lengths) -> None:
     model, plan = peers(4, 2)[1], case.plan()
-    pools = make_pools(model, plan)
+    pools = poisoned_pools(model, plan)
     visited: list[Node] = []
     merged = run(model, plan, pools, visited.append)
     assert visited == [node for nodes in plan.steps() for node in nodes]
@@ -64,7 +60,7 @@ def test_takes_the_planned_slots_and_leaves_the_kept_ones(case: Lengths) -> None
 @given(case=lengths(layers=LAYERS))
 def test_kept_tokens_stay_in_order_with_the_affix_around_them(case: Lengths) -> None:
     model, plan = peers(4, 2)[1], case.plan()
-    sources = run(model, plan, make_pools(model, plan)).source_indices[0].tolist()
+    sources = run(model, plan, poisoned_pools(model, plan)).source_indices[0].tolist()
     tokens = case.prefix + case.context + case.suffix
     assert sources == sorted(set(sources))
     assert sources[: case.prefix] == list(range(case.prefix))
@@ -100,7 +96,7 @@ def test_merged_children_are_freed(
     def check(_: Node) -> None:
         assert alive(chunks) == alive(states) == len(waiting)
 
-    run(model, plan, make_pools(model, plan), check)
+    run(model, plan, poisoned_pools(model, plan), check)
     assert alive(chunks) == alive(states) == 0
 
 
@@ -110,15 +106,15 @@ def alive(references: Sequence[weakref.ref]) -> int:
 
 def test_an_interrupted_run_leaves_a_model_that_can_be_used_again() -> None:
     model, plan = peers(4, 2)[1], Lengths(2, 90, 2, LAYERS, TIGHT).plan()
-    expected = run(model, plan, make_pools(model, plan))
+    expected = run(model, plan, poisoned_pools(model, plan))
 
     def interrupt(node: Node) -> None:
         if node.height == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(model, plan, make_pools(model, plan), interrupt)
-    assert torch.equal(run(model, plan, make_pools(model, plan)).hidden, expected.hidden)
+        run(model, plan, poisoned_pools(model, plan), interrupt)
+    assert torch.equal(run(model, plan, poisoned_pools(model, plan)).hidden, expected.hidden)
 
 
 def test_what_waits_in_host_memory_takes_no_slots() -> None:
@@ -133,7 +129,7 @@ def test_what_waits_in_host_memory_takes_no_slots() -> None:
 def test_offloading_changes_no_bit() -> None:
     model, case = peers(4, 2)[1], Lengths(2, 90, 2, LAYERS, TIGHT)
     stays, moves = (
-        run(model, plan, make_pools(model, plan))
+        run(model, plan, poisoned_pools(model, plan))
         for plan in (case.plan(), replace(case, offload=True).plan())
     )
     for name in ("hidden", "positions", "source_indices", "pruned_at"):
@@ -144,10 +140,7 @@ def test_nothing_in_the_tree_waits_for_a_value() -> None:
     """On tensors without data every read of a value is an error: no GPU's host ever waits."""
     model, plan = peers(4, 2)[1], Lengths(2, 90, 2, LAYERS, replace(TIGHT, bias=None)).plan()
     empty = without_data(model)
-    pools = [
-        SlotPool(empty.new_cache(n, level.last_layer - level.first_layer), plan.prefix_len)
-        for n, level in zip(plan.slots(), plan.levels, strict=True)
-    ]
+    pools = make_pools(empty, plan)
     ids = [
         torch.zeros(shape, dtype=torch.int64, device="meta") for shape in ((2,), (1, 90), (1, 2))
     ]
