@@ -60,12 +60,46 @@ def passkey() -> str:
     for title, (folder, method) in folders.items():
         for row in read_json(f"{folder}/metrics.json")["by_length"]:
             if row["method"] == method:
-                share = f"{100 * row['accuracy']:.0f} % ({100 * row['low']:.0f}–"
-                cells.setdefault(title, {})[row["length"]] = share + f"{100 * row['high']:.0f})"
+                cells.setdefault(title, {})[row["length"]] = answered(row)
     lengths = sorted(set().union(*cells.values()))
     header = ["method", *(f"{length // lengths[0]} ×" for length in lengths)]
     rows = [[title, *(row.get(n, "") for n in lengths)] for title, row in cells.items()]
     return markdown(header, rows)
+
+
+def ablation() -> str:
+    """Share of pass keys found with one part of the method changed, with 95 % Wilson intervals."""
+    measured = read_json("ablation/metrics.json")["by_length"]
+    rows = [[*row["method"].split(": ", 1), answered(row)] for row in measured]
+    return markdown(["part", "change", "right answers"], rows)
+
+
+def answered(row: dict[str, Any]) -> str:
+    """The share of right answers with its interval."""
+    low, high = 100 * row["low"], 100 * row["high"]
+    return f"{100 * row['accuracy']:.0f} % ({low:.0f}–{high:.0f})"
+
+
+def perplexity() -> str:
+    """Perplexity of later segments of held-out modules, with 95 % bootstrap intervals."""
+    titles = {
+        "plain": "plain model",
+        "window": "last tokens that fit",
+        "homer": "HOMER, merged suffix",
+    }
+    measured = read_json("perplexity-text/metrics.json")["by_position"]
+    positions = sorted({row["position"] for row in measured})
+    rows = []
+    for method, title in titles.items():
+        own = {row["position"]: row for row in measured if row["method"] == method}
+        rows.append([title, *(scored(own[n]) for n in positions)])
+    limit = positions[0]
+    return markdown(["method", *(f"{n / limit:.0f} ×" for n in positions)], rows)
+
+
+def scored(row: dict[str, Any]) -> str:
+    """A perplexity with its interval."""
+    return f"{row['perplexity']:.1f} ({row['low']:.1f}–{row['high']:.1f})"
 
 
 def encode() -> str:
@@ -126,7 +160,13 @@ def read_csv(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-TABLES: dict[str, Callable[[], str]] = {"demo": demo, "passkey": passkey, "encode": encode}
+TABLES: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "passkey": passkey,
+    "ablation": ablation,
+    "perplexity": perplexity,
+    "encode": encode,
+}
 
 
 def fill(text: str) -> str:

@@ -18,13 +18,18 @@ from .checks import check_linear
 _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
-def fuses(x: Tensor) -> bool:
-    """Whether oneDNN takes a product of x [..., I]: on an x86 CPU, outside autograd, in a dtype
-    that the chip's instructions know.
+# Multiply-adds from which oneDNN pays: it compiles a kernel for every new number of rows and keeps
+# it, some hundred kilobytes each.
+LEAST_WORK = 2**26
+
+
+def fuses(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
+    """Whether oneDNN takes the products of x [..., I] with matrices [O, I]: large ones, on an x86
+    CPU, outside autograd, in a dtype that the chip's instructions know.
     """
     return (
         x.device.type == "cpu"
-        and x.numel() > 0
+        and x.numel() * sum(len(weight) for weight in weights) >= max(LEAST_WORK, 1)
         and _dtype_fuses(x.dtype)
         and not (torch.is_grad_enabled() and x.requires_grad)
     )
@@ -37,7 +42,7 @@ def linear(x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None = Non
     Raises `ValueError` for arguments that do not fit together.
     """
     check_linear(x, weights, residual)
-    fused = fuses(x)
+    fused = fuses(x, weights)
     if len(weights) == 1 and residual is not None and fused:
         return _ONEDNN.binary(x, residual, weights[0], None, "add")
     outputs = [_plain(x, weight) if fused else F.linear(x, weight) for weight in weights]
@@ -46,7 +51,7 @@ def linear(x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None = Non
 
 
 def fused_gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-    """`gated_linear` where `fuses(x)`; arguments as there."""
+    """`gated_linear` where `fuses(x, weights)`; arguments as there."""
     check_linear(x, weights, None)
     gate, up = weights if len(weights) == 2 else weights[0].chunk(2)
     activated = _ONEDNN(x, gate, None, "swish", [], "")

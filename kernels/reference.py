@@ -73,7 +73,8 @@ def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     x: [..., I]; weights: one [2F, I] with the gate first, or gate and up, each [F, I]. Returns
     [..., F].
     """
-    return fused_gated_linear(x, weights) if fuses(x) else silu_mul(linear(x, weights))
+    fused = fuses(x, weights)
+    return fused_gated_linear(x, weights) if fused else silu_mul(linear(x, weights))
 
 
 def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
