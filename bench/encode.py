@@ -42,10 +42,10 @@ ATTENTION_OPS = "scaled_dot_product"
 
 @dataclass(frozen=True)
 class Line:
-    """One system at one length. peak_bytes: the most memory above the weights, and what the plan
-    predicted; share_of_rate: of
-    the matrix rate measured in the same process; share_outside: of the time, spent neither in
-    matrix products nor in attention (CPU only, else nan).
+    """One system at one length. peak_bytes, predicted_bytes: the most memory above the weights, and
+    what the plan says of it; share_of_rate: of the matrix rate measured in the same process;
+    share_outside: of the time, spent neither in matrix products nor in attention (CPU only, else
+    nan).
     """
 
     shape: str
