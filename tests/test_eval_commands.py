@@ -1,6 +1,7 @@
 """`homer eval` from the command line to the folder, on a tiny random model."""
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import homer_triton as ht
 from homer_triton.cli.eval_runs import layout_of
+from homer_triton.evaluation.methods import make_readers, token_losses
 from homer_triton.evaluation.perplexity import lay_out_documents
 
 PASSKEY = ("eval", "passkey", "--methods", "plain,window,homer", "--lengths", "1x,384", "--depths")
@@ -150,7 +152,55 @@ def test_plain_perplexity_is_transformers(model: Path, tmp_path: Path) -> None:
     assert overall["plain"]["segments"] == 10
     assert all(row["low"] < row["perplexity"] < row["high"] for row in metrics["overall"])
     assert {row["position"] for row in metrics["by_position"]} == {128, 192, 256, 320, 384}
+    by_reference = metrics["by_reference"]
+    assert {(row["method"], row["reference"]) for row in by_reference} == {
+        (name, kind) for name in ("plain", "window", "homer") for kind in ("near", "far", "new")
+    }
+    for name in ("plain", "window", "homer"):
+        later = [answer for answer in predictions(output) if answer["id"].startswith(name)]
+        later = [answer for answer in later if answer["position"]]
+        rows = [row for row in by_reference if row["method"] == name and row["tokens"]]
+        assert sum(row["tokens"] for row in rows) == 8 * 64
+        lost = sum(row["tokens"] * math.log(row["perplexity"]) for row in rows)
+        assert lost == pytest.approx(sum(64 * answer["loss"] for answer in later))
+    for row in by_reference:
+        (window,) = (
+            other
+            for other in by_reference
+            if (other["method"], other["reference"]) == ("window", row["reference"])
+        )
+        if row["tokens"]:
+            ratio = row["perplexity"] / window["perplexity"]
+            assert row["times_window"] == pytest.approx(ratio)
+            assert row["times_window_low"] <= row["times_window"] <= row["times_window_high"]
     assert (output / "perplexity_by_position.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_references_are_told_apart_by_what_the_window_holds(model: Path) -> None:
+    llama = ht.load(model)
+    task = lay_out_documents(llama, {"a": article(500)}, None, None)
+    start, oldest = 320, 320 - (LIMIT - task.affix - task.segment)
+    tokens = torch.full((start + task.segment,), 5)
+    tokens[0], tokens[oldest - 1], tokens[oldest], tokens[start - 1] = 6, 7, 8, 9
+    tokens[start : start + 7] = torch.tensor([5, 6, 7, 8, 9, 10, 10])
+    kinds = task.references(tokens, start)
+    assert kinds[:7] == ["near", "near", "far", "near", "near", "new", "near"]
+    assert set(kinds[7:]) == {"near"}
+
+    def window_loss(changed: int) -> float:
+        other = tokens.clone()
+        other[changed] = 11
+        reader = make_readers(("window",), llama, ht.HomerConfig())["window"]
+        segment = other[start:]
+        affix = task.affix
+        prefix, context, suffix = (
+            other[:affix],
+            other[affix : start - affix],
+            other[:start][-affix:],
+        )
+        return sum(token_losses(reader(prefix, context, suffix, len(segment)), segment))
+
+    assert window_loss(oldest - 2) == window_loss(oldest - 1) != window_loss(oldest)
 
 
 def test_a_failed_segment_leaves_no_perplexity(model: Path, tmp_path: Path) -> None:
@@ -167,6 +217,8 @@ def test_a_failed_segment_leaves_no_perplexity(model: Path, tmp_path: Path) -> N
     first, *later = metrics["by_position"]
     assert first["perplexity"] > 0
     assert all(row["perplexity"] is None and row["running"] is None for row in later)
+    assert all(row["perplexity"] is None for row in metrics["by_reference"])
+    assert not any("times_window" in row for row in metrics["by_reference"])
 
 
 def test_quality_chooses_the_likeliest_option(model: Path, tmp_path: Path) -> None:

@@ -110,19 +110,37 @@ def share_cells(row: Record) -> list[str]:
 
 
 def perplexity_table(metrics: Record) -> str:
-    """Perplexities over everything scored, a line for each method."""
+    """Perplexities over everything scored, then by where the text last had a token, a line for each
+    method.
+    """
 
-    def figure(row: Record, name: str) -> str:
-        return "none" if row[name] is None else f"{row[name]:,.2f}"
+    def figures(row: Record, middle: str, low: str, high: str, digits: int) -> list[str]:
+        if row.get(middle) is None:
+            return ["none", "none"]
+        return [f"{row[middle]:,.{digits}f}", f"{row[low]:,.{digits}f} to {row[high]:,.{digits}f}"]
 
-    rows = [
-        [
-            row["method"],
-            figure(row, "perplexity"),
-            f"{figure(row, 'low')} to {figure(row, 'high')}",
-            str(row["segments"]),
-            str(row["errors"]),
-        ]
+    def perplexity(row: Record) -> list[str]:
+        return figures(row, "perplexity", "low", "high", 2)
+
+    def times_window(row: Record) -> list[str]:
+        return figures(row, "times_window", "times_window_low", "times_window_high", 3)
+
+    overall = [
+        [row["method"], *perplexity(row), str(row["segments"]), str(row["errors"])]
         for row in metrics["overall"]
     ]
-    return table(["method", "perplexity", "95 % interval", "segments", "errors"], rows)
+    by_reference = [
+        [
+            *(row["method"], row["reference"], f"{row['tokens']:,}"),
+            *perplexity(row),
+            *times_window(row),
+        ]
+        for row in metrics["by_reference"]
+    ]
+    scored = ["perplexity", "95 % interval"]
+    compared = ["reference", "tokens", *scored, "of the window's", "95 % interval"]
+    return (
+        table(["method", *scored, "segments", "errors"], overall)
+        + "\n\nBeyond the limit, by where the text last had a token:\n\n"
+        + table(["method", *compared], by_reference)
+    )

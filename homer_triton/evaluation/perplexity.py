@@ -3,6 +3,10 @@
 A document's first tokens, as many as the context limit, are scored by the plain model. The rest is
 cut into segments of half the limit; each is scored after `prefix ‖ context ‖ suffix`: the
 document's first tokens, all that lies between, and the tokens right before the segment.
+
+A segment's tokens are also told apart by where the text last had them: "near", in what the
+truncated window holds or in the segment itself; "far", only before that; "new", nowhere. What a
+method remembers from beyond the window shows in the far ones.
 """
 
 from __future__ import annotations
@@ -22,6 +26,10 @@ from ..tokens import split_input
 from .methods import Reader, token_losses
 from .runs import Record, RunFolder
 from .statistics import bootstrap_interval
+
+REFERENCES = ("near", "far", "new")
+# What the other methods are compared with, token by token.
+BASELINE = "window"
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,17 @@ class PerplexityTask:
     def affix(self) -> int:
         """Tokens in the prefix, and in the suffix: 100 for a limit of 4096."""
         return max(1, min(100, self.limit // 40))
+
+    def references(self, tokens: Tensor, start: int) -> list[str]:
+        """Where a document last had each token of the segment at `start`: near, far or new."""
+        ids = tokens.tolist()
+        reach = start - (self.limit - self.affix - self.segment)
+        near, before = {*ids[: self.affix], *ids[reach:start]}, set(ids[:start])
+        kinds = []
+        for token in ids[start : start + self.segment]:
+            kinds.append("near" if token in near else "far" if token in before else "new")
+            near.add(token)
+        return kinds
 
     def __len__(self) -> int:
         return sum(map(len, self.positions.values()))
@@ -107,11 +126,22 @@ def run_perplexity(
 def _score_segment(
     model: Llama, reader: Reader, task: PerplexityTask, tokens: Tensor, start: int
 ) -> Record:
-    """The mean loss of the tokens of the segment at `start`; of all but the first at the start of
-    the document.
+    """The mean loss of the tokens of the segment at `start`, and of those of each reference; of all
+    tokens but the first at the start of the document.
     """
     losses = _losses(model, reader, task, tokens, start)
-    return {"tokens": len(losses), "loss": sum(losses) / len(losses)}
+    if start == 0:
+        return _mean(losses)
+    kinds = task.references(tokens, start)
+    parts = {
+        name: _mean([loss for loss, kind in zip(losses, kinds, strict=True) if kind == name])
+        for name in REFERENCES
+    }
+    return {**_mean(losses), "references": parts}
+
+
+def _mean(losses: list[float]) -> Record:
+    return {"tokens": len(losses), "loss": sum(losses) / max(1, len(losses))}
 
 
 @torch.no_grad()
@@ -129,10 +159,13 @@ def _losses(
 
 
 def _metrics(folder: RunFolder, names: tuple[str, ...], task: PerplexityTask, seed: int) -> Record:
-    """Perplexity by method over everything scored, and at and up to the end of each segment."""
+    """Perplexity by method over everything scored, at and up to the end of each segment, and over
+    the tokens of each reference.
+    """
     starts = sorted(set().union(*task.positions.values()))
     overall: list[Record] = []
     by_position: list[Record] = []
+    later: dict[str, list[Record]] = {}
     for name in names:
         so_far: list[Record] = []
         for start in starts:
@@ -151,18 +184,56 @@ def _metrics(folder: RunFolder, names: tuple[str, ...], task: PerplexityTask, se
                 }
             )
         overall.append({"method": name, **_perplexity(so_far, seed)})
-    return {"task": "perplexity", "overall": overall, "by_position": by_position}
+        later[name] = [record for record in so_far if record["position"]]
+    return {
+        "task": "perplexity",
+        "overall": overall,
+        "by_position": by_position,
+        "by_reference": _by_reference(later, seed),
+    }
+
+
+def _by_reference(records: Mapping[str, list[Record]], seed: int) -> list[Record]:
+    """Perplexity by reference and method, and how many times the window's it is, where that was
+    scored: both with intervals, the second from the segments' differences.
+
+    records: by method, the same segments in the same order.
+    """
+    rows = []
+    for reference, name in product(REFERENCES, records):
+        parts = [_part(record, reference) for record in records[name]]
+        row = {"method": name, "reference": reference, **_perplexity(parts, seed)}
+        if BASELINE in records:
+            theirs = [_part(record, reference) for record in records[BASELINE]]
+            ratio = _perplexity([_less(*pair) for pair in zip(parts, theirs, strict=True)], seed)
+            row["times_window"] = ratio["perplexity"]
+            row["times_window_low"], row["times_window_high"] = ratio["low"], ratio["high"]
+        rows.append(row)
+    return rows
+
+
+def _part(record: Record, reference: str) -> Record:
+    """What a segment's record says of the tokens of one reference."""
+    return record if "error" in record else record["references"][reference]
+
+
+def _less(ours: Record, theirs: Record) -> Record:
+    """How much more two methods lose on the same tokens."""
+    if "error" in ours or "error" in theirs:
+        return {"error": "not scored by both"}
+    return {"tokens": ours["tokens"], "loss": ours["loss"] - theirs["loss"]}
 
 
 def _perplexity(records: list[Record], seed: int) -> Record:
-    """The perplexity of some segments with its bootstrap interval; None where one failed or is not
-    a finite number, since it cannot be left out and has no value to put in its place.
+    """The perplexity of those segments that have tokens, with its bootstrap interval; None where
+    one failed or is not a finite number, since it cannot be left out and has no value to put in its
+    place, and where nothing is left.
     """
+    records = [record for record in records if record.get("tokens") != 0]
     losses = [record.get("loss", math.nan) for record in records]
-    errors = sum("error" in record for record in records)
+    tokens = [record.get("tokens", 0) for record in records]
     low = high = perplexity = None
-    if all(map(math.isfinite, losses)):
-        tokens = [record["tokens"] for record in records]
+    if records and all(map(math.isfinite, losses)):
         total = sum(loss * count for loss, count in zip(losses, tokens, strict=True))
         perplexity = math.exp(total / sum(tokens))
         low, high = bootstrap_interval(losses, tokens, seed)
@@ -171,7 +242,8 @@ def _perplexity(records: list[Record], seed: int) -> Record:
         "low": low,
         "high": high,
         "segments": len(records),
-        "errors": errors,
+        "tokens": sum(tokens),
+        "errors": sum("error" in record for record in records),
     }
 
 
