@@ -17,7 +17,8 @@ from .checks import check_scores, require
 from .devices import launching_on, warp_size
 from .scores import SCORES
 
-MAX_ROWS = 32768
+# What the selection's packed counts hold.
+MAX_ROWS = 2**20
 
 # Threads of a program, elements of the key tile that it holds at a time, and rows that the last
 # program takes at a time.

@@ -66,7 +66,7 @@ def _threshold(ranks_ptr, rows, keep, BLOCK_T: tl.constexpr):
     threshold = tl.full([], 0, tl.uint32)
     quarter = tl.full([], 1 << 30, tl.uint32)
     for _ in tl.range(0, 16):
-        # Three counts in one reduction: each is at most 2^15, so 21 bits apart they never meet.
+        # Three counts in one reduction: each is at most 2^20, so 21 bits apart they never meet.
         reached = tl.zeros([BLOCK_T], tl.int64)
         for first in tl.range(0, rows, BLOCK_T):
             ranks = _load_ranks(ranks_ptr, first + offs_t, rows)
@@ -97,30 +97,30 @@ def _write_rows(
     offs_t = tl.arange(0, BLOCK_T)
     threshold = _threshold(ranks_ptr, rows, keep, BLOCK_T)
     # How many ranks are above the threshold, and in the high half how many are equal to it.
-    counts = tl.zeros([BLOCK_T], tl.int32)
+    counts = tl.zeros([BLOCK_T], tl.int64)
     for first in tl.range(0, rows, BLOCK_T):
         row = first + offs_t
         ranks = _load_ranks(ranks_ptr, row, rows)
         prunable = (row >= first_row) & (row < last_row)
-        counts += (prunable & (ranks > threshold)).to(tl.int32)
-        counts += (prunable & (ranks == threshold)).to(tl.int32) << 16
+        counts += (prunable & (ranks > threshold)).to(tl.int64)
+        counts += (prunable & (ranks == threshold)).to(tl.int64) << 32
     total = tl.sum(counts, axis=0)
-    surplus = ((total >> 16) & 0xFFFF) + (total & 0xFFFF) - keep
+    surplus = (total >> 32) + (total & 0xFFFFFFFF) - keep
 
     drop = last_row - first_row - keep
-    done = tl.full([], 0, tl.int32)
+    done = tl.full([], 0, tl.int64)
     for first in tl.range(0, rows, BLOCK_T):
         row = first + offs_t
         ranks = _load_ranks(ranks_ptr, row, rows)
         prunable = (row >= first_row) & (row < last_row)
         is_above = prunable & (ranks > threshold)
         is_tie = prunable & (ranks == threshold)
-        flags = is_above.to(tl.int32) + (is_tie.to(tl.int32) << 16)
+        flags = is_above.to(tl.int64) + (is_tie.to(tl.int64) << 32)
         before = done + tl.cumsum(flags, axis=0) - flags
         done += tl.sum(flags, axis=0)
-        ties_before = (before >> 16) & 0xFFFF
+        ties_before = before >> 32
         is_selected = is_above | (is_tie & (ties_before >= surplus))
-        selected_before = (before & 0xFFFF) + tl.maximum(ties_before - surplus, 0)
+        selected_before = (before & 0xFFFFFFFF) + tl.maximum(ties_before - surplus, 0)
 
         after = tl.where(row < first_row, row, row - drop)
         target = tl.where(prunable, first_row + selected_before, after)

@@ -17,6 +17,7 @@ from kernel_cases import (
 )
 
 from homer_triton.kernels import SCORES, reference, score_and_select, score_rows
+from homer_triton.kernels.scoring import MAX_ROWS
 
 __all__ = ["poisoned"]
 
@@ -111,17 +112,23 @@ def test_both_zeros_tie():
     assert score_and_select(q, k, positions, bias, 2, 0, 4)[0].tolist() == [[2, 3]]
 
 
-def test_the_longest_chunk():
-    rows = 32768
+@pytest.mark.parametrize("ties", [False, True])
+def test_more_rows_than_sixteen_bits_count(ties):
+    rows = 70_000
     q, k = digits(0, 1, 1, 16), digits(1, 1, rows, 1, 16)
-    arguments = (q, k, torch.arange(rows, device=DEVICE)[None], digits(2, rows), 11000, 7, 32700)
+    positions = torch.arange(rows, device=DEVICE)[None]
+    arguments = (0 * q if ties else q, k, positions, None, 1000, 7, rows - 68)
     for actual, expected in zip(
         score_and_select(*arguments), reference.score_and_select(*arguments), strict=True
     ):
         assert torch.equal(actual, expected)
-    longer = torch.zeros(1, rows + 1, 1, 16, device=DEVICE)
-    with pytest.raises(ValueError, match="the number of rows of k is 32769: it must be at most"):
-        score_rows(q, longer)
+
+
+def test_too_many_rows_are_refused():
+    q = torch.zeros(1, 1, 16, device=DEVICE)
+    k = q[None].expand(1, MAX_ROWS + 1, 1, 16)
+    with pytest.raises(ValueError, match=f"the number of rows of k is {MAX_ROWS + 1}: it must be"):
+        score_rows(q, k)
 
 
 @pytest.mark.gpu
