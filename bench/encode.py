@@ -2,23 +2,20 @@
 
     python bench/encode.py [--shape 50M] [--dtype float32] [--lengths 4096,8192] [--out DIR]
 
-Every measurement has a process of its own, so that one's memory is not another's; systems take
-turns at each length. First, in the same run, a text of one chunk must give transformers' own
-logits. Writes
-DIR/encode-SHAPE-DTYPE.csv and two plots beside it, and prints the crossover: the length below which
-the plain prefill is faster.
+Systems take turns at each length. On a CPU every measurement has a process of its own, so that
+one's memory is not another's; a GPU's allocator counts its own. First, in the same run, a text of
+one chunk must give transformers' own logits. Writes DIR/encode-SHAPE-DTYPE.csv and two plots beside
+it, and prints the crossover: the length below which the plain prefill is faster.
 """
 
 import argparse
-import csv
 import ctypes
 import math
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -179,6 +176,7 @@ def profile_outside(call: Callable[[], Tensor]) -> float:
 def reset_peak() -> int:
     """Forget the peak so far; returns the memory in use, in bytes."""
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     # What earlier calls freed must not look like memory in use.
@@ -220,13 +218,6 @@ def check(shape: str, dtype: str, system: str) -> None:
     measure.require_as_exact(ours, own, exact)
 
 
-def in_child(function: Callable, *args: object) -> object:
-    """Run a function in a fresh process; what it raises is raised here."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1, maxtasksperchild=1) as pool:
-        return pool.apply(function, args)
-
-
 def crossover(lines: list[Line], system: str) -> float | None:
     """The length at which a system overtakes the plain prefill, between measured ones."""
     seconds = {(line.system, line.tokens): line.seconds for line in lines}
@@ -259,17 +250,6 @@ def draw(lines: list[Line], path: Path, value: Callable[[Line], float], label: s
     plt.close(figure)
 
 
-def write_csv(path: Path, lines: list[Line]) -> None:
-    """Write the lines, replacing the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Line)])
-        writer.writeheader()
-        writer.writerows(asdict(line) for line in lines)
-    os.replace(temporary, path)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="50M")
@@ -284,16 +264,20 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     args = parser.parse_args()
-    ours = ["torch", "triton"] if torch.cuda.is_available() else ["torch"]
+    on_gpu = torch.cuda.is_available()
+    ours = ["torch", "triton"] if on_gpu else ["torch"]
+    spawn = multiprocessing.get_context("spawn")
+    child = spawn.Pool(1, maxtasksperchild=None if on_gpu else 1)
     for system in ours:
-        in_child(check, args.shape, args.dtype, system)
+        child.apply(check, (args.shape, args.dtype, system))
     lines: list[Line] = []
+    failed = 0
     path = args.out / f"encode-{args.shape}-{args.dtype}.csv"
     for tokens in (int(length) for length in args.lengths.split(",")):
         for system in [PLAIN, *ours]:
             if system == PLAIN and tokens > args.plain_up_to:
                 continue
-            profile = system == "torch" and not torch.cuda.is_available() and tokens <= 16384
+            profile = system == "torch" and not on_gpu and tokens <= 16384
             task = Task(
                 args.shape,
                 args.dtype,
@@ -305,9 +289,15 @@ def main() -> int:
                 args.cuda_graphs,
                 args.offload,
             )
-            line = in_child(measure_task, task)
+            try:
+                line = child.apply(measure_task, (task,))
+            except RuntimeError as error:  # out of memory: the others may fit
+                failed += 1
+                reason = str(error).splitlines()[0]
+                print(f"{tokens:8} {system:13} failed: {reason}", flush=True)
+                continue
             lines.append(line)
-            write_csv(path, lines)  # what is measured stays, whatever comes after
+            measure.write_csv(path, lines)  # what is measured stays, whatever comes after
             print(
                 f"{line.tokens:8} {line.system:13} {line.seconds:8.2f} s "
                 f"{line.microseconds_per_token:8.1f} us/token "
@@ -315,6 +305,9 @@ def main() -> int:
                 + ("" if math.isnan(line.share_outside) else f"  {line.share_outside:.0%} outside"),
                 flush=True,
             )
+    child.terminate()
+    if not lines:
+        return 1
     for system in ours:
         point = crossover(lines, system)
         found = "not within these lengths" if point is None else f"at about {point:.0f} tokens"
@@ -326,7 +319,7 @@ def main() -> int:
         lambda line: max(line.peak_bytes, 1) / 2**20,
         "MiB above the weights, at the peak",
     )
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python bench/kernels.py [--out DIR]
 
 Each result is checked before it is timed, and a kernel whose result is wrong gets no line. The
-limits (copy bandwidth, matrix rate) are measured in the same run. Writes DIR/kernels.csv. Without a
-GPU nothing is measured and nothing written.
+limits (copy bandwidth, matrix rate) are measured in the same run. Writes DIR/kernels.csv anew after
+each case. Without a GPU nothing is measured and nothing written.
 """
 
 import argparse
@@ -96,16 +96,17 @@ def main() -> int:
             "matrix": (0, round(limit["matrix"])),
         }.items()
     ]
-    wrong = 0
-    for model in MODELS:
-        for case in cases(model):
-            try:
-                lines += measure_case(case, limit, about)
-            except ArithmeticError as error:
-                wrong += 1
-                print(f"{case.op} ({case.name}) is wrong: {error}", file=sys.stderr)
-    measure.write_csv(args.out / "kernels.csv", lines)
-    return 1 if wrong else 0
+    failed = 0
+    for case in (case for model in MODELS for case in cases(model)):
+        try:
+            lines += measure_case(case, limit, about)
+        except Exception as error:  # what a compiler or a driver raises must not cost the others
+            failed += 1
+            reason = f"{type(error).__name__}: {error}"
+            print(f"{case.op} ({case.name}) failed: {reason}", file=sys.stderr, flush=True)
+            torch.cuda.synchronize()  # raises where the device is lost, and the rest with it
+        measure.write_csv(args.out / "kernels.csv", lines)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

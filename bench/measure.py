@@ -1,11 +1,13 @@
 """How the benchmarks time, check and record: one `Measurement` per line of a CSV."""
 
 import csv
+import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -75,10 +77,12 @@ def require_as_exact(actual: Tensor, own: Tensor, exact: Tensor) -> None:
         raise ArithmeticError(f"the error is {error:.3e}, at most {max(allowed, floor):.3e} may be")
 
 
-def write_csv(path: Path, lines: list[Measurement]) -> None:
-    """Write measurements, replacing the file."""
+def write_csv(path: Path, lines: Sequence[Any]) -> None:
+    """Write records of one dataclass, at least one, replacing the file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Measurement)])
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(lines[0])])
         writer.writeheader()
         writer.writerows(asdict(line) for line in lines)
+    os.replace(temporary, path)
