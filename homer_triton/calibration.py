@@ -18,7 +18,7 @@ from .files import save_tensors
 from .kernels.reference import SCORES, score_rows
 from .model.llama import Llama
 from .tokens import TokensLike, tokenize
-from .tree import Plan
+from .tree import Plan, default_chunk_len
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,11 @@ class Calibration:
             raise ValueError("The calibration holds NaN or infinite values.")
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file; raises `ValueError` where that is not possible."""
+        """Write a safetensors file, whose name must end so; raises `ValueError` where that is not
+        possible.
+        """
+        if Path(path).suffix != ".safetensors":
+            raise ValueError(f"{path} must end in .safetensors: other files are read as torch's.")
         stamp = json.dumps({"model": self.model, "score": self.score})
         save_tensors(path, {"bias": self.bias}, {"homer_triton.calibration": stamp})
 
@@ -107,28 +111,31 @@ def calibrate(
 ) -> Calibration:
     """Measure the bias on ordinary text (HOMER, section 3.3 and appendix A).
 
-    The texts, joined, are cut into `num_segments` segments of `segment_len` tokens (half the
-    context limit by default) at even spacing, each run by the plain model; `bias[layer][d]` is the
-    mean, over segments, of the score at distance d from the last token. Raises `ValueError` for
-    texts shorter than one segment; with fewer tokens than all segments need, segments overlap.
+    The texts, joined, are cut into `num_segments` segments of `segment_len` tokens (the default
+    length of chunks) at even spacing, each run by the plain model; `bias[layer][d]` is the mean,
+    over segments, of the score at distance d from the last token. Raises `ValueError` for texts
+    shorter than one segment; with fewer tokens than all segments need, segments overlap.
     """
     if score not in SCORES:
         raise ValueError(f"score={score!r} is not known; choose one of {', '.join(SCORES)}.")
     limit = model.config.max_position_embeddings
-    length = limit // 2 if segment_len is None else segment_len
+    length = default_chunk_len(limit) if segment_len is None else segment_len
     if not 1 < length <= limit:
         raise ValueError(f"segment_len={length} must be from 2 to the context limit, {limit}.")
     if num_segments < 1:
         raise ValueError(f"num_segments={num_segments} must be at least 1.")
-    tokens = torch.cat([tokenize(model, text, "texts") for text in texts] or [torch.empty(0)])
+    parts = [tokenize(model, text, "texts") for text in texts]
+    tokens = torch.cat(parts) if parts else tokenize(model, [], "texts")
     if len(tokens) < length:
         raise ValueError(
             f"The calibration texts have {len(tokens)} tokens, a segment needs {length}; give more "
             "text or lower "
             f"segment_len."
         )
-    starts = torch.linspace(0, len(tokens) - length, num_segments).long().unique().tolist()
-    total = torch.zeros(model.config.num_hidden_layers, length)
+    last = len(tokens) - length
+    starts = sorted({i * last // max(num_segments - 1, 1) for i in range(num_segments)})
+    shape = (model.config.num_hidden_layers, length)
+    total = torch.zeros(shape, dtype=torch.float32, device="cpu")
     for start in tqdm(starts, "calibrate", unit="segment", disable=not progress):
         total += _segment_scores(model, tokens[start : start + length], score)
     return Calibration((total / len(starts)).flip(1), model.fingerprint, score)

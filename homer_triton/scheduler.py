@@ -118,8 +118,19 @@ class Scheduler:
         """The prefix is the same in every chunk and sees only itself: one pass fills its slots for
         all of them.
         """
-        if len(prefix):
-            self.model.forward(prefix, self.layers)
+        if not len(prefix):
+            return
+        rows = torch.arange(len(prefix), device=prefix.device)[None]
+        self.model.run(
+            range(len(self.layers)),
+            self.model.embed(prefix[None]),
+            rows,
+            rows,
+            self.layers,
+            0,
+            self.rotary,
+            lambda q_last, k: rows[:, -1:],
+        )
 
     def _begin(
         self,

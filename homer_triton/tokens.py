@@ -18,15 +18,20 @@ def tokenize(model: Llama, text_or_ids: TokensLike, name: str) -> Tensor:
     Raises `ValueError`, naming the argument `name`, for text without a tokenizer, ids that are not
     a flat list of whole numbers, and ids outside the vocabulary.
     """
+    if not isinstance(model, Llama):
+        raise ValueError(
+            f"The model is a {type(model).__name__}; wrap it with homer_triton.from_transformers, "
+            "or load it with homer_triton.load."
+        )
     if isinstance(text_or_ids, str):
         if model.tokenizer is None:
             raise ValueError(
                 f"{name} is text, but the checkpoint has no tokenizer; give token ids."
             )
         encoded = model.tokenizer(text_or_ids, add_special_tokens=False, verbose=False)
-        ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
+        ids = torch.tensor(encoded["input_ids"], dtype=torch.int64, device="cpu")
     else:
-        ids = torch.as_tensor(text_or_ids).detach().cpu()
+        ids = _as_tensor(text_or_ids, name)
         if ids.ndim != 1:
             raise ValueError(
                 f"{name} must be text or a flat list of token ids, not {ids.ndim}-dimensional."
@@ -43,6 +48,16 @@ def tokenize(model: Llama, text_or_ids: TokensLike, name: str) -> Tensor:
                 f"{name} holds token id {wrong}, outside the vocabulary of {size} tokens."
             )
     return ids
+
+
+def _as_tensor(ids: Sequence[int] | Tensor, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(ids, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(ids).__name__
+        raise ValueError(
+            f"{name} must be text or a flat list of token ids, not this {kind}: {error}."
+        ) from error
 
 
 def split_input(

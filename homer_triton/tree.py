@@ -15,6 +15,9 @@ from typing import Any
 
 from .costs import ModelShape, cache_bytes, layer_flops, row_bytes
 
+# Longer chunks take more memory, and more attention for each token.
+LONGEST_DEFAULT_CHUNK = 8192
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -301,6 +304,13 @@ def build_plan(
         leaf_context,
         tuple(levels),
     )
+
+
+def default_chunk_len(context_limit: int) -> int:
+    """The length of chunks, and of calibration segments, where nobody says another: half of what a
+    model can read, but no more than `LONGEST_DEFAULT_CHUNK`.
+    """
+    return min(context_limit // 2, LONGEST_DEFAULT_CHUNK)
 
 
 def tree_height(context_len: int, room: int) -> int:

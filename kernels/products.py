@@ -31,7 +31,7 @@ def fuses(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
         x.device.type == "cpu"
         and x.numel() * sum(len(weight) for weight in weights) >= max(LEAST_WORK, 1)
         and _dtype_fuses(x.dtype)
-        and not (torch.is_grad_enabled() and x.requires_grad)
+        and not (torch.is_grad_enabled() and any(a.requires_grad for a in (x, *weights)))
     )
 
 

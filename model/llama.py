@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -144,9 +145,11 @@ class Llama:
         their queries projected, attend, and go through the MLP: the others' outputs would be pruned
         unread.
         """
-        # Two calls, so that the activations of the first are gone when the second makes its own.
-        hidden = self._attend(index, hidden, positions, slots, cache, prefix, rotary, select)
-        return self._feed_forward(index, hidden)
+        with self._own_dtype():
+            # Two calls, so that the activations of the first are gone when the second makes its
+            # own.
+            hidden = self._attend(index, hidden, positions, slots, cache, prefix, rotary, select)
+            return self._feed_forward(index, hidden)
 
     def _attend(
         self,
@@ -185,8 +188,16 @@ class Llama:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output head: [..., E] -> [..., vocabulary] float32."""
-        x = self.ops.rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)
-        return self.ops.linear(x, (self.weights.lm_head,)).float()
+        with self._own_dtype():
+            x = self.ops.rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)
+            return self.ops.linear(x, (self.weights.lm_head,)).float()
+
+    def _own_dtype(self) -> AbstractContextManager[object]:
+        """Where a caller's autocast does not reach: all of a model's numbers have its dtype."""
+        kind = self.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            return torch.autocast(kind, enabled=False)
+        return nullcontext()
 
     def forward(
         self,

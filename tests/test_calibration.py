@@ -42,9 +42,15 @@ def test_few_tokens_make_fewer_segments() -> None:
     torch.testing.assert_close(calibration.bias, expected.float(), atol=1e-5, rtol=1e-5)
 
 
-def test_segments_are_half_the_context_limit_when_left_out() -> None:
-    limit = peers(4, 2)[1].config.max_position_embeddings
-    assert calibrated().bias.shape == (LAYERS, limit // 2)
+def test_segments_are_as_long_as_chunks_when_left_out() -> None:
+    config = peers(4, 2)[1].config
+    assert calibrated().bias.shape == (LAYERS, ht.HomerConfig().chunk_len(config))
+
+
+def test_a_file_that_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+        calibrated().save(tmp_path / "bias.pt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_encode_subtracts_it() -> None:

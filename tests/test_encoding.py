@@ -4,6 +4,7 @@ nothing.
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -133,6 +134,49 @@ def test_documents_in_one_call_are_as_if_alone() -> None:
             torch.testing.assert_close(getattr(encoded, name), getattr(alone, name), **TOLERANCE)
 
 
+def test_a_prefix_is_rotated_as_its_chunks_are() -> None:
+    """Dynamic NTK rotates by the longest position, so the prefix's own length must not decide."""
+    hf_model = random_model(
+        dtype=torch.float64,
+        max_position_embeddings=32,
+        rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+    )
+    model, tokens = ht.from_transformers(hf_model, ops="torch"), random_tokens(90)
+    whole = ht.HomerConfig(max_chunk_len=90, target_len=90, layers_warmup=0)
+    encoded = ht.encode(model, tokens[20:80], tokens[:20], tokens[80:], whole)
+    expected = hf_model(torch.tensor([tokens])).logits[0, -1].float()
+    torch.testing.assert_close(encoded.logits, expected, **TOLERANCE)
+
+
+def test_the_callers_defaults_change_nothing() -> None:
+    """Its default device, its default dtype and its autocast are for its own tensors."""
+    model = spoken = ht.from_transformers(random_model(num_hidden_layers=5), ops="torch")
+    tokens = torch.tensor(random_tokens(60))
+    config = ht.HomerConfig(20, 20, 1, suffix="recomputed")
+
+    def everything() -> list[torch.Tensor]:
+        bias = ht.calibrate(model, [tokens.tolist()], segment_len=20, num_segments=7)
+        calibrated = replace(config, calibration=bias)
+        encoded = ht.encode(model, tokens.tolist(), [1], [2, 3], calibrated)
+        answer = ht.generate(spoken, encoded, [4, 5], 6, temperature=1.0, seed=3)
+        return [bias.bias, encoded.keys, encoded.logits, torch.as_tensor(answer.token_ids)]
+
+    expected = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = everything()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        typed = everything()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        placed = everything()
+    for found in (cast, typed, placed):
+        for ours, theirs in zip(expected[:3], found[:3], strict=True):
+            assert torch.equal(ours, theirs)
+    assert expected[3].tolist() == cast[3].tolist() == typed[3].tolist()
+
+
 def test_documents_come_with_defaults_and_are_counted() -> None:
     model = peers(4, 2)[1]
     assert ht.encode_batch(model, []) == []
@@ -141,6 +185,10 @@ def test_documents_come_with_defaults_and_are_counted() -> None:
     assert not torch.equal(first.keys, second.keys)
     with pytest.raises(ValueError, match="2 contexts but 1 suffixes"):
         ht.encode_batch(model, [[1, 2], [3, 4]], suffixes=[[5]])
+    with pytest.raises(ValueError, match="lists, an entry for each document"):
+        ht.encode_batch(model, [[1, 2], [3, 4]], suffixes="Q?")
+    with pytest.raises(ValueError, match="lists, an entry for each document"):
+        ht.encode_batch(model, "a text")
     with pytest.raises(ValueError, match="batch_size=0"):
         ht.encode_batch(model, [[1, 2]], batch_size=0)
 
@@ -208,15 +256,25 @@ def test_defaults_take_the_prefix_from_the_model_and_the_suffix_from_the_context
         ([1.5, 2.0], {}, "whole numbers"),
         ([[1, 2]], {}, "flat list"),
         ("text", {}, "no tokenizer"),
+        ({"input_ids": [1, 2]}, {}, "context must be text or a flat list of token ids, not this"),
+        ([[1], [2, 3]], {}, "context must be text or a flat list of token ids, not this list"),
+        ([1, 2], {"max_chunk_len": 12.0}, "max_chunk_len=12.0 must be a whole number"),
+        ([1, 2], {"max_chunk_len": "12"}, "max_chunk_len='12' must be a whole number"),
+        ([1, 2], {"calibration": torch.ones(2, 3)}, "calibration is a Tensor; make one with"),
         ([1, 2], {"max_chunk_len": 2, "target_len": 2}, "max_chunk_len=2 no room"),
         ([1, 2], {"layers_warmup": LAYERS}, f"layers_warmup={LAYERS} must"),
         ([3] * 1000, {"max_chunk_len": 4}, "raise max_chunk_len or lower layers_warmup"),
     ],
 )
-def test_refuses_bad_input(context: object, settings: dict[str, int], message: str) -> None:
+def test_refuses_bad_input(context: object, settings: dict[str, Any], message: str) -> None:
     model = peers(4, 2)[1]
     with pytest.raises(ValueError, match=message):
         ht.encode(model, context, config=ht.HomerConfig(**settings))
+
+
+def test_refuses_a_transformers_model() -> None:
+    with pytest.raises(ValueError, match=r"a LlamaForCausalLM; wrap it with .*from_transformers"):
+        ht.encode(random_model(), random_tokens(40))
 
 
 def test_refuses_weights_that_yield_nan() -> None:

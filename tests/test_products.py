@@ -75,6 +75,10 @@ def test_autograd_goes_through(least_work: int) -> None:
     reference.gated_linear(x, weights).sum().backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
+    trained = (weights[0].clone().requires_grad_(),)
+    assert not products.fuses(x.detach(), trained)
+    products.linear(x.detach(), trained).sum().backward()
+    assert trained[0].grad is not None
     with torch.no_grad():
         available = torch.backends.mkldnn.is_available()
         assert products.fuses(x, weights) == (available and least_work == 0)
