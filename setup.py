@@ -26,8 +26,8 @@ setup(
     },
     python_requires=">=3.11",
     install_requires=[
-        "torch>=2.6",
-        "triton>=3.2; platform_system == 'Linux'",
+        "torch>=2.8",
+        "triton>=3.4; platform_system == 'Linux'",
         "transformers>=5.0",
         "safetensors>=0.4.3",
         # These come with transformers, and are imported here too.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .calibration import Calibration, calibrate
+    from .chat import chat_affixes
     from .config import HomerConfig, plan
     from .context import EncodedContext
     from .encoding import encode, encode_batch
@@ -29,6 +30,7 @@ __all__ = [
     "ModelConfig",
     "Plan",
     "calibrate",
+    "chat_affixes",
     "encode",
     "encode_batch",
     "from_transformers",
@@ -40,6 +42,7 @@ __all__ = [
 
 _MODULES = {
     "calibration": ("Calibration", "calibrate"),
+    "chat": ("chat_affixes",),
     "config": ("HomerConfig", "plan"),
     "context": ("EncodedContext",),
     "encoding": ("encode", "encode_batch"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 from .calibration import Calibration
 from .kernels.reference import SCORES
 from .model.config import ModelConfig
-from .tree import Plan, build_plan, tree_height
+from .model.llama import Llama
+from .tree import Plan, build_plan, default_chunk_len, tree_height
 
 SuffixMode = Literal["merged", "recomputed"]
 # What a memory budget is tried with: more than eight leaves at once hardly gain anything.
@@ -20,7 +22,8 @@ LEAF_BATCHES = (8, 4, 2, 1)
 class HomerConfig:
     """How to encode; settings left out come from the model.
 
-    max_chunk_len: tokens that run through a layer at once, half the context limit by default.
+    max_chunk_len: tokens that run through a layer at once, half the context limit by default but at
+    most 8192. Beyond the limit the model meets positions that it was not trained on.
     target_len: the most tokens in the finished cache, `max_chunk_len` by default. layers_warmup:
     layers that leaves run before the first merge beyond their even share, 3/8 of the layers by
     default and fewer where the tree needs more levels. calibration: the bias that makes near and
@@ -58,8 +61,13 @@ class HomerConfig:
             ("leaf_batch", 1),
         ):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value} must be at least {least}.")
+            if value is not None and (not isinstance(value, Integral) or value < least):
+                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
+        if not isinstance(self.calibration, Calibration | None):
+            raise ValueError(
+                f"calibration is a {type(self.calibration).__name__}; make one with "
+                "Calibration(tensor), Calibration.load(file) or calibrate."
+            )
         choices = {
             "suffix": get_args(SuffixMode),
             "score": tuple(SCORES),
@@ -75,11 +83,11 @@ class HomerConfig:
 
     def chunk_len(self, model: ModelConfig) -> int:
         """`max_chunk_len`, or its default for a model."""
-        return self.max_chunk_len or model.max_position_embeddings // 2
+        return self.max_chunk_len or default_chunk_len(model.max_position_embeddings)
 
 
 def plan(
-    model: ModelConfig,
+    model: ModelConfig | Llama,
     context_len: int,
     prefix_len: int = 0,
     suffix_len: int = 1,
@@ -98,6 +106,7 @@ def plan(
     fits the budget; the message says what to change.
     """
     config = config or HomerConfig()
+    model = model.config if isinstance(model, Llama) else model
     chunk_len = config.chunk_len(model)
     layers = model.num_hidden_layers
     warmup = config.layers_warmup

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,19 @@ class EncodedContext:
     def __len__(self) -> int:
         """Rows of the cache."""
         return len(self.positions)
+
+    def __repr__(self) -> str:
+        layers, heads, _, dim = self.keys.shape
+        return (
+            f"EncodedContext({self.plan.input_len} tokens in {len(self)} rows; {layers} layers, "
+            f"{heads} heads of {dim}, {self.keys.dtype}, {self.keys.device})"
+        )
+
+    def to(self, device: str | torch.device) -> EncodedContext:
+        """The same on another device; itself if it is there."""
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: x.to(device) for name, x in parts.items() if isinstance(x, Tensor)}
+        return EncodedContext(**{**parts, **tensors})
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; raises `ValueError` where that is not possible."""

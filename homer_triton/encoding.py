@@ -33,7 +33,9 @@ def encode(
     2024).
 
     context, prefix, suffix: text or token ids (a list or a 1-D tensor). The prefix, left out, is
-    the tokenizer's beginning-of-sequence token; the suffix, left out, is the context's own end.
+    the tokenizer's beginning-of-sequence token; one that is given takes its place, so that a text
+    begins with "<s>" or whatever the model's is. The suffix, left out, is the context's own end.
+    `chat_affixes` makes both for a model that chats.
     progress: show a bar over the tree's nodes, or call a function with each finished one.
     scheduler: another walk of the tree, for experiments on the method.
 
@@ -62,6 +64,8 @@ def encode_batch(
     others run one after another. suffixes: one for each context. The other arguments are
     `encode`'s, and so is what is raised.
     """
+    if isinstance(contexts, str) or isinstance(suffixes, str):
+        raise ValueError("contexts and suffixes are lists, an entry for each document, not texts.")
     if suffixes is not None and len(suffixes) != len(contexts):
         raise ValueError(f"There are {len(contexts)} contexts but {len(suffixes)} suffixes.")
     if batch_size < 1:
@@ -127,7 +131,7 @@ def _encode_alike(
         config.calibration.check(model, tree, config.score)
         bias = config.calibration.bias.to(model.device, torch.float32)
     pools = make_pools(model, tree, documents)
-    replays = Replays() if config.cuda_graphs else None
+    replays = Replays(model.device) if config.cuda_graphs else None
     walk = scheduler(model, tree, pools, bias, config.score, documents, replays)
     watch = Stopwatch(model.device)
     seconds = [0.0] * len(tree.levels)
@@ -169,7 +173,7 @@ def _encode_alike(
             values=values,
             positions=merged.positions[i],
             source_indices=merged.source_indices[i],
-            token_ids=torch.cat(inputs[i]),
+            token_ids=torch.cat(inputs[i]).to(model.device),
             pruned_at=merged.pruned_at[i],
             next_position=tree.next_position,
             logits=logits[i],

@@ -72,7 +72,8 @@ def generate(
     start = perf_counter()
     prompt_ids = tokenize(model, [] if prompt is None else prompt, "prompt").to(model.device)
     cache = encoded.open_cache(model, room=len(prompt_ids) + max_new_tokens)
-    filled, position, logits = len(encoded), encoded.next_position, encoded.logits
+    filled, position = len(encoded), encoded.next_position
+    logits = encoded.logits.to(model.device)
     model.rotary(position + len(prompt_ids) + max_new_tokens)
     fresh = prompt_ids
     token_ids: list[int] = []

@@ -33,7 +33,8 @@ class Replays:
     The first call with a key runs as it is: kernels are compiled, libraries set themselves up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._captured: dict[Hashable, Captured | None] = {}
         self._memory: Any = None  # PyTorch's handle of a memory pool
 
@@ -46,7 +47,7 @@ class Replays:
         if captured is None:
             if self._memory is None:
                 self._memory = torch.cuda.graph_pool_handle()
-            captured = self._captured[key] = capture(step, inputs, self._memory)
+            captured = self._captured[key] = capture(step, inputs, self._memory, self._device)
         for place, given in zip(captured.inputs, inputs, strict=True):
             place.copy_(given)
         captured.replay()
@@ -54,12 +55,15 @@ class Replays:
         return tuple(output.clone() for output in captured.outputs)
 
 
-def capture(step: Step, inputs: tuple[Tensor, ...], memory: Any) -> Captured:
+def capture(step: Step, inputs: tuple[Tensor, ...], memory: Any, device: torch.device) -> Captured:
     """Record what a step launches; nothing is run. memory: the pool that the graphs share, which
-    they may since no two run at once.
+    they may since no two run at once. device: where the step runs, not always the current one.
     """
     places = tuple(torch.empty_like(given) for given in inputs)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
-        outputs = step(*places)
+    with torch.cuda.device(device):
+        # PyTorch's own capture stream belongs to the device that was current when it was made.
+        beside = torch.cuda.Stream()
+        with torch.cuda.graph(graph, memory, beside, capture_error_mode="thread_local"):
+            outputs = step(*places)
     return Captured(graph.replay, places, outputs)

@@ -43,9 +43,9 @@ def load(
     folder = resolve(path_or_id)
     config = load_config(folder, rope_scaling)
     if isinstance(dtype, str):
-        if dtype != "auto" and dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype!r} is not known; choose auto, {', '.join(DTYPES)}.")
-        dtype = config.dtype if dtype == "auto" else DTYPES[dtype]
+        dtype = config.dtype if dtype == "auto" else DTYPES.get(dtype, dtype)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype={dtype!r} is not known; choose auto, {', '.join(DTYPES)}.")
     weights = load_weights(folder, config, target, dtype)
     return Llama(config, weights, choose_ops(ops, target), _tokenizer(folder))
 

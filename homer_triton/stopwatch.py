@@ -11,6 +11,7 @@ class Stopwatch:
     """Marks moments, one at construction; `laps` turns them into seconds."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._cuda = device.type == "cuda"
         self._marks: list[float] = []
         self._events: list[torch.cuda.Event] = []
@@ -20,7 +21,7 @@ class Stopwatch:
         """End a lap and begin the next."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))
             self._events.append(event)
         else:
             self._marks.append(perf_counter())

@@ -44,6 +44,19 @@ def test_words_show_every_level_and_both_costs(model: Path) -> None:
     assert rows[-1] == ["rows", "in", "the", "cache", "32", "104", "30.8%"]
 
 
+def test_chunks_are_half_the_limit_but_never_huge(tmp_path: Path) -> None:
+    for limit, expected in ((4096, 2048), (131_072, 8192)):
+        config = load_config(checkpoint(tmp_path / str(limit), max_position_embeddings=limit))
+        assert ht.plan(config, 2 * expected, 1, 100).max_chunk_len == expected
+
+
+def test_chunks_beyond_the_limit_are_noted(model: Path) -> None:
+    options = ("plan", "--model", model, "--context-len", 200, "--max-chunk-len", 100)
+    assert run(*options).stderr.startswith("chunks of 100 tokens are longer than the model's")
+    yarn = ("--rope-scaling", '{"rope_type": "yarn", "factor": 2.0}')
+    assert not run(*options, *yarn).stderr
+
+
 def test_context_file_is_counted(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "context.txt"
     file.write_text(text(77))

@@ -48,6 +48,16 @@ def test_a_path_that_cannot_be_written_is_refused(
     assert not any(tmp_path.iterdir())
 
 
+def test_it_is_named_in_a_line_and_moves(encoded: ht.EncodedContext) -> None:
+    assert repr(encoded) == (
+        f"EncodedContext(75 tokens in {len(encoded)} rows; {LAYERS} layers, 2 heads of 8, "
+        "torch.float64, cpu)"
+    )
+    moved = encoded.to("meta")
+    assert {getattr(moved, name).device.type for name in TENSORS} == {"meta"}
+    assert (moved.plan, moved.model) == (encoded.plan, encoded.model)
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no encoded context"):
         ht.EncodedContext.load(tmp_path / "kept.safetensors")

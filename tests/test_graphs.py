@@ -20,7 +20,7 @@ from homer_triton.pool import make_pools
 CASE = Lengths(2, 140, 3, LAYERS, Settings(15, 15, 2))
 
 
-def stand_in(step: Step, inputs: tuple[Tensor, ...], memory: Any) -> Captured:
+def stand_in(step: Step, inputs: tuple[Tensor, ...], memory: Any, device: Any) -> Captured:
     """A capture that runs the step again at every replay, into the same outputs."""
     places = tuple(torch.empty_like(given) for given in inputs)
     outputs = tuple(torch.empty_like(x).contiguous() for x in step(*(x.clone() for x in inputs)))
@@ -48,7 +48,7 @@ def test_replayed_steps_give_what_the_steps_do(monkeypatch: pytest.MonkeyPatch) 
     scheduler = encoding.Scheduler
 
     def with_replays(*args: Any) -> Any:
-        return scheduler(*args[:-1], Counted())
+        return scheduler(*args[:-1], Counted(model.device))
 
     replayed = ht.encode(model, *parts, to_config(CASE.settings), scheduler=with_replays)
     for name in ("keys", "values", "positions", "source_indices", "pruned_at", "logits"):

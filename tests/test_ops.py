@@ -3,6 +3,7 @@ checkpoint: in the interpreter, or compiled where there is a GPU.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +48,19 @@ def test_triton_encodes_as_pytorch_does(score: str, suffix: str, leaf_batch: int
             getattr(got, name), getattr(want, name), atol=2e-3, rtol=2e-3, msg=name
         )
     assert answer in ht.generate(ours, got, max_new_tokens=6).text.replace(" ", "")
+
+
+@pytest.mark.gpu
+def test_what_was_loaded_on_the_cpu_goes_on_on_the_gpu(tmp_path: Path) -> None:
+    model = load("triton")
+    encoded = ht.encode(model, "The sky is blue. " * 60, config=ht.HomerConfig(layers_warmup=1))
+    encoded.save(tmp_path / "kept.safetensors")
+    loaded = ht.EncodedContext.load(tmp_path / "kept.safetensors")
+    assert loaded.logits.device.type == "cpu"
+    assert encoded.token_ids[encoded.source_indices].device.type == "cuda"
+    for settings in ({}, {"temperature": 0.7, "seed": 1}):
+        texts = {ht.generate(model, x, None, 5, **settings).text for x in (encoded, loaded)}
+        assert len(texts) == 1
 
 
 @pytest.mark.gpu

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .inputs import compose, homer_config, open_model, read_text
+from .inputs import compose, homer_config, note_long_chunks, open_model, read_text
 from .options import (
     CalibrationFile,
     ContextFile,
@@ -93,6 +93,7 @@ def encode(
         cuda_graphs,
     )
     llama, tokenizer = open_model(model, device, dtype, ops, rope_scaling)
+    note_long_chunks(config, llama.config)
     parts = compose(
         tokenizer,
         prefix,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .inputs import compose, homer_config, open_model, read_text
+from .inputs import compose, homer_config, note_long_chunks, open_model, read_text
 from .options import (
     CalibrationFile,
     CudaGraphs,
@@ -168,6 +168,7 @@ def generate(
         ask_later=encoded is not None or len(prompts) > 1,
     )
     if encoded is None:
+        note_long_chunks(config, llama.config)
         context = merge(llama, text, parts.prefix, parts.suffix, config, progress=at_terminal())
     else:
         context = EncodedContext.load(encoded, llama.device)

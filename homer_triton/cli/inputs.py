@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .output import note
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .. import HomerConfig, Llama
-
-# Stands for the context while a chat template is applied; no template has it in its own text.
-_CONTEXT = "⟦the context goes here⟧"
+    from .. import HomerConfig, Llama, ModelConfig
 
 
 def read_text(file: str) -> str:
@@ -108,6 +107,16 @@ def homer_config(
     return HomerConfig(**{name: value for name, value in given.items() if value is not None})
 
 
+def note_long_chunks(config: HomerConfig, model: ModelConfig) -> None:
+    """Tell the person at the terminal where chunks hold positions that a model never saw."""
+    chunk_len, limit = config.chunk_len(model), model.max_position_embeddings
+    if chunk_len > limit and model.rope_type in ("default", "llama3"):
+        note(
+            f"chunks of {chunk_len:,} tokens are longer than the model's context limit of "
+            f"{limit:,}; it was not trained on such positions."
+        )
+
+
 @dataclass(frozen=True)
 class Parts:
     """An input cut for `encode`, and what to append for each answer (None: nothing).
@@ -136,9 +145,14 @@ def compose(
 
     Raises `ValueError` for a chat template that does not take a plain user turn.
     """
+    from ..chat import chat_affixes
+
     opening, closing = "", ""
     if chat and tokenizer.chat_template:
-        opening, closing = _around_context(tokenizer)
+        try:
+            opening, closing = chat_affixes(tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{str(error)[:-1]}; use --no-chat-template.") from error
     elif prefix is not None and isinstance(tokenizer.bos_token, str):
         opening = tokenizer.bos_token
     before = opening + (prefix or "") or None
@@ -147,23 +161,3 @@ def compose(
         return Parts(before, suffix, endings or (None,))
     after = (suffix or "") + (endings[0] if endings else closing)
     return Parts(before, after or None, (None,))
-
-
-def _around_context(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """What a chat template puts before and after what the user says, up to the reply."""
-    from jinja2 import TemplateError
-
-    try:
-        turn = tokenizer.apply_chat_template(
-            [{"role": "user", "content": _CONTEXT}], tokenize=False, add_generation_prompt=True
-        )
-    except (TemplateError, ValueError) as error:
-        raise ValueError(
-            f"The chat template fails on a user turn ({error}); use --no-chat-template."
-        ) from error
-    pieces = str(turn).split(_CONTEXT)
-    if len(pieces) != 2:
-        raise ValueError(
-            "The chat template does not repeat the user's text just once; use --no-chat-template."
-        )
-    return pieces[0], pieces[1]

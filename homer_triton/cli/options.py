@@ -76,7 +76,7 @@ MaxChunkLen = Annotated[
         "--max-chunk-len",
         metavar="N",
         help="Most tokens in a chunk, prefix and suffix included.",
-        show_default="half the context limit",
+        show_default="half the context limit, at most 8192",
     ),
 ]
 TargetLen = Annotated[

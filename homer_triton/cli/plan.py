@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inputs import homer_config, parse_rope_scaling, read_text
+from .inputs import homer_config, note_long_chunks, parse_rope_scaling, read_text
 from .options import (
     Json,
     LayersWarmup,
@@ -88,6 +88,7 @@ def plan(
     shape = load_config(folder, parse_rope_scaling(rope_scaling))
     tokens = _context_tokens(context_len, context_file, folder)
     itemsize = DTYPES.get(dtype, shape.dtype).itemsize
+    note_long_chunks(config, shape)
     tree = lay_out(shape, tokens, prefix_len, suffix_len, config, itemsize)
     described = _describe(tree, shape, itemsize)
     if as_json:

@@ -21,7 +21,8 @@ from ..loading import with_rope
 from ..model.llama import Llama
 from .independent import encode_independently
 
-# How much longer HOMER's chunks are where RoPE is rescaled: from half the context limit to twice.
+# How much longer HOMER's chunks are where RoPE is rescaled: by default, twice the context limit
+# where they were half of it.
 CHUNK_EXTENSION = 4
 
 
@@ -120,9 +121,8 @@ def read_merged(
 ) -> Reading:
     """HOMER; under a rescaled RoPE with longer chunks and a larger target (HOMER, section 4).
 
-    The rescaling is what lets chunks be longer: `CHUNK_EXTENSION` times the settings' length, so
-    twice the context limit by default, with the factor that this needs. A calibration belongs to
-    the model's own RoPE and is not used there.
+    The rescaling is what lets chunks be longer: `CHUNK_EXTENSION` times the settings' length, with
+    the factor that this needs. A calibration belongs to the model's own RoPE and is not used there.
     """
     if scaling is not None:
         chunk_len = CHUNK_EXTENSION * config.chunk_len(model.config)
