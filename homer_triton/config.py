@@ -61,8 +61,12 @@ class HomerConfig:
             ("leaf_batch", 1),
         ):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, Integral) or value < least):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
+            if value is None:
+                continue
+            if not isinstance(value, Integral):
+                raise ValueError(f"{name}={value!r} must be a whole number.")
+            if value < least:
+                raise ValueError(f"{name}={value} must be at least {least}.")
         if not isinstance(self.calibration, Calibration | None):
             raise ValueError(
                 f"calibration is a {type(self.calibration).__name__}; make one with "
