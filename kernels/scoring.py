@@ -17,8 +17,9 @@ from .checks import check_scores, require
 from .devices import launching_on, warp_size
 from .scores import SCORES
 
-# What the selection's packed counts hold.
+# What the selection's packed counts hold, three or two to a word.
 MAX_ROWS = 2**20
+MAX_ROWS_IN_32_BITS = 2**15
 
 # Threads of a program, elements of the key tile that it holds at a time, and rows that the last
 # program takes at a time.

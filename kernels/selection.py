@@ -15,7 +15,14 @@ from torch import Tensor
 from .checks import check_scores, check_selection
 from .devices import launching_on
 from .scores import SCORES
-from .scoring import combine_planes, new_scratch, score_block, scoring_grid, scoring_sizes
+from .scoring import (
+    MAX_ROWS_IN_32_BITS,
+    combine_planes,
+    new_scratch,
+    score_block,
+    scoring_grid,
+    scoring_sizes,
+)
 
 
 @triton.jit
@@ -91,36 +98,42 @@ def _write_rows(
     keep,
     first_row,
     last_row,
+    COUNTS: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """Write the kept rows and the dropped ones, ascending; of equal ranks, later rows are kept."""
+    """Write the kept rows and the dropped ones, ascending; of equal ranks, later rows are kept.
+
+    COUNTS: an integer type whose halves hold a number of rows each.
+    """
+    half: tl.constexpr = COUNTS.primitive_bitwidth // 2
+    low_half: tl.constexpr = (1 << half) - 1
     offs_t = tl.arange(0, BLOCK_T)
     threshold = _threshold(ranks_ptr, rows, keep, BLOCK_T)
     # How many ranks are above the threshold, and in the high half how many are equal to it.
-    counts = tl.zeros([BLOCK_T], tl.int64)
+    counts = tl.zeros([BLOCK_T], COUNTS)
     for first in tl.range(0, rows, BLOCK_T):
         row = first + offs_t
         ranks = _load_ranks(ranks_ptr, row, rows)
         prunable = (row >= first_row) & (row < last_row)
-        counts += (prunable & (ranks > threshold)).to(tl.int64)
-        counts += (prunable & (ranks == threshold)).to(tl.int64) << 32
+        counts += (prunable & (ranks > threshold)).to(COUNTS)
+        counts += (prunable & (ranks == threshold)).to(COUNTS) << half
     total = tl.sum(counts, axis=0)
-    surplus = (total >> 32) + (total & 0xFFFFFFFF) - keep
+    surplus = ((total >> half) & low_half) + (total & low_half) - keep
 
     drop = last_row - first_row - keep
-    done = tl.full([], 0, tl.int64)
+    done = tl.full([], 0, COUNTS)
     for first in tl.range(0, rows, BLOCK_T):
         row = first + offs_t
         ranks = _load_ranks(ranks_ptr, row, rows)
         prunable = (row >= first_row) & (row < last_row)
         is_above = prunable & (ranks > threshold)
         is_tie = prunable & (ranks == threshold)
-        flags = is_above.to(tl.int64) + (is_tie.to(tl.int64) << 32)
+        flags = is_above.to(COUNTS) + (is_tie.to(COUNTS) << half)
         before = done + tl.cumsum(flags, axis=0) - flags
         done += tl.sum(flags, axis=0)
-        ties_before = before >> 32
+        ties_before = (before >> half) & low_half
         is_selected = is_above | (is_tie & (ties_before >= surplus))
-        selected_before = (before & 0xFFFFFFFF) + tl.maximum(ties_before - surplus, 0)
+        selected_before = (before & low_half) + tl.maximum(ties_before - surplus, 0)
 
         after = tl.where(row < first_row, row, row - drop)
         target = tl.where(prunable, first_row + selected_before, after)
@@ -162,6 +175,7 @@ def _score_and_select_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    COUNTS: tl.constexpr,
 ):
     batch = tl.program_id(1).to(tl.int64)
     scores_ptr += batch * rows
@@ -196,7 +210,9 @@ def _score_and_select_kernel(
         drop = last_row - first_row - keep
         kept_ptr += batch * (rows - drop)
         dropped_ptr += batch * drop
-        _write_rows(scores_ptr, kept_ptr, dropped_ptr, rows, keep, first_row, last_row, BLOCK_T)
+        _write_rows(
+            scores_ptr, kept_ptr, dropped_ptr, rows, keep, first_row, last_row, COUNTS, BLOCK_T
+        )
 
 
 def score_and_select(
@@ -228,6 +244,7 @@ def score_and_select(
     dropped = torch.empty(batch, drop, dtype=torch.int64, device=k.device)
     planes, scores, counters = new_scratch(q_last, k, score)
     sizes = scoring_sizes(q_last, k, score)
+    counts = tl.int32 if rows <= MAX_ROWS_IN_32_BITS else tl.int64
     with launching_on(k):
         _score_and_select_kernel[scoring_grid(k, sizes)](
             q_last,
@@ -250,6 +267,7 @@ def score_and_select(
             *q_last.stride()[:2],
             *k.stride()[:3],
             positions.stride(0),
+            COUNTS=counts,
             **sizes,
         )
     return kept, dropped
