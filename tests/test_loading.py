@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import random_model
+from checkpoints import random_model, save_checkpoint
 
 import homer_triton as ht
 from homer_triton import kernels
@@ -15,6 +16,7 @@ from homer_triton.loading import choose_ops
 
 WITHOUT_TRITON = """
 import sys
+from pathlib import Path
 sys.modules["triton"] = None  # importing it raises ImportError, as where it is not installed
 import homer_triton as ht
 from homer_triton.demo import CHECKPOINT
@@ -28,6 +30,15 @@ def test_auto_is_triton_on_a_gpu_only() -> None:
     assert choose_ops("torch", torch.device("cuda")) is reference
     assert choose_ops("auto", torch.device("cuda")) is kernels
     assert choose_ops("triton", torch.device("cpu")) is kernels
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"), [("float16", "float32"), ("bfloat16", "bfloat16"), ("float32", "float32")]
+)
+def test_a_cpu_computes_in_no_float16_unless_asked(tmp_path: Path, saved: str, loaded: str) -> None:
+    save_checkpoint(tmp_path, dtype=getattr(torch, saved))
+    assert ht.load(tmp_path, "cpu").dtype == getattr(torch, loaded)
+    assert ht.load(tmp_path, "cpu", saved).dtype == getattr(torch, saved)
 
 
 def test_kernels_have_every_op_of_the_reference() -> None:

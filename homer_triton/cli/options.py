@@ -37,7 +37,8 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         metavar="NAME",
-        help="float32, float16 or bfloat16; auto is the checkpoint's own.",
+        help="float32, float16 or bfloat16; auto is the checkpoint's own (on a CPU, float32 for "
+        "float16).",
     ),
 ]
 Ops = Annotated[
