@@ -98,16 +98,16 @@ def make_call(model: Llama, task: Task) -> Callable[[], Tensor]:
 def measure_task(task: Task) -> Line:
     """Warm up on the first call, time the others, and note the memory of all."""
     model = random_llama(task.shape, task.dtype, "torch" if task.system == PLAIN else task.system)
-    rate = matrix_rate(model)
+    rate, plain = matrix_rate(model), task.system == PLAIN
     call = make_call(model, task)
-    short = replace(task, tokens=min(task.tokens, model.config.max_position_embeddings))
-    make_call(model, short)()  # libraries set themselves up; what that takes is not counted
+    # Libraries set themselves up, and some for every shape; what that takes is not counted.
+    warm_up = min(task.tokens, model.config.max_position_embeddings) if plain else task.tokens
+    make_call(model, replace(task, tokens=warm_up))()
     before = reset_peak()
     seconds = sorted(timed(call) for _ in range(task.repeats))[task.repeats // 2]
     peak = peak_bytes() - before
     outside = profile_outside(call) if task.profile else math.nan
     tree = ht.plan(model.config, task.tokens - 2 * AFFIX, AFFIX, AFFIX, homer_config(task))
-    plain = task.system == PLAIN
     flops = tree.prefill_flops(model.config) if plain else tree.flops(model.config)
     size = model.dtype.itemsize
     predicted = (

@@ -189,9 +189,9 @@ class Plan:
         return layer_flops(shape, 0, self.input_len) * self.num_layers + head
 
     def memory(self, shape: ModelShape, itemsize: int, documents: int = 1) -> int:
-        """Bytes at the peak above the model's weights: the slot pools, the finished caches, and a
-        chunk's activations, which allocators hold on to; with `offload`, a chunk on its way out and
-        one on its way in.
+        """Bytes at the peak above the model's weights: the slot pools, and beside them first the
+        hidden states of all live rows with a step's activations, then, when those are gone, the
+        finished caches; with `offload`, a chunk on its way out and one on its way in.
         """
         token = cache_bytes(shape, itemsize)
         layers = [level.last_layer - level.first_layer for level in self.levels]
@@ -199,7 +199,8 @@ class Plan:
         rows = max(len(nodes) * (nodes[0].context + self.suffix_len) for nodes in self.steps())
         waiting = [nodes[0].kept + self.suffix_len for nodes in self.steps() if self.waits(nodes)]
         moving = 2 * documents * max(waiting, default=0) * token if self.offload else 0
-        working = documents * (rows * row_bytes(shape, itemsize) + self.rows * token)
+        hidden = self._own_slots[0] * shape.hidden_size * itemsize
+        working = documents * max(hidden + rows * row_bytes(shape, itemsize), self.rows * token)
         return slots * token // self.num_layers + moving + working
 
     def prefill_memory(self, shape: ModelShape, itemsize: int) -> int:

@@ -226,9 +226,14 @@ def test_a_budget_is_met_by_fewer_leaves_first_and_then_by_offloading() -> None:
     many, few = need(lay_out(leaf_batch=8)), need(lay_out())
     least = need(lay_out(offload="cpu"))
     assert least < few < many
-    chosen = [lay_out(memory_budget=budget) for budget in (many, few, few - 1)]
-    assert [(x.leaf_batch, x.offload) for x in chosen] == [(8, False), (1, False), (2, True)]
-    assert need(lay_out(leaf_batch=4, offload="cpu")) >= few
+    for budget, offload in ((many, False), (few, False), (few - 1, True), (least, True)):
+        chosen = lay_out(memory_budget=budget)
+        assert (need(chosen) <= budget, chosen.offload) == (True, offload)
+        if chosen.leaf_batch < 8:
+            more = replace(config, leaf_batch=2 * chosen.leaf_batch)
+            more = replace(more, offload="cpu" if offload else None)
+            assert need(ht.plan(shape, 120 * 2**9, 4, 4, more, 2)) > budget
+    assert lay_out(memory_budget=many).leaf_batch == 8
     assert lay_out(memory_budget=many, leaf_batch=2).leaf_batch == 2
     for on_gpu, too_small in ((False, few - 1), (True, least - 1)):
         with pytest.raises(ValueError, match=rf"memory_budget={too_small} is less than the \d+MiB"):
