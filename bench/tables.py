@@ -102,6 +102,34 @@ def scored(row: dict[str, Any]) -> str:
     return f"{row['perplexity']:.1f} ({row['low']:.1f}–{row['high']:.1f})"
 
 
+def references() -> str:
+    """Perplexity of tokens by where the text last had them, and how many times the window's it is,
+    with 95 % bootstrap intervals of the differences.
+    """
+    measured = read_json("perplexity-references/metrics.json")["by_reference"]
+    found = {(row["method"], row["reference"]): row for row in measured}
+    titles = {
+        "near": "in the window or the segment",
+        "far": "only before the window",
+        "new": "nowhere",
+    }
+    rows = []
+    for reference, title in titles.items():
+        window, homer = found["window", reference], found["homer", reference]
+        low, high = homer["times_window_low"], homer["times_window_high"]
+        rows.append(
+            [
+                title,
+                f"{homer['tokens']:,}",
+                f"{window['perplexity']:.1f}",
+                f"{homer['perplexity']:.1f}",
+                f"{homer['times_window']:.3f} ({low:.3f}–{high:.3f})",
+            ]
+        )
+    header = ["the text last had it", "tokens", "last tokens that fit", "HOMER, merged suffix"]
+    return markdown([*header, "HOMER / last tokens"], rows)
+
+
 def encode() -> str:
     """`encode` beside the plain prefill of transformers on the CPU, from `bench/encode.py`."""
     lines = read_csv("encode-50M-float32.csv")
@@ -139,6 +167,23 @@ def encode() -> str:
     return markdown(header, rows)
 
 
+def authors() -> str:
+    """`encode` beside the published code of the method's authors, from `bench/authors.py`."""
+    lines = read_csv("authors-50M-float32.csv")
+    pairs = zip(lines[0::2], lines[1::2], strict=True)
+    rows = [
+        [
+            f"{int(ours['tokens']):,}",
+            ratio(theirs, ours),
+            memory(ours, "peak_bytes"),
+            memory(theirs, "peak_bytes"),
+        ]
+        for ours, theirs in pairs
+    ]
+    header = ["input tokens", "times faster than the authors' code", "memory above the weights"]
+    return markdown([*header, "the authors' code's"], rows)
+
+
 def ratio(theirs: dict[str, str], ours: dict[str, str]) -> str:
     return f"{float(theirs['seconds']) / float(ours['seconds']):.1f} ×"
 
@@ -165,7 +210,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "passkey": passkey,
     "ablation": ablation,
     "perplexity": perplexity,
+    "references": references,
     "encode": encode,
+    "authors": authors,
 }
 
 
