@@ -37,6 +37,9 @@ class Replays:
         self._device = device
         self._captured: dict[Hashable, Captured | None] = {}
         self._memory: Any = None  # PyTorch's handle of a memory pool
+        # PyTorch's own capture stream belongs to the device that was current when it was made, and
+        # a pool's memory is shared by what one stream captures.
+        self._stream: Any = None
 
     def __call__(self, key: Hashable, step: Step, *inputs: Tensor) -> tuple[Tensor, ...]:
         """What `step(*inputs)` returns."""
@@ -47,7 +50,8 @@ class Replays:
         if captured is None:
             if self._memory is None:
                 self._memory = torch.cuda.graph_pool_handle()
-            captured = self._captured[key] = capture(step, inputs, self._memory, self._device)
+                self._stream = torch.cuda.Stream(self._device)
+            captured = self._captured[key] = capture(step, inputs, self._memory, self._stream)
         for place, given in zip(captured.inputs, inputs, strict=True):
             place.copy_(given)
         captured.replay()
@@ -55,15 +59,15 @@ class Replays:
         return tuple(output.clone() for output in captured.outputs)
 
 
-def capture(step: Step, inputs: tuple[Tensor, ...], memory: Any, device: torch.device) -> Captured:
-    """Record what a step launches; nothing is run. memory: the pool that the graphs share, which
-    they may since no two run at once. device: where the step runs, not always the current one.
+def capture(step: Step, inputs: tuple[Tensor, ...], memory: Any, stream: Any) -> Captured:
+    """Record what a step launches; nothing is run. memory, stream: the pool and the stream that the
+    graphs share, which they may since no two run at once.
     """
     places = tuple(torch.empty_like(given) for given in inputs)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device):
-        # PyTorch's own capture stream belongs to the device that was current when it was made.
-        beside = torch.cuda.Stream()
-        with torch.cuda.graph(graph, memory, beside, capture_error_mode="thread_local"):
-            outputs = step(*places)
+    with (
+        torch.cuda.device(stream.device),
+        torch.cuda.graph(graph, memory, stream, capture_error_mode="thread_local"),
+    ):
+        outputs = step(*places)
     return Captured(graph.replay, places, outputs)

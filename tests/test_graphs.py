@@ -20,7 +20,7 @@ from homer_triton.pool import make_pools
 CASE = Lengths(2, 140, 3, LAYERS, Settings(15, 15, 2))
 
 
-def stand_in(step: Step, inputs: tuple[Tensor, ...], memory: Any, device: Any) -> Captured:
+def stand_in(step: Step, inputs: tuple[Tensor, ...], memory: Any, stream: Any) -> Captured:
     """A capture that runs the step again at every replay, into the same outputs."""
     places = tuple(torch.empty_like(given) for given in inputs)
     outputs = tuple(torch.empty_like(x).contiguous() for x in step(*(x.clone() for x in inputs)))
@@ -35,6 +35,7 @@ def stand_in(step: Step, inputs: tuple[Tensor, ...], memory: Any, device: Any) -
 def test_replayed_steps_give_what_the_steps_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "capture", stand_in)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     keys: Counter[object] = Counter()
 
     class Counted(Replays):
