@@ -181,8 +181,8 @@ def _in_words(tree: Plan, described: dict[str, Any]) -> str:
         f"{tree.layers_warmup} warm-up layers\n"
         f"new tokens go on at position {tree.next_position:,}; at most {tree.peak_slots:,} tokens "
         "are alive at once\n"
-        f"{tree.leaf_batch} leaves run at once; finished chunks wait "
-        + ("in host memory" if tree.offload else "on the device")
+        f"{'1 leaf runs' if tree.leaf_batch == 1 else f'{tree.leaf_batch} leaves run'} at once; "
+        "finished chunks wait " + ("in host memory" if tree.offload else "on the device")
     )
     return "\n\n".join(
         [
