@@ -14,7 +14,6 @@ exact too. Without a bias file their code fails, so it gets one of zeros.
 """
 
 import argparse
-import ctypes
 import hashlib
 import json
 import subprocess
@@ -32,6 +31,8 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import memory  # noqa: E402
 
 SHAPE, CHUNK, WARMUP, AFFIX = "50M", 512, 6, 16
 OURS, THEIRS = "homer_triton", "authors"
@@ -124,19 +125,11 @@ def serve(arguments: argparse.Namespace) -> None:
     for line in sys.stdin:
         generator = torch.Generator().manual_seed(1)
         ids = torch.randint(words, (int(line),), generator=generator)
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before, start = resident("VmRSS"), time.perf_counter()
+        before, start = memory.forget_peak(), time.perf_counter()
         logits = read(ids)
         seconds = time.perf_counter() - start
-        answer = {"seconds": seconds, "peak": resident("VmHWM") - before, "logits": logits.tolist()}
+        answer = {"seconds": seconds, "peak": memory.peak() - before, "logits": logits.tolist()}
         print(json.dumps(answer), flush=True)
-
-
-def resident(name: str) -> int:
-    """A figure of this process from the Linux kernel, in bytes."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.split(name + ":")[1].split()[0]) * 1024
 
 
 class Worker:

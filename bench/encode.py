@@ -9,7 +9,6 @@ it, and prints the crossover: the length below which the plain prefill is faster
 """
 
 import argparse
-import ctypes
 import math
 import multiprocessing
 import sys
@@ -23,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import measure  # noqa: E402
+import memory  # noqa: E402
 import torch  # noqa: E402
 from random_models import SHAPES, as_transformers, random_llama  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -179,22 +179,11 @@ def reset_peak() -> int:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    # What earlier calls freed must not look like memory in use.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return status("VmRSS")
+    return memory.forget_peak()
 
 
 def peak_bytes() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else status("VmHWM")
-
-
-def status(name: str) -> int:
-    """A figure of this process from the Linux kernel, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise KeyError(name)
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else memory.peak()
 
 
 def check(shape: str, dtype: str, system: str) -> None:
