@@ -36,7 +36,7 @@ import memory  # noqa: E402
 
 SHAPE, CHUNK, WARMUP, AFFIX = "50M", 512, 6, 16
 OURS, THEIRS = "homer_triton", "authors"
-# Bias distances that their code looks up: positions of two chunks and more.
+# Of their bias file: more than any within a chunk.
 DISTANCES = 8 * CHUNK
 
 
@@ -62,7 +62,7 @@ class Line:
     command: str
 
 
-def ours(folder: Path, leaf_batch: int) -> Callable[[Tensor], Tensor]:
+def ours(leaf_batch: int) -> Callable[[Tensor], Tensor]:
     """Reads token ids [n] and returns the last logits [V]."""
     from random_models import random_llama
 
@@ -118,7 +118,7 @@ def serve(arguments: argparse.Namespace) -> None:
     folder = arguments.serve
     words = json.loads((folder / "sizes.json").read_text())["vocab_size"]
     if arguments.system == OURS:
-        read = ours(folder, arguments.leaf_batch)
+        read = ours(arguments.leaf_batch)
     else:
         read = theirs(folder, arguments.checkout)
     read(torch.arange(1024) % words)  # libraries set themselves up; what that takes is not counted

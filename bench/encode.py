@@ -13,7 +13,7 @@ import math
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -239,6 +239,54 @@ def draw(lines: list[Line], path: Path, value: Callable[[Line], float], label: s
     plt.close(figure)
 
 
+def tasks(arguments: argparse.Namespace, ours: list[str]) -> Iterator[Task]:
+    """What is to be measured: the systems in turn at each length."""
+    on_gpu = torch.cuda.is_available()
+    for tokens in (int(length) for length in arguments.lengths.split(",")):
+        for system in [PLAIN, *ours] if tokens <= arguments.plain_up_to else ours:
+            yield Task(
+                arguments.shape,
+                arguments.dtype,
+                system,
+                tokens,
+                arguments.leaf_batch,
+                arguments.repeats,
+                system == "torch" and not on_gpu and tokens <= 16384,
+                arguments.cuda_graphs,
+                arguments.offload,
+            )
+
+
+def measure_all(
+    arguments: argparse.Namespace, ours: list[str], path: Path
+) -> tuple[list[Line], int]:
+    """Every system at every length, written to a CSV as it comes; and how many failed."""
+    lines: list[Line] = []
+    failed = 0
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(1, maxtasksperchild=None if torch.cuda.is_available() else 1) as child:
+        for system in ours:
+            child.apply(check, (arguments.shape, arguments.dtype, system))
+        for task in tasks(arguments, ours):
+            try:
+                line = child.apply(measure_task, (task,))
+            except RuntimeError as error:  # out of memory: the others may fit
+                failed += 1
+                reason = str(error).splitlines()[0]
+                print(f"{task.tokens:8} {task.system:13} failed: {reason}", flush=True)
+                continue
+            lines.append(line)
+            measure.write_csv(path, lines)  # what is measured stays, whatever comes after
+            print(
+                f"{line.tokens:8} {line.system:13} {line.seconds:8.2f} s "
+                f"{line.microseconds_per_token:8.1f} us/token "
+                f"{line.peak_bytes / 2**20:7.0f} MiB  {line.share_of_rate:4.0%} of the matrix rate"
+                + ("" if math.isnan(line.share_outside) else f"  {line.share_outside:.0%} outside"),
+                flush=True,
+            )
+    return lines, failed
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="50M")
@@ -253,48 +301,9 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     args = parser.parse_args()
-    on_gpu = torch.cuda.is_available()
-    ours = ["torch", "triton"] if on_gpu else ["torch"]
-    spawn = multiprocessing.get_context("spawn")
-    child = spawn.Pool(1, maxtasksperchild=None if on_gpu else 1)
-    for system in ours:
-        child.apply(check, (args.shape, args.dtype, system))
-    lines: list[Line] = []
-    failed = 0
+    ours = ["torch", "triton"] if torch.cuda.is_available() else ["torch"]
     path = args.out / f"encode-{args.shape}-{args.dtype}.csv"
-    for tokens in (int(length) for length in args.lengths.split(",")):
-        for system in [PLAIN, *ours]:
-            if system == PLAIN and tokens > args.plain_up_to:
-                continue
-            profile = system == "torch" and not on_gpu and tokens <= 16384
-            task = Task(
-                args.shape,
-                args.dtype,
-                system,
-                tokens,
-                args.leaf_batch,
-                args.repeats,
-                profile,
-                args.cuda_graphs,
-                args.offload,
-            )
-            try:
-                line = child.apply(measure_task, (task,))
-            except RuntimeError as error:  # out of memory: the others may fit
-                failed += 1
-                reason = str(error).splitlines()[0]
-                print(f"{tokens:8} {system:13} failed: {reason}", flush=True)
-                continue
-            lines.append(line)
-            measure.write_csv(path, lines)  # what is measured stays, whatever comes after
-            print(
-                f"{line.tokens:8} {line.system:13} {line.seconds:8.2f} s "
-                f"{line.microseconds_per_token:8.1f} us/token "
-                f"{line.peak_bytes / 2**20:7.0f} MiB  {line.share_of_rate:4.0%} of the matrix rate"
-                + ("" if math.isnan(line.share_outside) else f"  {line.share_outside:.0%} outside"),
-                flush=True,
-            )
-    child.terminate()
+    lines, failed = measure_all(args, ours, path)
     if not lines:
         return 1
     for system in ours:

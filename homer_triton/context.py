@@ -78,7 +78,7 @@ class EncodedContext:
         )
 
     def to(self, device: str | torch.device) -> EncodedContext:
-        """The same on another device; itself if it is there."""
+        """The same on another device; tensors that are there already are shared."""
         parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {name: x.to(device) for name, x in parts.items() if isinstance(x, Tensor)}
         return EncodedContext(**{**parts, **tensors})
