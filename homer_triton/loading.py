@@ -32,10 +32,9 @@ def load(
     """Load a Llama-family checkpoint from a folder or a hub id, with its tokenizer if it has one.
 
     device: "cuda" where there is a GPU and "cpu" elsewhere, when left out. dtype: "float32",
-    "float16", "bfloat16", or "auto" for the checkpoint's own, but float32 for float16 on a CPU,
-    where float16's products are many times slower. rope_scaling: RoPE parameters in place of the
-    checkpoint's, for example `{"rope_type": "yarn", "factor": 4.0}`. ops: "triton" or "torch";
-    "auto" is Triton on a GPU where it is installed, and PyTorch elsewhere.
+    "float16", "bfloat16", or "auto" for the checkpoint's own. rope_scaling: RoPE parameters in
+    place of the checkpoint's, for example `{"rope_type": "yarn", "factor": 4.0}`. ops: "triton" or
+    "torch"; "auto" is Triton on a GPU where it is installed, and PyTorch elsewhere.
 
     Raises `FileNotFoundError` or `ValueError` for a checkpoint that is missing, damaged or of
     another architecture.
@@ -44,7 +43,7 @@ def load(
     folder = resolve(path_or_id)
     config = load_config(folder, rope_scaling)
     if isinstance(dtype, str):
-        dtype = _auto_dtype(config, target) if dtype == "auto" else DTYPES.get(dtype, dtype)
+        dtype = config.dtype if dtype == "auto" else DTYPES.get(dtype, dtype)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype={dtype!r} is not known; choose auto, {', '.join(DTYPES)}.")
     weights = load_weights(folder, config, target, dtype)
@@ -106,11 +105,6 @@ def _device(device: str | torch.device | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={str(device)!r} cannot be used here: {reason}.") from error
     return target
-
-
-def _auto_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    is_slow = device.type == "cpu" and config.dtype == torch.float16
-    return torch.float32 if is_slow else config.dtype
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:

@@ -4,8 +4,12 @@
 
 On a GPU they are cuBLAS's. On a CPU they are oneDNN's, which adds, multiplies and activates while a
 tile of the output is still in the cache, and which, unlike MKL, is as fast on every maker's chips.
+Where a CPU has no instructions for half precision, its products are many times slower than those of
+float32: many rows are multiplied in float32 there, a block of the matrix at a time.
 """
 
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,23 +20,15 @@ from .checks import check_linear
 
 # PyTorch's compiler calls these same ops for frozen models on a CPU.
 _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-
+_HALVES = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
 # Multiply-adds from which oneDNN pays: it compiles a kernel for every new number of rows and keeps
 # it, some hundred kilobytes each.
 LEAST_WORK = 2**26
-
-
-def fuses(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
-    """Whether oneDNN takes the products of x [..., I] with matrices [O, I]: large ones, on an x86
-    CPU, outside autograd, in a dtype that the chip's instructions know.
-    """
-    return (
-        x.device.type == "cpu"
-        and x.numel() * sum(len(weight) for weight in weights) >= max(LEAST_WORK, 1)
-        and _dtype_fuses(x.dtype)
-        and not (torch.is_grad_enabled() and any(a.requires_grad for a in (x, *weights)))
-    )
+# Rows of x from which widening pays: below, reading a matrix takes the time, and half is read.
+LEAST_WIDE_ROWS = 8
+# Elements of a matrix that are widened at a time: what a processor's last cache holds.
+WIDE_ELEMENTS = 2**21
 
 
 def linear(x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None = None) -> Tensor:
@@ -42,6 +38,8 @@ def linear(x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None = Non
     Raises `ValueError` for arguments that do not fit together.
     """
     check_linear(x, weights, residual)
+    if widens(x, weights):
+        return _widened(x, weights, residual)
     fused = fuses(x, weights)
     if len(weights) == 1 and residual is not None and fused:
         return _ONEDNN.binary(x, residual, weights[0], None, "add")
@@ -50,23 +48,98 @@ def linear(x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None = Non
     return joined if residual is None else joined + residual
 
 
-def fused_gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-    """`gated_linear` where `fuses(x, weights)`; arguments as there."""
+def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    """`silu(x Wgᵀ) * (x Wuᵀ)`, the first half of Llama's MLP (Shazeer 2020, SwiGLU).
+
+    x: [..., I]; weights: one [2F, I] with the gate first, or gate and up, each [F, I]. Returns
+    [..., F].
+    """
     check_linear(x, weights, None)
     gate, up = weights if len(weights) == 2 else weights[0].chunk(2)
-    activated = _ONEDNN(x, gate, None, "swish", [], "")
-    return _ONEDNN.binary(x, activated, up, None, "mul")
+    if widens(x, weights):
+        return _widened_gated(x, gate, up)
+    if fuses(x, weights):
+        return _ONEDNN.binary(x, _ONEDNN(x, gate, None, "swish", [], ""), up, None, "mul")
+    gate, up = linear(x, weights).chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def fuses(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
+    """Whether oneDNN takes the products of x [..., I] with matrices [O, I]: large ones, on an x86
+    CPU, outside autograd, in a dtype that the chip's instructions know.
+    """
+    return (
+        _on_x86(x)
+        and _ONEDNN is not None
+        and bool(torch.backends.mkldnn.enabled)
+        and x.numel() * sum(len(weight) for weight in weights) >= max(LEAST_WORK, 1)
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _is_known(x.dtype)))
+        and not _is_recorded(x, weights)
+    )
+
+
+def widens(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
+    """Whether the products of x [..., I] with matrices [O, I] are taken in float32: those of many
+    rows in half precision, on an x86 CPU without the instructions for it, outside autograd.
+    """
+    return (
+        x.dtype in _HALVES
+        and _on_x86(x)
+        and x.shape[:-1].numel() >= LEAST_WIDE_ROWS
+        and not _is_known(x.dtype)
+        and not _is_recorded(x, weights)
+    )
+
+
+def _widened(x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None) -> Tensor:
+    """`linear` in float32, rounded once."""
+    wide = x.float()
+    out = x.new_empty(*x.shape[:-1], sum(len(weight) for weight in weights))
+    first = 0
+    for weight in weights:
+        for block in _wide_blocks(weight):
+            columns = slice(first, first + len(block))
+            product = linear(wide, (block,))
+            out[..., columns] = product if residual is None else product + residual[..., columns]
+            first += len(block)
+    return out
+
+
+def _widened_gated(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+    """`gated_linear` in float32, rounded once."""
+    wide = x.float()
+    out = x.new_empty(*x.shape[:-1], len(gate))
+    first = 0
+    for blocks in zip(_wide_blocks(gate), _wide_blocks(up), strict=True):
+        last = first + len(blocks[0])
+        out[..., first:last] = gated_linear(wide, blocks)
+        first = last
+    return out
+
+
+def _wide_blocks(weight: Tensor) -> Iterator[Tensor]:
+    """A matrix's rows in float32, some at a time, all in the same memory."""
+    rows = max(WIDE_ELEMENTS // weight.shape[1], 1)
+    memory = weight.new_empty(min(rows, len(weight)), weight.shape[1], dtype=torch.float32)
+    for part in weight.split(rows):
+        yield memory[: len(part)].copy_(part)
 
 
 def _plain(x: Tensor, weight: Tensor) -> Tensor:
     return _ONEDNN(x, weight, None, "none", [], "")
 
 
-def _dtype_fuses(dtype: torch.dtype) -> bool:
-    if _ONEDNN is None or not torch.backends.mkldnn.enabled:
-        return False
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32
+def _on_x86(x: Tensor) -> bool:
+    return x.device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
+
+@cache
+def _is_known(dtype: torch.dtype) -> bool:
+    """Whether the chip has instructions for products in a half-precision dtype."""
+    ask = getattr(torch.ops.mkldnn, _HALVES[dtype], None)
+    return ask is None or bool(ask())
+
+
+def _is_recorded(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
+    """Whether autograd follows a product."""
+    return torch.is_grad_enabled() and any(a.requires_grad for a in (x, *weights))

@@ -25,7 +25,8 @@ from .checks import (
     check_selection,
     check_silu_mul,
 )
-from .products import fused_gated_linear, fuses, linear
+from .products import gated_linear as gated_linear
+from .products import linear as linear
 
 # Queries that attend at once when they are only some of the rows: bounds the mask to QUERY_BLOCK x
 # keys.
@@ -65,16 +66,6 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     check_silu_mul(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
-
-
-def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-    """`silu(x Wgᵀ) * (x Wuᵀ)`, the first half of Llama's MLP (Shazeer 2020, SwiGLU).
-
-    x: [..., I]; weights: one [2F, I] with the gate first, or gate and up, each [F, I]. Returns
-    [..., F].
-    """
-    fused = fuses(x, weights)
-    return fused_gated_linear(x, weights) if fused else silu_mul(linear(x, weights))
 
 
 def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:

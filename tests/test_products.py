@@ -19,6 +19,18 @@ def least_work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return request.param
 
 
+@pytest.fixture(params=[True, False], ids=["own", "widened"])
+def knows_halves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """What this chip knows, and a chip where float32 stands in for half precision, five rows of a
+    matrix at a time.
+    """
+    if not request.param:
+        monkeypatch.setattr(products, "_is_known", lambda dtype: False)
+    monkeypatch.setattr(products, "LEAST_WIDE_ROWS", 2)
+    monkeypatch.setattr(products, "WIDE_ELEMENTS", 5 * 16)
+    return request.param
+
+
 def made(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
@@ -33,6 +45,7 @@ def assert_close(got: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 7])
 @pytest.mark.parametrize("split", [[12], [5, 7]])
+@pytest.mark.usefixtures("knows_halves")
 def test_linear_is_the_product_and_the_residual(
     dtype: torch.dtype, rows: int, split: list[int]
 ) -> None:
@@ -47,10 +60,29 @@ def test_linear_is_the_product_and_the_residual(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.usefixtures("knows_halves")
 def test_gated_linear_is_swiglu(dtype: torch.dtype, parts: int) -> None:
     x, whole = made(2, 5, 16, dtype=dtype), made(24, 16, dtype=dtype, seed=1)
     gate, up = (x.double() @ half.double().T for half in whole.chunk(2))
     assert_close(reference.gated_linear(x, whole.chunk(parts)), F.silu(gate) * up, dtype)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU has the instructions")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_of_many_rows_are_widened(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_is_known", lambda dtype: False)
+    matrix, rows = made(12, 16, dtype=dtype, seed=1), products.LEAST_WIDE_ROWS
+    x, residual = made(rows, 16, dtype=dtype), made(rows, 12, dtype=dtype, seed=2)
+    on_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    assert products.widens(x, (matrix,)) == on_x86
+    assert not products.widens(x[1:], (matrix,))
+    assert not products.widens(x.float(), (matrix.float(),))
+    if on_x86:  # rounded once: no half-precision sum is as exact
+        exact = x.double() @ matrix.double().T + residual
+        error = (products.linear(x, (matrix,), residual) - exact).abs()
+        assert bool((error <= 0.501 * torch.finfo(dtype).eps * exact.abs() + 1e-6).all())
 
 
 def test_rows_may_skip_memory() -> None:

@@ -37,8 +37,7 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         metavar="NAME",
-        help="float32, float16 or bfloat16; auto is the checkpoint's own (on a CPU, float32 for "
-        "float16).",
+        help="float32, float16 or bfloat16; auto is the checkpoint's own.",
     ),
 ]
 Ops = Annotated[
