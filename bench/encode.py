@@ -111,7 +111,9 @@ def measure_task(task: Task) -> Line:
     flops = tree.prefill_flops(model.config) if plain else tree.flops(model.config)
     size = model.dtype.itemsize
     predicted = (
-        tree.prefill_memory(model.config, size) if plain else tree.memory(model.config, size)
+        tree.prefill_memory(model.config, size)
+        if plain
+        else tree.memory(model.config, size, on_gpu=model.device.type != "cpu")
     )
     return Line(
         task.shape,

@@ -103,8 +103,9 @@ def plan(
     """The merge tree for an input of these lengths, in tokens, before anything is run.
 
     What a memory budget allows depends on the rest: itemsize, the bytes of a number in the model's
-    dtype, the checkpoint's own when left out; documents, how many run side by side; on_gpu, whether
-    host memory is another than the model's, so that moving chunks there helps.
+    dtype, the checkpoint's own when left out; documents, how many run side by side; on_gpu, where
+    rows go through the layers as a GPU wants them, and host memory is another than the model's, so
+    that moving chunks there helps.
 
     Raises `ValueError` where the lengths or settings do not fit together, or no way to run them
     fits the budget; the message says what to change.
@@ -142,9 +143,9 @@ def plan(
         for leaf_batch in ([config.leaf_batch] if config.leaf_batch else LEAF_BATCHES)
     ]
     for tree in plans:
-        if tree.memory(model, size, documents) <= budget:
+        if tree.memory(model, size, documents, on_gpu) <= budget:
             return tree
-    least = min(tree.memory(model, size, documents) for tree in plans)
+    least = min(tree.memory(model, size, documents, on_gpu) for tree in plans)
     raise ValueError(
         f"memory_budget={config.memory_budget} is less than the {-(-least // 2**20)}MiB that this "
         "input needs beside the weights; raise it or lower max_chunk_len or target_len."

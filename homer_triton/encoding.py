@@ -12,6 +12,7 @@ from tqdm import tqdm
 from .config import HomerConfig, plan
 from .context import EncodedContext, EncodeStats
 from .graphs import Replays
+from .heap import trim_heap
 from .model.llama import Llama
 from .pool import SlotPool, make_pools
 from .scheduler import Scheduler
@@ -152,6 +153,8 @@ def _encode_alike(
 
         merged = walk.run(before, middle, after, on_node)
     logits = model.logits(merged.hidden)
+    if model.device.type == "cpu":
+        trim_heap()  # the activations' memory, before the caches take theirs
     caches = _gather(model, tree, pools, merged.slots)
     watch.mark()
     laps = watch.laps()

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from .costs import ModelShape, cache_bytes, layer_flops, row_bytes
+from .model.costs import ModelShape, activation_bytes, cache_bytes, layer_flops, mlp_rows
 
 # Longer chunks take more memory, and more attention for each token.
 LONGEST_DEFAULT_CHUNK = 8192
@@ -188,7 +188,9 @@ class Plan:
         head = 2 * shape.hidden_size * shape.vocab_size
         return layer_flops(shape, 0, self.input_len) * self.num_layers + head
 
-    def memory(self, shape: ModelShape, itemsize: int, documents: int = 1) -> int:
+    def memory(
+        self, shape: ModelShape, itemsize: int, documents: int = 1, on_gpu: bool = True
+    ) -> int:
         """Bytes at the peak above the model's weights: the slot pools, and beside them first the
         hidden states of all live rows with a step's activations, then, when those are gone, the
         finished caches; with `offload`, a chunk on its way out and one on its way in.
@@ -196,18 +198,24 @@ class Plan:
         token = cache_bytes(shape, itemsize)
         layers = [level.last_layer - level.first_layer for level in self.levels]
         slots = sum(n * own for n, own in zip(layers, self.slots(documents), strict=True))
-        rows = max(len(nodes) * (nodes[0].context + self.suffix_len) for nodes in self.steps())
+        chunks = [(len(nodes), nodes[0].context + self.suffix_len) for nodes in self.steps()]
+        rows, chunk = max(n * own for n, own in chunks), max(own for _, own in chunks)
+        # A CPU computes half precision in float32 in between.
+        wide = itemsize if on_gpu else max(itemsize, 4)
+        activations = activation_bytes(shape, documents * rows, chunk, mlp_rows(on_gpu), wide)
         waiting = [nodes[0].kept + self.suffix_len for nodes in self.steps() if self.waits(nodes)]
         moving = 2 * documents * max(waiting, default=0) * token if self.offload else 0
-        hidden = self._own_slots[0] * shape.hidden_size * itemsize
-        working = documents * max(hidden + rows * row_bytes(shape, itemsize), self.rows * token)
+        hidden = documents * self._own_slots[0] * shape.hidden_size * itemsize
+        working = max(hidden + activations, documents * self.rows * token)
         return slots * token // self.num_layers + moving + working
 
     def prefill_memory(self, shape: ModelShape, itemsize: int) -> int:
         """Bytes at the peak above the weights when the plain model reads the whole input with exact
         attention.
         """
-        return self.input_len * (cache_bytes(shape, itemsize) + row_bytes(shape, itemsize))
+        cache = self.input_len * cache_bytes(shape, itemsize)
+        whole = self.input_len
+        return cache + activation_bytes(shape, whole, whole, whole, itemsize)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything needed to make this plan again, as plain numbers."""

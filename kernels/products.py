@@ -8,7 +8,7 @@ Where a CPU has no instructions for half precision, its products are many times 
 float32: many rows are multiplied in float32 there, a block of the matrix at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -27,7 +27,8 @@ _HALVES = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkld
 LEAST_WORK = 2**26
 # Rows of x from which widening pays: below, reading a matrix takes the time, and half is read.
 LEAST_WIDE_ROWS = 8
-# Elements of a matrix that are widened at a time: what a processor's last cache holds.
+# Rows of x, and elements of a matrix, that are widened at a time: what a processor's caches hold.
+WIDE_ROWS = 512
 WIDE_ELEMENTS = 2**21
 
 
@@ -39,7 +40,8 @@ def linear(x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None = Non
     """
     check_linear(x, weights, residual)
     if widens(x, weights):
-        return _widened(x, weights, residual)
+        joined = _in_float32(x, [(weight,) for weight in weights], linear)
+        return joined if residual is None else joined.add_(residual)
     fused = fuses(x, weights)
     if len(weights) == 1 and residual is not None and fused:
         return _ONEDNN.binary(x, residual, weights[0], None, "add")
@@ -57,7 +59,7 @@ def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     check_linear(x, weights, None)
     gate, up = weights if len(weights) == 2 else weights[0].chunk(2)
     if widens(x, weights):
-        return _widened_gated(x, gate, up)
+        return _in_float32(x, [(gate, up)], gated_linear)
     if fuses(x, weights):
         return _ONEDNN.binary(x, _ONEDNN(x, gate, None, "swish", [], ""), up, None, "mul")
     gate, up = linear(x, weights).chunk(2, dim=-1)
@@ -91,30 +93,25 @@ def widens(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
     )
 
 
-def _widened(x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None) -> Tensor:
-    """`linear` in float32, rounded once."""
-    wide = x.float()
-    out = x.new_empty(*x.shape[:-1], sum(len(weight) for weight in weights))
+def _in_float32(
+    x: Tensor,
+    groups: Sequence[tuple[Tensor, ...]],
+    multiply: Callable[[Tensor, tuple[Tensor, ...]], Tensor],
+) -> Tensor:
+    """`multiply` of x and each group's matrices, the outputs side by side: computed in float32, for
+    some rows of x and of the matrices at a time, and rounded once.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    out = x.new_empty(len(rows), sum(len(group[0]) for group in groups))
     first = 0
-    for weight in weights:
-        for block in _wide_blocks(weight):
-            columns = slice(first, first + len(block))
-            product = linear(wide, (block,))
-            out[..., columns] = product if residual is None else product + residual[..., columns]
-            first += len(block)
-    return out
-
-
-def _widened_gated(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
-    """`gated_linear` in float32, rounded once."""
-    wide = x.float()
-    out = x.new_empty(*x.shape[:-1], len(gate))
-    first = 0
-    for blocks in zip(_wide_blocks(gate), _wide_blocks(up), strict=True):
-        last = first + len(blocks[0])
-        out[..., first:last] = gated_linear(wide, blocks)
-        first = last
-    return out
+    for group in groups:
+        for blocks in zip(*map(_wide_blocks, group), strict=True):
+            last = first + len(blocks[0])
+            for start in range(0, len(rows), WIDE_ROWS):
+                part = slice(start, start + WIDE_ROWS)
+                out[part, first:last] = multiply(rows[part].float(), blocks)
+            first = last
+    return out.view(*x.shape[:-1], -1)
 
 
 def _wide_blocks(weight: Tensor) -> Iterator[Tensor]:

@@ -130,9 +130,15 @@ def causal_attention(
     check_attention(q, k, v, prefix_k, prefix_v, query_rows)
     batch, queries, chunk = k.shape[0], q.shape[1], k.shape[1]
     prefix = 0 if prefix_k is None else len(prefix_k)
+    if prefix and batch > 1:  # one chunk at a time has copies of its keys beside the prefix
+        at = [None] * batch if query_rows is None else query_rows.split(1)
+        chunks = zip(q.split(1), k.split(1), v.split(1), at, strict=True)
+        return torch.cat(
+            [causal_attention(x, y, z, prefix_k, prefix_v, rows) for x, y, z, rows in chunks]
+        )
     if prefix_k is not None and prefix_v is not None and prefix:
-        k = torch.cat([prefix_k.expand(batch, -1, -1, -1), k], dim=1)
-        v = torch.cat([prefix_v.expand(batch, -1, -1, -1), v], dim=1)
+        k = torch.cat([prefix_k[None], k], dim=1)
+        v = torch.cat([prefix_v[None], v], dim=1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if query_rows is None and prefix <= queries:
         # PyTorch aligns a causal mask with the first key; empty queries in front align it with the

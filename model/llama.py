@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ModelConfig
+from .costs import mlp_rows
 from .rotary import rotary_tables
 from .weights import Weights
 
@@ -149,7 +150,8 @@ class Llama:
             # Two calls, so that the activations of the first are gone when the second makes its
             # own.
             hidden = self._attend(index, hidden, positions, slots, cache, prefix, rotary, select)
-            return self._feed_forward(index, hidden)
+            self._feed_forward_(index, hidden)
+            return hidden
 
     def _attend(
         self,
@@ -180,11 +182,12 @@ class Llama:
         mixed = ops.causal_attention(q, k, v, keys[:prefix], values[:prefix], query_rows=rows)
         return ops.linear(mixed.flatten(2), (w.output,), hidden)
 
-    def _feed_forward(self, index: int, hidden: Tensor) -> Tensor:
-        """A layer's MLP and its residual, [B, R, E]."""
+    def _feed_forward_(self, index: int, hidden: Tensor) -> None:
+        """Add a layer's MLP to hidden [B, R, E], some rows at a time."""
         ops, w = self.ops, self.weights.layers[index]
-        x = ops.rms_norm(hidden, w.post_norm, self.config.rms_norm_eps)
-        return ops.linear(ops.gated_linear(x, w.gate_up), (w.down,), hidden)
+        for rows in hidden.flatten(0, 1).split(mlp_rows(self.device.type != "cpu")):
+            x = ops.rms_norm(rows, w.post_norm, self.config.rms_norm_eps)
+            rows += ops.linear(ops.gated_linear(x, w.gate_up), (w.down,))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output head: [..., E] -> [..., vocabulary] float32."""

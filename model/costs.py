@@ -46,13 +46,21 @@ def cache_bytes(shape: ModelShape, itemsize: int) -> int:
     return 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * itemsize
 
 
-def row_bytes(shape: ModelShape, itemsize: int) -> int:
-    """A row's largest set of activations alive at once: in attention the hidden states before and
-    after, the projections, and queries, keys and values laid out beside the prefix; in the MLP the
-    hidden states, their norm, and gate, up and product.
+def mlp_rows(on_gpu: bool) -> int:
+    """Rows that go through an MLP at once: enough for full speed, and no more, since its
+    activations are a layer's widest.
     """
-    queries = shape.num_attention_heads * shape.head_dim
-    keys = shape.num_key_value_heads * shape.head_dim
-    attention = 2 * shape.hidden_size + 4 * queries + 4 * keys
-    mlp = 3 * (shape.hidden_size + shape.intermediate_size)
+    return 4096 if on_gpu else 512
+
+
+def activation_bytes(shape: ModelShape, rows: int, chunk: int, in_mlp: int, itemsize: int) -> int:
+    """The largest set of activations of a layer that is alive at once, of chunks of `chunk` rows,
+    `rows` in all: in attention the hidden states before and after, the projections and what they
+    mix to, and one chunk's queries, keys and values laid out beside the prefix; in the MLP the
+    hidden states, and for `in_mlp` rows at a time their norm, gate, up and product, and the result.
+    """
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    heads = shape.num_attention_heads + shape.num_key_value_heads
+    attention = rows * 3 * hidden + (rows + chunk) * 2 * heads * shape.head_dim
+    mlp = rows * hidden + min(rows, in_mlp) * (2 * hidden + 3 * inner)
     return max(attention, mlp) * itemsize
