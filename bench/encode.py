@@ -1,11 +1,13 @@
 """Time and memory of `encode` by length, beside transformers' plain prefill on the same weights.
 
     python bench/encode.py [--shape 50M] [--dtype float32] [--lengths 4096,8192] [--out DIR]
+                           [--systems torch,triton]
 
 Systems take turns at each length. On a CPU every measurement has a process of its own, so that
 one's memory is not another's; a GPU's allocator counts its own. First, in the same run, a text of
-one chunk must give transformers' own logits. Writes DIR/encode-SHAPE-DTYPE.csv and two plots beside
-it, and prints the crossover: the length below which the plain prefill is faster.
+one chunk must give transformers' own logits. Writes DIR/encode-SHAPE-DTYPE.csv (its name ends in
+-graphs or -offload where that was asked for) and two plots beside it, and prints the crossover: the
+length below which the plain prefill is faster.
 """
 
 import argparse
@@ -102,6 +104,8 @@ def measure_task(task: Task) -> Line:
     call = make_call(model, task)
     # Libraries set themselves up, and some for every shape; what that takes is not counted.
     warm_up = min(task.tokens, model.config.max_position_embeddings) if plain else task.tokens
+    if torch.cuda.is_available():  # kernels are compiled for no length
+        warm_up = min(warm_up, 16 * model.config.max_position_embeddings)
     make_call(model, replace(task, tokens=warm_up))()
     before = reset_peak()
     seconds = sorted(timed(call) for _ in range(task.repeats))[task.repeats // 2]
@@ -297,14 +301,17 @@ def main() -> int:
     parser.add_argument(
         "--plain-up-to", type=int, default=32768, help="tokens of the plain prefill"
     )
+    parser.add_argument("--systems", help="torch, triton or both; all that run here by default")
     parser.add_argument("--leaf-batch", type=int, default=1)
     parser.add_argument("--cuda-graphs", action="store_true", help="replay steps of equal shape")
     parser.add_argument("--offload", action="store_true", help="waiting chunks in host memory")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     args = parser.parse_args()
-    ours = ["torch", "triton"] if torch.cuda.is_available() else ["torch"]
-    path = args.out / f"encode-{args.shape}-{args.dtype}.csv"
+    here = ["torch", "triton"] if torch.cuda.is_available() else ["torch"]
+    ours = args.systems.split(",") if args.systems else here
+    options = "-graphs" * args.cuda_graphs + "-offload" * args.offload
+    path = args.out / f"encode-{args.shape}-{args.dtype}{options}.csv"
     lines, failed = measure_all(args, ours, path)
     if not lines:
         return 1

@@ -24,7 +24,23 @@ time.sleep(60)
 
 
 def test_the_limits_add_up_to_less_than_eight_minutes(tmp_path: Path) -> None:
-    assert sum(part.limit_s for part in gpu.parts(tmp_path)) < 8 * 60
+    stages = gpu.stages(tmp_path, [["tests/test_ops.py"]] * 3)
+    longest = (max(part.limit_s for part in stage) for stage in stages)
+    assert gpu.COLLECTING_S + sum(longest) < 8 * 60
+    logs = [part.name for stage in stages for part in stage]
+    assert len(set(logs)) == len(logs)
+
+
+def test_every_gpu_test_is_dealt_to_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    hands = gpu.deal_tests(processes=5)
+    sizes = [len(hand) for hand in hands]
+    assert len(hands) == 5
+    assert max(sizes) - min(sizes) <= 1
+    names = [name for hand in hands for name in hand]
+    assert len(set(names)) == len(names)
+    assert any("test_graphs.py::test_graphs_and_offload" in name for name in names)
+    monkeypatch.setattr(gpu, "PYTHON", "false")
+    assert len(gpu.deal_tests()) == 1, "where nothing can be collected"
 
 
 def test_a_part_that_times_out_leaves_nothing_running(tmp_path: Path) -> None:
