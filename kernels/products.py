@@ -75,7 +75,7 @@ def fuses(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
         and _ONEDNN is not None
         and bool(torch.backends.mkldnn.enabled)
         and x.numel() * sum(len(weight) for weight in weights) >= max(LEAST_WORK, 1)
-        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _is_known(x.dtype)))
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and has_instructions(x.dtype)))
         and not _is_recorded(x, weights)
     )
 
@@ -88,7 +88,7 @@ def widens(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
         x.dtype in _HALVES
         and _on_x86(x)
         and x.shape[:-1].numel() >= LEAST_WIDE_ROWS
-        and not _is_known(x.dtype)
+        and not has_instructions(x.dtype)
         and not _is_recorded(x, weights)
     )
 
@@ -131,8 +131,8 @@ def _on_x86(x: Tensor) -> bool:
 
 
 @cache
-def _is_known(dtype: torch.dtype) -> bool:
-    """Whether the chip has instructions for products in a half-precision dtype."""
+def has_instructions(dtype: torch.dtype) -> bool:
+    """Whether an x86 CPU has instructions for products in a half-precision dtype."""
     ask = getattr(torch.ops.mkldnn, _HALVES[dtype], None)
     return ask is None or bool(ask())
 

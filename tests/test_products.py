@@ -25,7 +25,7 @@ def knows_halves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     matrix at a time.
     """
     if not request.param:
-        monkeypatch.setattr(products, "_is_known", lambda dtype: False)
+        monkeypatch.setattr(products, "has_instructions", lambda dtype: False)
     monkeypatch.setattr(products, "LEAST_WIDE_ROWS", 2)
     monkeypatch.setattr(products, "WIDE_ELEMENTS", 5 * 16)
     return request.param
@@ -72,7 +72,7 @@ def test_gated_linear_is_swiglu(dtype: torch.dtype, parts: int) -> None:
 def test_halves_of_many_rows_are_widened(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_is_known", lambda dtype: False)
+    monkeypatch.setattr(products, "has_instructions", lambda dtype: False)
     matrix, rows = made(12, 16, dtype=dtype, seed=1), products.LEAST_WIDE_ROWS
     x = made(rows, 16, dtype=dtype)
     on_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..kernels.products import has_instructions
+
 _PACKAGES = ("homer_triton", "torch", "transformers", "triton")
 
 
@@ -26,7 +28,7 @@ def describe_environment(device: torch.device | str) -> dict[str, Any]:
 
 
 def _device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's and how many of it this process may use."""
+    """The GPU's name, or the processor's, its threads for this process and its instructions."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()
@@ -36,7 +38,10 @@ def _device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()
                 break
-    return f"{model}, {torch.get_num_threads()} threads"
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability.startswith("AVX") and has_instructions(torch.bfloat16):
+        capability += " with bfloat16"
+    return f"{model}, {torch.get_num_threads()} threads, {capability}"
 
 
 def _version(package: str) -> str | None:
