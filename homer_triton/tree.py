@@ -200,9 +200,11 @@ class Plan:
         slots = sum(n * own for n, own in zip(layers, self.slots(documents), strict=True))
         chunks = [(len(nodes), nodes[0].context + self.suffix_len) for nodes in self.steps()]
         rows, chunk = max(n * own for n, own in chunks), max(own for _, own in chunks)
-        # A CPU computes half precision in float32 in between.
+        # A CPU computes half precision in float32 in between, and a heap (glibc's, as measured)
+        # has holes of half the size of what comes and goes in it.
         wide = itemsize if on_gpu else max(itemsize, 4)
         activations = activation_bytes(shape, documents * rows, chunk, mlp_rows(on_gpu), wide)
+        activations += 0 if on_gpu else activations // 2
         waiting = [nodes[0].kept + self.suffix_len for nodes in self.steps() if self.waits(nodes)]
         moving = 2 * documents * max(waiting, default=0) * token if self.offload else 0
         hidden = documents * self._own_slots[0] * shape.hidden_size * itemsize

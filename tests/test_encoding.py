@@ -204,7 +204,7 @@ def test_a_memory_budget_sets_how_much_runs_at_once() -> None:
 
     def need(documents: int, leaf_batch: int) -> int:
         plan = ht.plan(model.config, 90, 1, 1, replace(config, leaf_batch=leaf_batch))
-        return plan.memory(model.config, 8, documents)
+        return plan.memory(model.config, 8, documents, on_gpu=False)
 
     for documents, leaf_batch in ((1, 1), (2, 1), (4, 2), (4, 8)):
         encoded = read(need(documents, leaf_batch))[0]
