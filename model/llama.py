@@ -185,7 +185,7 @@ class Llama:
     def _feed_forward_(self, index: int, hidden: Tensor) -> None:
         """Add a layer's MLP to hidden [B, R, E], some rows at a time."""
         ops, w = self.ops, self.weights.layers[index]
-        for rows in hidden.flatten(0, 1).split(mlp_rows(self.device.type != "cpu")):
+        for rows in hidden.view(-1, hidden.shape[-1]).split(mlp_rows(self.device.type != "cpu")):
             x = ops.rms_norm(rows, w.post_norm, self.config.rms_norm_eps)
             rows += ops.linear(ops.gated_linear(x, w.gate_up), (w.down,))
 

@@ -28,6 +28,8 @@ def test_json_holds_the_librarys_plan(model: Path) -> None:
     assert report["flops"] == tree.flops(config)
     assert report["memory_bytes"] == tree.memory(config, 2)
     assert report["prefill_memory_bytes"] == tree.prefill_memory(config, 2)
+    on_cpu = json.loads(run("plan", "--model", model, *options, "--device", "cpu", "--json").stdout)
+    assert on_cpu["memory_bytes"] == tree.memory(config, 2, on_gpu=False)
     assert [level["nodes"] for level in report["levels"]] == [4, 2, 1]
     assert report["levels"][-1]["last_layer"] == 3
     assert report["levels"][0]["rows_in"] == sorted(
@@ -77,6 +79,7 @@ def test_a_memory_budget_chooses_how_to_run(model: Path) -> None:
     refused = run(*options, "--memory-budget", "1KB")
     assert refused.exit_code == 2
     assert "memory_budget=1KB is less than" in refused.stderr
+    assert "device='toaster' is not known" in run(*options, "--device", "toaster").stderr
     unread = run(*options, "--memory-budget", "a lot")
     assert "memory_budget='a lot' is not a size" in unread.stderr
 

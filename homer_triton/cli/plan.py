@@ -58,6 +58,14 @@ def plan(
             help="What keys and values are kept in; auto is the checkpoint's own.",
         ),
     ] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="Whose memory is reckoned: cuda or cpu; it need not be there.",
+        ),
+    ] = "cuda",
     as_json: Json = False,
 ) -> None:
     """Print the merge tree for an input: its levels, layers, lengths, memory and operations.
@@ -76,6 +84,9 @@ def plan(
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not known; choose auto, {', '.join(DTYPES)}.")
+    if device not in ("cuda", "cpu"):
+        raise ValueError(f"device={device!r} is not known; choose cuda or cpu.")
+    on_gpu = device == "cuda"
     config = homer_config(
         max_chunk_len,
         target_len,
@@ -89,8 +100,8 @@ def plan(
     tokens = _context_tokens(context_len, context_file, folder)
     itemsize = DTYPES.get(dtype, shape.dtype).itemsize
     note_long_chunks(config, shape)
-    tree = lay_out(shape, tokens, prefix_len, suffix_len, config, itemsize)
-    described = _describe(tree, shape, itemsize)
+    tree = lay_out(shape, tokens, prefix_len, suffix_len, config, itemsize, on_gpu=on_gpu)
+    described = _describe(tree, shape, itemsize, on_gpu)
     if as_json:
         print_json(described)
     else:
@@ -115,11 +126,11 @@ def _context_tokens(length: int | None, file: str | None, folder: Path) -> int:
     return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _describe(tree: Plan, shape: ModelConfig, itemsize: int) -> dict[str, Any]:
+def _describe(tree: Plan, shape: ModelConfig, itemsize: int, on_gpu: bool) -> dict[str, Any]:
     """The plan as plain values: lengths in tokens, memory in bytes above the weights."""
     affix = tree.prefix_len + tree.suffix_len
     flops, prefill_flops = tree.flops(shape), tree.prefill_flops(shape)
-    memory = tree.memory(shape, itemsize)
+    memory = tree.memory(shape, itemsize, on_gpu=on_gpu)
     prefill_memory = tree.prefill_memory(shape, itemsize)
     return {
         **tree.to_dict(),
