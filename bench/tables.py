@@ -130,11 +130,11 @@ def references() -> str:
     return markdown([*header, "HOMER / last tokens"], rows)
 
 
-def encode() -> str:
+def encode(folder: str = "") -> str:
     """`encode` beside the plain prefill of transformers on the CPU, from `bench/encode.py`."""
-    lines = read_csv("encode-50M-float32.csv")
+    lines = read_csv(f"{folder}encode-50M-float32.csv")
     plain = {x["tokens"]: x for x in lines if x["system"] == "transformers"}
-    halves = read_csv("encode-50M-bfloat16.csv")
+    halves = read_csv(f"{folder}encode-50M-bfloat16.csv")
     half = {x["tokens"]: x for x in halves if x["system"] == "torch"}
     longest = [x for x in lines if x["system"] == "torch"][-1]
     rows = []
@@ -212,6 +212,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "perplexity": perplexity,
     "references": references,
     "encode": encode,
+    "encode_avx512": lambda: encode("avx512/"),
     "authors": authors,
 }
 
