@@ -193,19 +193,22 @@ class Plan:
     ) -> int:
         """Bytes at the peak above the model's weights: the slot pools, and beside them first the
         hidden states of all live rows with a step's activations, then, when those are gone, the
-        finished caches; with `offload`, a chunk on its way out and one on its way in.
+        finished caches; with `offload`, a chunk on its way out and one on its way in. documents run
+        side by side; on_gpu: on a GPU, or in a CPU's memory.
         """
         token = cache_bytes(shape, itemsize)
         layers = [level.last_layer - level.first_layer for level in self.levels]
         slots = sum(n * own for n, own in zip(layers, self.slots(documents), strict=True))
-        chunks = [(len(nodes), nodes[0].context + self.suffix_len) for nodes in self.steps()]
+        steps = list(self.steps())
+        chunks = [(len(nodes), nodes[0].context + self.suffix_len) for nodes in steps]
         rows, chunk = max(n * own for n, own in chunks), max(own for _, own in chunks)
         # A CPU computes half precision in float32 in between, and a heap (glibc's, as measured)
         # has holes of half the size of what comes and goes in it.
         wide = itemsize if on_gpu else max(itemsize, 4)
         activations = activation_bytes(shape, documents * rows, chunk, mlp_rows(on_gpu), wide)
-        activations += 0 if on_gpu else activations // 2
-        waiting = [nodes[0].kept + self.suffix_len for nodes in self.steps() if self.waits(nodes)]
+        if not on_gpu:
+            activations += activations // 2
+        waiting = [nodes[0].kept + self.suffix_len for nodes in steps if self.waits(nodes)]
         moving = 2 * documents * max(waiting, default=0) * token if self.offload else 0
         hidden = documents * self._own_slots[0] * shape.hidden_size * itemsize
         working = max(hidden + activations, documents * self.rows * token)

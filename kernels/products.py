@@ -71,7 +71,8 @@ def fuses(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
     CPU, outside autograd, in a dtype that the chip's instructions know.
     """
     return (
-        _on_x86(x)
+        x.device.type == "cpu"
+        and _is_x86()
         and _ONEDNN is not None
         and bool(torch.backends.mkldnn.enabled)
         and x.numel() * sum(len(weight) for weight in weights) >= max(LEAST_WORK, 1)
@@ -86,7 +87,8 @@ def widens(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
     """
     return (
         x.dtype in _HALVES
-        and _on_x86(x)
+        and x.device.type == "cpu"
+        and _is_x86()
         and x.shape[:-1].numel() >= LEAST_WIDE_ROWS
         and not has_instructions(x.dtype)
         and not _is_recorded(x, weights)
@@ -126,15 +128,18 @@ def _plain(x: Tensor, weight: Tensor) -> Tensor:
     return _ONEDNN(x, weight, None, "none", [], "")
 
 
-def _on_x86(x: Tensor) -> bool:
-    return x.device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+@cache
+def _is_x86() -> bool:
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 @cache
 def has_instructions(dtype: torch.dtype) -> bool:
-    """Whether an x86 CPU has instructions for products in a half-precision dtype."""
+    """Whether the CPU has instructions for products in a half-precision dtype, and oneDNN uses
+    them.
+    """
     ask = getattr(torch.ops.mkldnn, _HALVES[dtype], None)
-    return ask is None or bool(ask())
+    return ask is not None and bool(ask())
 
 
 def _is_recorded(x: Tensor, weights: tuple[Tensor, ...]) -> bool:

@@ -18,10 +18,11 @@ AFFIX = 8
 # Prints how much a fresh process's resident memory grew at its peak, and what the plan says, in
 # bytes: a random model, wide enough for its numbers to outweigh the process's own.
 PREDICT = """
-import ctypes, re, sys
+import re, sys
 from pathlib import Path
 import torch
 import homer_triton as ht
+from homer_triton.heap import trim_heap
 from transformers import LlamaConfig, LlamaForCausalLM
 torch.set_num_threads(1)
 def resident(name):
@@ -36,7 +37,7 @@ texts = list(torch.randint(256, (documents, tokens)))
 def encode():
     return ht.encode_batch(model, texts, [1] * 16, [[2] * 16] * documents, config)[0]
 encode()  # libraries make and keep kernels for every shape
-ctypes.CDLL(None).malloc_trim(0)
+trim_heap()
 before = resident("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 encoded = encode()

@@ -20,7 +20,7 @@ def least_work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(params=[True, False], ids=["own", "widened"])
-def knows_halves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+def knows_halves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What this chip knows, and a chip where float32 stands in for half precision, five rows of a
     matrix at a time.
     """
@@ -28,7 +28,6 @@ def knows_halves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(products, "has_instructions", lambda dtype: False)
     monkeypatch.setattr(products, "LEAST_WIDE_ROWS", 2)
     monkeypatch.setattr(products, "WIDE_ELEMENTS", 5 * 16)
-    return request.param
 
 
 def made(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:

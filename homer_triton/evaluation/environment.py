@@ -39,7 +39,7 @@ def _device_name(device: torch.device) -> str:
                 model = line.split(":", 1)[1].strip()
                 break
     capability = torch.backends.cpu.get_cpu_capability()
-    if capability.startswith("AVX") and has_instructions(torch.bfloat16):
+    if has_instructions(torch.bfloat16):
         capability += " with bfloat16"
     return f"{model}, {torch.get_num_threads()} threads, {capability}"
 
