@@ -209,7 +209,7 @@ def test_generate_takes_one_source(place: Workplace) -> None:
 
 
 def test_generate_refuses_settings_that_an_encoding_has_fixed(place: Workplace) -> None:
-    options = ("--encoded", "e.safetensors", "--suffix-mode", "merged", "--target-len", 8)
+    options = ("--encoded", "e.safetensors", "--suffix-mode", "recomputed", "--target-len", 8)
     result = run("generate", "--model", place.model, *options)
     assert_refused(result, "--target-len, --suffix-mode cannot change what e.safetensors holds")
 

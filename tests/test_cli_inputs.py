@@ -6,8 +6,7 @@ import pytest
 from command_line import CHAT_TEMPLATE, checkpoint
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from homer_triton.cli.inputs import Parts, compose, homer_config, parse_rope_scaling, read_text
-from homer_triton.config import HomerConfig
+from homer_triton.cli.inputs import Parts, compose, parse_rope_scaling, read_text
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +76,3 @@ def test_parse_rope_scaling() -> None:
         "rope_type": "linear",
         "factor": 2,
     }
-
-
-def test_homer_config_keeps_defaults_and_zeros() -> None:
-    assert homer_config(None, None, None) == HomerConfig()
-    given = homer_config(64, 32, 0, None, "recomputed", "log_softmax")
-    assert given == HomerConfig(64, 32, 0, None, "recomputed", "log_softmax")

@@ -1,36 +1,33 @@
 """`homer encode`: from a long text to a short KV cache in a file."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .inputs import compose, homer_config, note_long_chunks, open_model, read_text
+from .inputs import compose, note_long_chunks, open_model, read_text
 from .options import (
-    CalibrationFile,
     ContextFile,
-    CudaGraphs,
     Device,
     Dtype,
     Json,
-    LayersWarmup,
-    LeafBatch,
-    MaxChunkLen,
-    MemoryBudget,
     ModelPath,
     NoChatTemplate,
-    Offload,
     Ops,
     Prefix,
     RopeScaling,
-    Score,
     Suffix,
-    SuffixMode,
-    TargetLen,
 )
 from .output import at_terminal, note_kept, print_json, readable_bytes, summary
+from .settings import with_settings
+
+if TYPE_CHECKING:
+    from .. import HomerConfig
 
 
+@with_settings
 def encode(
     model: ModelPath,
     context_file: ContextFile,
@@ -49,21 +46,13 @@ def encode(
         ),
     ] = None,
     no_chat_template: NoChatTemplate = False,
-    max_chunk_len: MaxChunkLen = None,
-    target_len: TargetLen = None,
-    layers_warmup: LayersWarmup = None,
-    leaf_batch: LeafBatch = None,
-    offload: Offload = None,
-    memory_budget: MemoryBudget = None,
-    cuda_graphs: CudaGraphs = False,
-    calibration: CalibrationFile = None,
-    suffix_mode: SuffixMode = None,
-    score: Score = None,
     rope_scaling: RopeScaling = None,
     device: Device = None,
     dtype: Dtype = "auto",
     ops: Ops = "auto",
     as_json: Json = False,
+    *,
+    config: HomerConfig,
 ) -> None:
     """Merge a long text into a short KV cache, once, and save it for many questions.
 
@@ -80,18 +69,6 @@ def encode(
 
     check_writable(output)
     context = read_text(context_file)
-    config = homer_config(
-        max_chunk_len,
-        target_len,
-        layers_warmup,
-        calibration,
-        suffix_mode,
-        score,
-        leaf_batch,
-        offload,
-        memory_budget,
-        cuda_graphs,
-    )
     llama, tokenizer = open_model(model, device, dtype, ops, rope_scaling)
     note_long_chunks(config, llama.config)
     parts = compose(

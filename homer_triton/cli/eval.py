@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -35,22 +35,19 @@ from .eval_runs import (
     share_cells,
     want_plots,
 )
-from .inputs import homer_config, read_text
+from .inputs import read_text
 from .options import (
-    CalibrationFile,
     Device,
     Dtype,
     Json,
-    LayersWarmup,
-    LeafBatch,
-    MaxChunkLen,
     NoChatTemplate,
     Ops,
-    Score,
-    SuffixMode,
-    TargetLen,
 )
 from .output import table
+from .settings import with_settings
+
+if TYPE_CHECKING:
+    from .. import HomerConfig
 
 app = typer.Typer(
     help="""Does a shortened context keep what matters? Each evaluation compares methods on one task
@@ -63,6 +60,7 @@ app = typer.Typer(
 
 
 @app.command()
+@with_settings
 def passkey(
     output: OutputFolder,
     model: OptionalModelPath = None,
@@ -72,18 +70,13 @@ def passkey(
     samples: Samples = 4,
     seed: Seed = 0,
     no_chat_template: NoChatTemplate = False,
-    max_chunk_len: MaxChunkLen = None,
-    target_len: TargetLen = None,
-    layers_warmup: LayersWarmup = None,
-    leaf_batch: LeafBatch = None,
-    calibration: CalibrationFile = None,
-    suffix_mode: SuffixMode = None,
-    score: Score = None,
     device: Device = None,
     dtype: Dtype = "auto",
     ops: Ops = "auto",
     no_plots: NoPlots = False,
     as_json: Json = False,
+    *,
+    config: HomerConfig,
 ) -> None:
     """Find a five-digit key in a long text of repeated sentences.
 
@@ -95,9 +88,6 @@ def passkey(
     from ..evaluation.retrieval import PasskeyTask, check_lengths, run_passkeys
 
     want_plots(no_plots)
-    config = homer_config(
-        max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score, leaf_batch
-    )
     llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
     limit = llama.config.max_position_embeddings
     task = PasskeyTask(parse_lengths(lengths, limit), parse_depths(depths), samples, seed)
@@ -124,6 +114,7 @@ def passkey(
 
 
 @app.command()
+@with_settings
 def perplexity(
     output: OutputFolder,
     text: Annotated[
@@ -154,18 +145,13 @@ def perplexity(
         ),
     ] = None,
     seed: Seed = 0,
-    max_chunk_len: MaxChunkLen = None,
-    target_len: TargetLen = None,
-    layers_warmup: LayersWarmup = None,
-    leaf_batch: LeafBatch = None,
-    calibration: CalibrationFile = None,
-    suffix_mode: SuffixMode = None,
-    score: Score = None,
     device: Device = None,
     dtype: Dtype = "auto",
     ops: Ops = "auto",
     no_plots: NoPlots = False,
     as_json: Json = False,
+    *,
+    config: HomerConfig,
 ) -> None:
     """Predict long documents, each segment from all before it.
 
@@ -181,9 +167,6 @@ def perplexity(
 
     want_plots(no_plots)
     texts = {file: read_text(file) for file in text}
-    config = homer_config(
-        max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score, leaf_batch
-    )
     llama, _, checkpoint = open_checkpoint(model, device, dtype, ops)
     limit = llama.config.max_position_embeddings
     longest = None if max_length is None else parse_length(max_length, limit)
@@ -209,6 +192,7 @@ def perplexity(
 
 
 @app.command()
+@with_settings
 def quality(
     output: OutputFolder,
     data: Annotated[
@@ -220,17 +204,12 @@ def quality(
     model: OptionalModelPath = None,
     methods: Methods = DEFAULT_METHODS,
     no_chat_template: NoChatTemplate = False,
-    max_chunk_len: MaxChunkLen = None,
-    target_len: TargetLen = None,
-    layers_warmup: LayersWarmup = None,
-    leaf_batch: LeafBatch = None,
-    calibration: CalibrationFile = None,
-    suffix_mode: SuffixMode = None,
-    score: Score = None,
     device: Device = None,
     dtype: Dtype = "auto",
     ops: Ops = "auto",
     as_json: Json = False,
+    *,
+    config: HomerConfig,
 ) -> None:
     """Choose the likeliest answers to questions about long articles.
 
@@ -243,9 +222,6 @@ def quality(
     from ..evaluation.quality import read_quality, run_quality
 
     questions = read_quality(data)
-    config = homer_config(
-        max_chunk_len, target_len, layers_warmup, calibration, suffix_mode, score, leaf_batch
-    )
     llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
     readers = make_readers(split_list(methods), llama, config)
     settings = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from .eval_options import (
     Depths,
@@ -24,21 +25,20 @@ from .eval_runs import (
     report,
     want_plots,
 )
-from .inputs import homer_config
 from .options import (
-    CalibrationFile,
     Device,
     Dtype,
     Json,
-    LayersWarmup,
-    MaxChunkLen,
     NoChatTemplate,
     Ops,
-    SuffixMode,
-    TargetLen,
 )
+from .settings import with_settings
+
+if TYPE_CHECKING:
+    from .. import HomerConfig
 
 
+@with_settings
 def ablation(
     output: OutputFolder,
     model: OptionalModelPath = None,
@@ -47,16 +47,13 @@ def ablation(
     samples: Samples = 4,
     seed: Seed = 0,
     no_chat_template: NoChatTemplate = False,
-    max_chunk_len: MaxChunkLen = None,
-    target_len: TargetLen = None,
-    layers_warmup: LayersWarmup = None,
-    calibration: CalibrationFile = None,
-    suffix_mode: SuffixMode = None,
     device: Device = None,
     dtype: Dtype = "auto",
     ops: Ops = "auto",
     no_plots: NoPlots = False,
     as_json: Json = False,
+    *,
+    config: HomerConfig,
 ) -> None:
     """Change one part of the method at a time, on passkeys.
 
@@ -71,14 +68,13 @@ def ablation(
     from ..evaluation.retrieval import PasskeyTask, check_lengths, run_passkeys
 
     want_plots(no_plots)
-    given = homer_config(max_chunk_len, target_len, layers_warmup, calibration, suffix_mode)
     llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
     limit = llama.config.max_position_embeddings
     task = PasskeyTask(parse_lengths(lengths, limit), parse_depths(depths), samples, seed)
     layout = layout_of(tokenizer, not no_chat_template)
     check_lengths(llama, task, layout)
-    bias = given.calibration or calibrate_on_filler(llama, given.chunk_len(llama.config))
-    variants = make_variants(llama, replace(given, calibration=None), bias, seed)
+    bias = config.calibration or calibrate_on_filler(llama, config.chunk_len(llama.config))
+    variants = make_variants(llama, replace(config, calibration=None), bias, seed)
     readers = as_readers(llama, variants)
     settings = {
         "task": "ablation",
@@ -89,7 +85,7 @@ def ablation(
         "seed": seed,
         "chat_template": not no_chat_template,
     }
-    folder = open_folder(output, llama, checkpoint, given, settings)
+    folder = open_folder(output, llama, checkpoint, config, settings)
     with progress("ablation", len(task) * len(readers)) as advance:
         metrics = run_passkeys(llama, readers, task, layout, folder, advance)
     folder.finish({**metrics, "task": "ablation"})

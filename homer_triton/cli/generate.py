@@ -5,36 +5,31 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .inputs import compose, homer_config, note_long_chunks, open_model, read_text
+from .inputs import compose, note_long_chunks, open_model, read_text
 from .options import (
-    CalibrationFile,
-    CudaGraphs,
     Device,
     Dtype,
     Json,
-    LayersWarmup,
-    LeafBatch,
-    MaxChunkLen,
-    MemoryBudget,
     ModelPath,
     NoChatTemplate,
-    Offload,
     Ops,
     OptionalContextFile,
     Prefix,
     RopeScaling,
-    Score,
     Suffix,
-    SuffixMode,
-    TargetLen,
 )
 from .output import at_terminal, note_kept, print_json, summary
+from .settings import given_options, with_settings
+
+if TYPE_CHECKING:
+    from .. import HomerConfig
 
 
+@with_settings
 def generate(
     model: ModelPath,
     context_file: OptionalContextFile = None,
@@ -91,21 +86,13 @@ def generate(
         int | None,
         typer.Option(metavar="N", help="Makes sampling repeatable.", show_default="none"),
     ] = None,
-    max_chunk_len: MaxChunkLen = None,
-    target_len: TargetLen = None,
-    layers_warmup: LayersWarmup = None,
-    leaf_batch: LeafBatch = None,
-    offload: Offload = None,
-    memory_budget: MemoryBudget = None,
-    cuda_graphs: CudaGraphs = False,
-    calibration: CalibrationFile = None,
-    suffix_mode: SuffixMode = None,
-    score: Score = None,
     rope_scaling: RopeScaling = None,
     device: Device = None,
     dtype: Dtype = "auto",
     ops: Ops = "auto",
     as_json: Json = False,
+    *,
+    config: HomerConfig,
 ) -> None:
     """Answer questions about a text that may be many times longer than the model's context limit.
 
@@ -124,40 +111,14 @@ def generate(
     from .. import generate as go_on
     from ..generation import make_warpers
 
-    _refuse_conflicts(
-        context_file,
-        encoded,
-        {
-            "--prefix": prefix,
-            "--suffix": suffix,
-            "--max-chunk-len": max_chunk_len,
-            "--target-len": target_len,
-            "--layers-warmup": layers_warmup,
-            "--leaf-batch": leaf_batch,
-            "--offload": offload,
-            "--memory-budget": memory_budget,
-            "--cuda-graphs": cuda_graphs or None,
-            "--calibration": calibration,
-            "--suffix-mode": suffix_mode,
-            "--score": score,
-        },
-    )
+    fixed = [
+        name for name, value in (("--prefix", prefix), ("--suffix", suffix)) if value is not None
+    ]
+    _refuse_conflicts(context_file, encoded, [*fixed, *given_options(config)])
     make_warpers(temperature, top_k, top_p)  # refuses bad settings before the long work
     prompts = prompt or []
     questions: list[str | None] = [*prompts] or [None]
     text = "" if context_file is None else read_text(context_file)
-    config = homer_config(
-        max_chunk_len,
-        target_len,
-        layers_warmup,
-        calibration,
-        suffix_mode,
-        score,
-        leaf_batch,
-        offload,
-        memory_budget,
-        cuda_graphs,
-    )
     llama, tokenizer = open_model(model, device, dtype, ops, rope_scaling)
     parts = compose(
         tokenizer,
@@ -196,15 +157,12 @@ def generate(
         print_json({"answers": answers, **summary(context)})
 
 
-def _refuse_conflicts(
-    context_file: str | None, encoded: Path | None, settings: dict[str, Any]
-) -> None:
+def _refuse_conflicts(context_file: str | None, encoded: Path | None, given: list[str]) -> None:
     """Raise `ValueError` unless there is one source, and no setting that an encoding has fixed."""
     if (context_file is None) == (encoded is None):
         raise ValueError("Give a text with --context-file, or an encoding with --encoded.")
-    fixed = [name for name, value in settings.items() if value is not None]
-    if encoded is not None and fixed:
+    if encoded is not None and given:
         raise ValueError(
-            f"{', '.join(fixed)} cannot change what {encoded} holds; give the text with "
+            f"{', '.join(given)} cannot change what {encoded} holds; give the text with "
             "--context-file to encode it anew."
         )

@@ -74,39 +74,6 @@ def open_model(
     return model, model.tokenizer
 
 
-def homer_config(
-    max_chunk_len: int | None,
-    target_len: int | None,
-    layers_warmup: int | None,
-    calibration: Path | None = None,
-    suffix_mode: str | None = None,
-    score: str | None = None,
-    leaf_batch: int | None = None,
-    offload: str | None = None,
-    memory_budget: str | None = None,
-    cuda_graphs: bool = False,
-) -> HomerConfig:
-    """The settings that the options give, the library's defaults elsewhere.
-
-    Raises as `HomerConfig` and `Calibration.load` do.
-    """
-    from .. import Calibration, HomerConfig
-
-    given: dict[str, Any] = {
-        "max_chunk_len": max_chunk_len,
-        "target_len": target_len,
-        "layers_warmup": layers_warmup,
-        "calibration": None if calibration is None else Calibration.load(calibration),
-        "suffix": suffix_mode,
-        "score": score,
-        "leaf_batch": leaf_batch,
-        "offload": offload,
-        "memory_budget": memory_budget,
-        "cuda_graphs": cuda_graphs,
-    }
-    return HomerConfig(**{name: value for name, value in given.items() if value is not None})
-
-
 def note_long_chunks(config: HomerConfig, model: ModelConfig) -> None:
     """Tell the person at the terminal where chunks hold positions that a model never saw."""
     chunk_len, limit = config.chunk_len(model), model.max_position_embeddings

@@ -6,27 +6,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inputs import homer_config, note_long_chunks, parse_rope_scaling, read_text
+from .inputs import note_long_chunks, parse_rope_scaling, read_text
 from .options import (
     Json,
-    LayersWarmup,
-    LeafBatch,
-    MaxChunkLen,
-    MemoryBudget,
     ModelPath,
-    Offload,
     OptionalContextFile,
     RopeScaling,
-    TargetLen,
 )
 from .output import print_json, readable_bytes, readable_flops, table
+from .settings import with_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .. import ModelConfig, Plan
+    from .. import HomerConfig, ModelConfig, Plan
 
 
+@with_settings
 def plan(
     model: ModelPath,
     context_len: Annotated[
@@ -43,12 +39,6 @@ def plan(
         int,
         typer.Option(metavar="N", min=1, help="Tokens after the context, the question's included."),
     ] = 32,
-    max_chunk_len: MaxChunkLen = None,
-    target_len: TargetLen = None,
-    layers_warmup: LayersWarmup = None,
-    leaf_batch: LeafBatch = None,
-    offload: Offload = None,
-    memory_budget: MemoryBudget = None,
     rope_scaling: RopeScaling = None,
     dtype: Annotated[
         str,
@@ -67,6 +57,8 @@ def plan(
         ),
     ] = "cuda",
     as_json: Json = False,
+    *,
+    config: HomerConfig,
 ) -> None:
     """Print the merge tree for an input: its levels, layers, lengths, memory and operations.
 
@@ -87,14 +79,6 @@ def plan(
     if device not in ("cuda", "cpu"):
         raise ValueError(f"device={device!r} is not known; choose cuda or cpu.")
     on_gpu = device == "cuda"
-    config = homer_config(
-        max_chunk_len,
-        target_len,
-        layers_warmup,
-        leaf_batch=leaf_batch,
-        offload=offload,
-        memory_budget=memory_budget,
-    )
     folder = resolve(model, weights=False)
     shape = load_config(folder, parse_rope_scaling(rope_scaling))
     tokens = _context_tokens(context_len, context_file, folder)
