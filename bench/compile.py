@@ -34,11 +34,14 @@ from triton.compiler import CompiledKernel  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from homer_triton import kernels  # noqa: E402
+from homer_triton.kernels.checks import LOGITS  # noqa: E402
 from homer_triton.kernels.scoring import MAX_ROWS  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "compile.csv"
 # Registers over the committed count that pass; another release of Triton counts anew.
 REGISTER_SLACK = 8
+# What must use matrix instructions.
+MATRIX_KERNELS = ("causal_attention", "totals", "votes")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ MODELS = {
 # What is special about a call, and the call.
 Case = tuple[str, Callable[[], object]]
 
-ROWS, KEPT, PREFIX, SUFFIX, SLOTS, LAYERS = 2048, 1074, 100, 100, 8192, 32
+ROWS, KEPT, PREFIX, SUFFIX, SLOTS, LAYERS, ASKING = 2048, 1074, 100, 100, 8192, 32, 32
 
 
 @dataclass(frozen=True)
@@ -169,9 +172,15 @@ def model_cases(name: str, m: Model) -> Iterator[Case]:
     yield name, partial(kernels.apply_rotary_, q, at, angles, angles)
     stores = (cache[0, 0], cache[0, 1], at)
     yield name, partial(kernels.rotary_and_store_, q, k, k, at, angles, angles, *stores)
-    for score in kernels.SCORES:
-        yield f"{score} {name}", partial(kernels.score_and_select, *selection, score=score)
-    yield name, partial(kernels.score_rows, q[:, -1], k)
+    yield name, partial(kernels.score_and_select, *selection)
+    asking, votes = q[:, -ASKING:], floats(1, ROWS)
+    ends = (KEPT - SUFFIX, 0, ROWS - SUFFIX)
+    for logit in LOGITS:
+        yield (
+            f"{logit} {name}",
+            partial(kernels.vote_and_select, asking, k, k[0], votes, *ends, logit, window=31),
+        )
+    yield name, partial(kernels.score_rows, asking, k, k[0], "softmax", "sum")
     yield name, partial(kernels.prune_and_concatenate, *sides, SUFFIX)
     yield name, partial(kernels.average_affix_, cache, at[:, :SUFFIX], at[:, -SUFFIX:])
     gathered = empty(LAYERS, m.key_heads, ROWS, m.dim)
@@ -185,7 +194,7 @@ def cases() -> Iterator[Case]:
         yield from model_cases(name, model)
     k, at = empty(1, MAX_ROWS, 32, 128), indices(1, MAX_ROWS)
     selection = (k[:, -1], k, at, floats(MAX_ROWS), MAX_ROWS // 2, 0, MAX_ROWS - SUFFIX)
-    yield f"max_logit {MAX_ROWS} rows", partial(kernels.score_and_select, *selection)
+    yield f"{MAX_ROWS} rows", partial(kernels.score_and_select, *selection)
 
 
 def resources(kernel: CompiledKernel, chip: Chip) -> tuple[int, int]:
@@ -255,7 +264,9 @@ def complaints(lines: list[Built], before: dict[tuple[str, str, str], dict[str, 
         if line.shared > line.shared_limit:
             found.append(f"{what} needs {line.shared} bytes of shared memory")
         wanted = CHIPS[line.chip].matrix[-1 if "last row" in line.case else 0]
-        uses_matrix = line.kernel == "causal_attention" and "float32" not in line.case
+        uses_matrix = line.kernel in MATRIX_KERNELS and "float32" not in line.case
+        if line.kernel != "causal_attention":
+            wanted = CHIPS[line.chip].matrix[-1]  # of few rows
         if uses_matrix and line.matrix != wanted:
             found.append(f"{what} uses {line.matrix or 'no matrix instruction'}, not {wanted}")
         if (

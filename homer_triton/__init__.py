@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .loading import from_transformers, load, with_rope
     from .model.config import ModelConfig
     from .model.llama import Llama
+    from .selection import Selection
     from .tree import Plan
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "Llama",
     "ModelConfig",
     "Plan",
+    "Selection",
     "calibrate",
     "chat_affixes",
     "encode",
@@ -50,6 +52,7 @@ _MODULES = {
     "loading": ("from_transformers", "load", "with_rope"),
     "model.config": ("ModelConfig",),
     "model.llama": ("Llama",),
+    "selection": ("Selection",),
     "tree": ("Plan",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

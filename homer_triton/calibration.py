@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .files import save_tensors
-from .kernels.reference import SCORES, score_rows
-from .model.llama import Llama
+from .kernels.reference import score_rows
+from .model.llama import Llama, Select
 from .tokens import TokensLike, tokenize
 from .tree import Plan, default_chunk_len
 
@@ -26,13 +26,13 @@ class Calibration:
     """bias: [L, distances] float32, the mean score before calibration at each distance from the
     last row, by layer.
 
-    A calibration made by `calibrate` is stamped with its model's fingerprint and its score; one
-    made from a raw tensor has no stamp and fits every model with as many layers.
+    It corrects the paper's score, the largest logit over heads. One made by `calibrate` is stamped
+    with its model's fingerprint; one made from a raw tensor has no stamp and fits every model with
+    as many layers.
     """
 
     bias: Tensor
     model: str | None = None
-    score: str | None = None
 
     def __post_init__(self) -> None:
         if self.bias.ndim != 2 or not self.bias.numel() or not self.bias.is_floating_point():
@@ -50,7 +50,7 @@ class Calibration:
         """
         if Path(path).suffix != ".safetensors":
             raise ValueError(f"{path} must end in .safetensors: other files are read as torch's.")
-        stamp = json.dumps({"model": self.model, "score": self.score})
+        stamp = json.dumps({"model": self.model})
         save_tensors(path, {"bias": self.bias}, {"homer_triton.calibration": stamp})
 
     @classmethod
@@ -67,14 +67,17 @@ class Calibration:
         try:
             with safe_open(path, "pt") as file:
                 stamp = json.loads((file.metadata() or {}).get("homer_triton.calibration", "{}"))
-                return cls(file.get_tensor("bias"), stamp.get("model"), stamp.get("score"))
+                if stamp.get("score") not in (None, "max_logit"):
+                    raise ValueError(
+                        f"{path} calibrates the score {stamp['score']!r}, which is gone; calibrate "
+                        "anew."
+                    )
+                return cls(file.get_tensor("bias"), stamp.get("model"))
         except (SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not a calibration file: {error}.") from error
 
-    def check(self, model: Llama, plan: Plan, score: str) -> None:
-        """Raise `ValueError` if this calibration does not serve a model, a plan's chunks and a
-        score.
-        """
+    def check(self, model: Llama, plan: Plan) -> None:
+        """Raise `ValueError` if this calibration does not serve a model and a plan's chunks."""
         layers, distances = self.bias.shape
         if layers != model.config.num_hidden_layers:
             raise ValueError(
@@ -87,12 +90,7 @@ class Calibration:
                 f"{model.fingerprint}); "
                 f"calibrate this model."
             )
-        if self.score is not None and self.score != score:
-            raise ValueError(
-                f"The calibration was made for score={self.score!r}, not {score!r}; calibrate with "
-                "that score."
-            )
-        needed = plan.next_position - plan.prefix_len
+        needed = plan.chunk_end - plan.prefix_len
         if plan.height and distances < needed:
             raise ValueError(
                 f"The calibration covers distances up to {distances - 1}, chunks need "
@@ -106,7 +104,6 @@ def calibrate(
     texts: Iterable[TokensLike],
     segment_len: int | None = None,
     num_segments: int = 100,
-    score: str = "max_logit",
     progress: bool = False,
 ) -> Calibration:
     """Measure the bias on ordinary text (HOMER, section 3.3 and appendix A).
@@ -116,8 +113,6 @@ def calibrate(
     over segments, of the score at distance d from the last token. Raises `ValueError` for texts
     shorter than one segment; with fewer tokens than all segments need, segments overlap.
     """
-    if score not in SCORES:
-        raise ValueError(f"score={score!r} is not known; choose one of {', '.join(SCORES)}.")
     limit = model.config.max_position_embeddings
     length = default_chunk_len(limit) if segment_len is None else segment_len
     if not 1 < length <= limit:
@@ -137,28 +132,30 @@ def calibrate(
     shape = (model.config.num_hidden_layers, length)
     total = torch.zeros(shape, dtype=torch.float32, device="cpu")
     for start in tqdm(starts, "calibrate", unit="segment", disable=not progress):
-        total += _segment_scores(model, tokens[start : start + length], score)
-    return Calibration((total / len(starts)).flip(1), model.fingerprint, score)
+        total += _segment_scores(model, tokens[start : start + length])
+    return Calibration((total / len(starts)).flip(1), model.fingerprint)
 
 
 @torch.no_grad()
-def _segment_scores(model: Llama, tokens: Tensor, score: str) -> Tensor:
+def _segment_scores(model: Llama, tokens: Tensor) -> Tensor:
     """The last row's score of every row, by layer, in the plain model: [L, T] float32 on the
     CPU.
     """
     rows = torch.arange(len(tokens), device=model.device)[None]
     hidden = model.embed(tokens[None].to(model.device))
-    cache = model.new_cache(len(tokens))
+    nothing_before = model.new_cache(0)
     scores: list[Tensor] = []
 
-    def observe(q_last: Tensor, k: Tensor) -> Tensor:
-        scores.append(score_rows(q_last, k, score)[0])
-        return rows
+    def observe(layer: int, q: Tensor, k: Tensor) -> None:
+        scores.append(score_rows(q, k)[0])
 
-    for layer in range(model.config.num_hidden_layers):
-        hidden = model.layer(
-            layer, hidden, rows, rows, cache[layer], 0, model.rotary(len(tokens)), select=observe
-        )
+    def choose(layer: int, q: Tensor, k: Tensor) -> Tensor:
+        observe(layer, q, k)
+        return rows[:, -1:]
+
+    layers = range(model.config.num_hidden_layers)
+    rotary = model.rotary(len(tokens))
+    model.run(layers, hidden, rows, None, nothing_before, 0, rotary, Select(1, choose, observe))
     return torch.stack(scores).cpu()
 
 

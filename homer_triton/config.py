@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .calibration import Calibration
-from .kernels.reference import SCORES
 from .model.config import ModelConfig
 from .model.llama import Llama
-from .tree import Plan, build_plan, default_chunk_len, tree_height
+from .selection import PAPER, VOTES, Selection
+from .tree import Plan, Recompute, build_plan, default_chunk_len, tree_height
 
-SuffixMode = Literal["merged", "recomputed"]
 # What a memory budget is tried with: more than eight leaves at once hardly gain anything.
 LEAF_BATCHES = (8, 4, 2, 1)
 
@@ -24,13 +23,17 @@ class HomerConfig:
 
     max_chunk_len: tokens that run through a layer at once, half the context limit by default but at
     most 8192. Beyond the limit the model meets positions that it was not trained on.
-    target_len: the most tokens in the finished cache, `max_chunk_len` by default. layers_warmup:
-    layers that leaves run before the first merge beyond their even share, 3/8 of the layers by
-    default and fewer where the tree needs more levels. calibration: the bias that makes near and
-    far tokens comparable, from `calibrate`. suffix: "merged" answers from the averaged suffix as
-    the paper does; "recomputed" runs the suffix once more over the finished cache, so that the
-    question reads all surviving context directly. score: what makes a row significant, "max_logit"
-    (the paper's) or "log_softmax" (blind to a head's constant offset).
+    target_len: the most tokens in the finished cache, `max_chunk_len` by default. selection: what
+    decides which tokens a prune keeps, a `Selection` or a text that names one, such as "paper" or
+    "votes,window=7"; the question's votes by default, the paper's where there is a calibration,
+    which corrects that one alone. recompute: what is read once more in the end, "all" (the
+    default: the survivors, as one ordinary prompt; the tree then only chooses them), "suffix" (over
+    the tree's cache, so that the question reads all of it directly), or "none" (the paper's: the
+    answer comes from the chunks' averaged suffix). layers_tree: the layers that the tree runs; all
+    of them, but four fifths where everything is recomputed, since the last layers choose badly.
+    layers_warmup: layers that leaves run before the first merge beyond their even share, by default
+    half of the layers (3/8 where the tree runs all), and fewer where it needs more levels.
+    calibration: the bias that makes near and far tokens comparable, from `calibrate`.
 
     The numbers do not depend, but for rounding, on how it is run. leaf_batch: leaves that run at
     once, a power of two, 1 by default; more fill a chip better and take memory. offload: "cpu" lets
@@ -39,25 +42,32 @@ class HomerConfig:
     `leaf_batch` and `offload` where they are left out. cuda_graphs: replay a level's steps from
     CUDA graphs.
 
-    Raises `ValueError` for values out of range.
+    `HomerConfig.paper()` is the paper's method. Raises `ValueError` for values out of range.
     """
 
     max_chunk_len: int | None = None
     target_len: int | None = None
     layers_warmup: int | None = None
     calibration: Calibration | None = None
-    suffix: SuffixMode = "merged"
-    score: str = "max_logit"
+    selection: Selection | str | None = None
+    recompute: Recompute | None = None
+    layers_tree: int | None = None
     leaf_batch: int | None = None
     offload: Literal["cpu"] | None = None
     memory_budget: int | str | None = None
     cuda_graphs: bool = False
+
+    @classmethod
+    def paper(cls, **settings: Any) -> HomerConfig:
+        """The method as published, with other settings as given."""
+        return cls(**{"selection": PAPER, "recompute": "none", **settings})
 
     def __post_init__(self) -> None:
         for name, least in (
             ("max_chunk_len", 1),
             ("target_len", 1),
             ("layers_warmup", 0),
+            ("layers_tree", 1),
             ("leaf_batch", 1),
         ):
             value = getattr(self, name)
@@ -72,11 +82,19 @@ class HomerConfig:
                 f"calibration is a {type(self.calibration).__name__}; make one with "
                 "Calibration(tensor), Calibration.load(file) or calibrate."
             )
-        choices = {
-            "suffix": get_args(SuffixMode),
-            "score": tuple(SCORES),
-            "offload": (None, "cpu"),
-        }
+        if isinstance(self.selection, str):
+            object.__setattr__(self, "selection", Selection.parse(self.selection))
+        if not isinstance(self.selection, Selection | None):
+            raise ValueError(
+                f"selection is a {type(self.selection).__name__}; give a Selection or a text such "
+                "as 'votes,window=7'."
+            )
+        if self.calibration is not None and not self.selected_by.is_paper:
+            raise ValueError(
+                "A calibration corrects the paper's selection alone; leave it out or set "
+                'selection="paper".'
+            )
+        choices = {"recompute": (None, *get_args(Recompute)), "offload": (None, "cpu")}
         for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -84,6 +102,13 @@ class HomerConfig:
                 raise ValueError(f"{name}={value!r} is not known; choose one of {known}.")
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)
+
+    @property
+    def selected_by(self) -> Selection:
+        """`selection`, or its default."""
+        if isinstance(self.selection, Selection):
+            return self.selection
+        return VOTES if self.calibration is None else PAPER
 
     def chunk_len(self, model: ModelConfig) -> int:
         """`max_chunk_len`, or its default for a model."""
@@ -113,12 +138,24 @@ def plan(
     config = config or HomerConfig()
     model = model.config if isinstance(model, Llama) else model
     chunk_len = config.chunk_len(model)
-    layers = model.num_hidden_layers
+    target_len = config.target_len or chunk_len
+    selection, layers = config.selected_by, model.num_hidden_layers
+    recompute: Recompute = config.recompute or "all"
+    room = max(chunk_len - prefix_len - suffix_len, 1)
+    levels = tree_height(max(context_len, 1), room) + 1
+    layers_tree = config.layers_tree
+    if layers_tree is None:
+        fewest = min(levels + (config.layers_warmup or 0), layers)
+        layers_tree = max(4 * layers // 5, fewest) if recompute == "all" else layers
+    if levels == 1 and prefix_len + context_len + suffix_len <= target_len:
+        # Nothing is pruned: to read it once is to read it again.
+        recompute, layers_tree = "none", layers
     warmup = config.layers_warmup
     if warmup is None:
-        room = max(chunk_len - prefix_len - suffix_len, 1)
-        levels = tree_height(max(context_len, 1), room) + 1
-        warmup = max(min(3 * layers // 8, layers - levels), 0)
+        share = layers // 2 if layers_tree < layers else 3 * layers // 8
+        warmup = max(min(share, layers_tree - levels), 0)
+    selection.width(room)  # refuses a window that is too long
+    asking = selection.asking(suffix_len) if suffix_len else 1
 
     def lay_out(leaf_batch: int, offload: bool) -> Plan:
         return build_plan(
@@ -127,10 +164,13 @@ def plan(
             suffix_len=suffix_len,
             num_layers=layers,
             max_chunk_len=chunk_len,
-            target_len=config.target_len or chunk_len,
+            target_len=target_len,
             layers_warmup=warmup,
             leaf_batch=leaf_batch,
             offload=offload,
+            layers_tree=layers_tree,
+            recompute=recompute,
+            asking=asking,
         )
 
     if config.memory_budget is None:

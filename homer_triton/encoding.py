@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from .graphs import Replays
 from .heap import trim_heap
 from .model.llama import Llama
 from .pool import SlotPool, make_pools
+from .recompute import read_again_
 from .scheduler import Scheduler
 from .stopwatch import Stopwatch
 from .tokens import TokensLike, split_input
@@ -129,11 +129,11 @@ def _encode_alike(
     middle, after = (torch.stack([x[i] for x in inputs]).to(model.device) for i in (1, 2))
     bias = None
     if config.calibration is not None:
-        config.calibration.check(model, tree, config.score)
+        config.calibration.check(model, tree)
         bias = config.calibration.bias.to(model.device, torch.float32)
-    pools = make_pools(model, tree, documents)
+    pools = [] if tree.recompute == "all" else make_pools(model, tree, documents)
     replays = Replays(model.device) if config.cuda_graphs else None
-    walk = scheduler(model, tree, pools, bias, config.score, documents, replays)
+    walk = scheduler(model, tree, pools, bias, config.selected_by, documents, replays)
     watch = Stopwatch(model.device)
     seconds = [0.0] * len(tree.levels)
     finished: list[int] = []
@@ -152,10 +152,28 @@ def _encode_alike(
                 progress(node)
 
         merged = walk.run(before, middle, after, on_node)
-    logits = model.logits(merged.hidden)
+    logits = list(model.logits(merged.hidden)) if tree.recompute == "none" else []
+    peak_slots = pools[0].high_water if pools else tree.peak_slots
+    token_ids = [torch.cat(parts).to(model.device) for parts in inputs]
+    positions = merged.positions
     if model.device.type == "cpu":
         trim_heap()  # the activations' memory, before the caches take theirs
     caches = _gather(model, tree, pools, merged.slots)
+    del pools, walk
+    if tree.recompute == "suffix":
+        start = tree.next_position - tree.suffix_len
+        logits = [
+            read_again_(model, own, keys, values, start)
+            for own, (keys, values) in zip(after, caches, strict=True)
+        ]
+    elif tree.recompute == "all":
+        positions = torch.arange(tree.rows, device=model.device).expand_as(positions)
+        logits = [
+            read_again_(model, ids[own], keys, values, 0)
+            for ids, own, (keys, values) in zip(
+                token_ids, merged.source_indices, caches, strict=True
+            )
+        ]
     watch.mark()
     laps = watch.laps()
     for height, lap in zip(finished, laps, strict=False):
@@ -166,17 +184,16 @@ def _encode_alike(
         seconds=sum(laps),
         seconds_by_height=tuple(seconds),
         flops=tree.flops(model.config),
-        peak_slots=pools[0].high_water,
+        peak_slots=peak_slots,
         documents=documents,
     )
-    del pools, walk
     encoded = [
         EncodedContext(
             keys=keys,
             values=values,
-            positions=merged.positions[i],
+            positions=positions[i],
             source_indices=merged.source_indices[i],
-            token_ids=torch.cat(inputs[i]).to(model.device),
+            token_ids=token_ids[i],
             pruned_at=merged.pruned_at[i],
             next_position=tree.next_position,
             logits=logits[i],
@@ -186,8 +203,6 @@ def _encode_alike(
         )
         for i, (keys, values) in enumerate(caches)
     ]
-    if config.suffix == "recomputed":
-        encoded = [recompute_suffix(model, x, after[i]) for i, x in enumerate(encoded)]
     if not all(x.logits.isfinite().all() for x in encoded):
         raise ValueError(
             "The logits are not finite: the weights hold NaN or overflow in this dtype; try "
@@ -200,7 +215,7 @@ def _gather(
     model: Llama, tree: Plan, pools: list[SlotPool], slots: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
     """The finished keys and values [L, HKV, T', D] of each document, from their slots [D, levels,
-    T'].
+    T']; without pools, room for them.
     """
     c = model.config
     shape = (c.num_hidden_layers, c.num_key_value_heads, tree.rows, c.head_dim)
@@ -209,26 +224,8 @@ def _gather(
         keys, values = (
             torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(2)
         )
-        for level, pool, places in zip(tree.levels, pools, own_slots, strict=True):
+        for level, pool, places in zip(tree.levels, pools, own_slots, strict=bool(pools)):
             layers = slice(level.first_layer, level.last_layer)
             model.ops.gather_cache_(pool.cache, places, keys[layers], values[layers])
         caches.append((keys, values))
     return caches
-
-
-def recompute_suffix(model: Llama, encoded: EncodedContext, suffix: Tensor) -> EncodedContext:
-    """Run the suffix once more over the finished cache, in place of its averaged rows.
-
-    suffix: [S] token ids on the model's device, the ones that `encoded` was made with.
-    """
-    watch = Stopwatch(model.device)
-    cache = encoded.open_cache(model, room=0)
-    kept = len(encoded) - len(suffix)
-    start = encoded.next_position - len(suffix)
-    logits = model.forward(suffix, cache, filled=kept, position=start)
-    keys, values = (half.transpose(1, 2).contiguous() for half in cache.unbind(1))
-    watch.mark()
-    seconds = encoded.stats.seconds + sum(watch.laps())
-    flops = encoded.stats.flops + encoded.plan.recompute_flops(model.config)
-    stats = replace(encoded.stats, seconds=seconds, flops=flops)
-    return replace(encoded, keys=keys, values=values, logits=logits, stats=stats)

@@ -14,6 +14,7 @@ from .graphs import Replays
 from .model.llama import Llama, Select
 from .offload import HostStore, Stored
 from .pool import SlotPool
+from .selection import Selection
 from .tree import Node, Plan
 
 # Rows of the labels; below them come the slots in each level's pool, the leaves' first.
@@ -70,7 +71,8 @@ class Scheduler:
     """One run of a plan over a slot pool for each level, of `plan.slots(documents)` slots.
 
     All documents of the run share its plan and its prefix; B nodes side by side are the nodes of a
-    step, document by document. replays: captures the steps in CUDA graphs.
+    step, document by document. pools: none where only the choice of tokens matters: keys and values
+    then go with their layer. replays: captures the steps in CUDA graphs.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Scheduler:
         plan: Plan,
         pools: Sequence[SlotPool],
         bias: Tensor | None,
-        score: str,
+        selection: Selection,
         documents: int = 1,
         replays: Replays | None = None,
     ) -> None:
@@ -87,12 +89,22 @@ class Scheduler:
         self.plan = plan
         self.pools = pools
         self.bias = bias
-        self.score = score
+        self.selection = selection
+        self.asking = selection.asking(plan.suffix_len)
+        self.window = selection.width(plan.max_chunk_len - plan.prefix_len - plan.suffix_len)
         self.documents = documents
-        self.layers = [layer for pool in pools for layer in pool.cache]
-        self.rotary = model.rotary(plan.next_position)
+        self.layers = [layer for pool in pools for layer in pool.cache] or list(
+            model.new_cache(plan.prefix_len, plan.layers_tree)
+        )
+        self.rotary = model.rotary(plan.chunk_end)
         self._replays = replays
         self._store = HostStore(model.device)
+        # By source index, what the nodes so far gave it, if that counts.
+        self._voted: Tensor | None = None
+        if selection.layers == "levels":
+            wide = torch.promote_types(model.dtype, torch.float32)
+            shape = (documents, plan.input_len)
+            self._voted = torch.zeros(shape, dtype=wide, device=model.device)
         self._pruned_at = torch.full(
             (documents, plan.input_len), -1, dtype=torch.int8, device=model.device
         )
@@ -129,7 +141,7 @@ class Scheduler:
             self.layers,
             0,
             self.rotary,
-            lambda q_last, k: rows[:, -1:],
+            Select(1, lambda index, q, k: rows[:, -1:]),
         )
 
     def _begin(
@@ -169,7 +181,9 @@ class Scheduler:
         return self.model.embed(tokens), self._take_slots(labels, 0)
 
     def _take_slots(self, labels: Tensor, height: int) -> Tensor:
-        """Labels with slots in the pool of a level added for all rows."""
+        """Labels with slots in the pool of a level added for all rows, if there are pools."""
+        if not self.pools:
+            return labels
         batch, _, rows = labels.shape
         slots = self.pools[height].take(batch * rows).view(batch, 1, rows)
         return torch.cat([labels, slots], dim=1)
@@ -234,27 +248,71 @@ class Scheduler:
         dropped = rows[:, :0]
         prunes = node.kept < node.context
         is_root = node.height == self.plan.height
+        votes = self._votes_below(labels) if self._voted is not None else None
 
-        def select(q_last: Tensor, k: Tensor) -> Tensor:
+        def observe(layer: int, q: Tensor, k: Tensor) -> None:
+            nonlocal votes
+            own = self._votes(layer, q, k)
+            votes = own if votes is None else votes + own
+
+        def choose(layer: int, q: Tensor, k: Tensor) -> Tensor:
             nonlocal kept, dropped
-            if prunes:
-                kept, dropped = self._select(node, q_last, k, labels)
+            if prunes or self._voted is not None:
+                kept, dropped = self._select(node, layer, q, k, labels, votes)
             return rows[:, -1:] if is_root else kept
 
-        hidden = self._run_layers(node, hidden, labels, select if prunes or is_root else None)
+        asks_all = prunes and self.selection.layers == "all"
+        select = Select(self.asking, choose, observe if asks_all else None)
+        chooses = prunes or is_root or self._voted is not None
+        hidden = self._run_layers(node, hidden, labels, select if chooses else None)
         return hidden, kept, dropped
 
+    def _votes_below(self, labels: Tensor) -> Tensor:
+        """What the nodes below gave each row of B chunks, [B, rows]."""
+        assert self._voted is not None
+        sources = labels[:, SOURCES]
+        return self._voted.gather(1, sources.reshape(self.documents, -1)).view(sources.shape)
+
+    def _votes(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
+        """What a layer's asking rows give each row of B chunks, [B, rows]."""
+        prefix_k = self.layers[layer][0, : self.plan.prefix_len]
+        selection = self.selection
+        return self.model.ops.score_rows(q, k, prefix_k, selection.logit, selection.heads)
+
     def _select(
-        self, node: Node, q_last: Tensor, k: Tensor, labels: Tensor
+        self,
+        node: Node,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        labels: Tensor,
+        votes: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The rows that survive the prune of B nodes like `node`, and the ones that do not, each
-        [B, rows].
+        [B, rows]. votes: what was given before, by the node's other layers or the nodes below.
         """
-        layer = self.plan.levels[node.height].last_layer - 1
-        bias = None if self.bias is None else self.bias[layer]
-        return self.model.ops.score_and_select(
-            q_last, k, labels[:, POSITIONS], bias, node.kept, 0, node.context, score=self.score
+        ops, selection = self.model.ops, self.selection
+        if selection.is_paper:
+            bias = None if self.bias is None else self.bias[layer]
+            positions = labels[:, POSITIONS]
+            return ops.score_and_select(q[:, -1], k, positions, bias, node.kept, 0, node.context)
+        prefix_k = self.layers[layer][0, : self.plan.prefix_len]
+        kept, dropped, votes = ops.vote_and_select(
+            q,
+            k,
+            prefix_k,
+            votes,
+            node.kept,
+            0,
+            node.context,
+            selection.logit,
+            selection.heads,
+            self.window,
         )
+        if self._voted is not None:
+            sources = labels[:, SOURCES].reshape(self.documents, -1)
+            self._voted.scatter_(1, sources, votes.reshape(self.documents, -1))
+        return kept, dropped
 
     def _run_layers(
         self, node: Node, hidden: Tensor, labels: Tensor, select: Select | None
@@ -267,7 +325,7 @@ class Scheduler:
             range(level.first_layer, level.last_layer),
             hidden,
             labels[:, POSITIONS],
-            labels[:, SLOTS + node.height],
+            labels[:, SLOTS + node.height] if self.pools else None,
             self.layers,
             self.plan.prefix_len,
             self.rotary,

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from .model.costs import ModelShape, activation_bytes, cache_bytes, layer_flops, mlp_rows
+
+Recompute = Literal["none", "suffix", "all"]
 
 # Longer chunks take more memory, and more attention for each token.
 LONGEST_DEFAULT_CHUNK = 8192
@@ -52,7 +54,10 @@ class Plan:
 
     Lengths are in tokens. `prefix_len + context_len + suffix_len` is the whole input; every chunk
     holds the prefix, the suffix and at most `max_chunk_len` tokens in all. `leaf_batch` leaves run
-    at once; with `offload` what waits does so in host memory.
+    at once; with `offload` what waits does so in host memory. The tree runs the first `layers_tree`
+    of the model's `num_layers`; `asking` rows of every chunk's suffix select. recompute: what is
+    read once more in the end, "none", "suffix", or "all" that survived; keys and values of the tree
+    are only kept where that is not all.
     """
 
     prefix_len: int
@@ -63,6 +68,9 @@ class Plan:
     layers_warmup: int
     leaf_batch: int
     offload: bool
+    num_layers: int
+    recompute: Recompute
+    asking: int
     leaf_context: int
     levels: tuple[Level, ...]
 
@@ -71,7 +79,8 @@ class Plan:
         return len(self.levels) - 1
 
     @property
-    def num_layers(self) -> int:
+    def layers_tree(self) -> int:
+        """Layers that the tree runs."""
         return self.levels[-1].last_layer
 
     @property
@@ -87,6 +96,11 @@ class Plan:
     @property
     def next_position(self) -> int:
         """The RoPE position at which new tokens go on."""
+        return self.rows if self.recompute == "all" else self.chunk_end
+
+    @property
+    def chunk_end(self) -> int:
+        """The first RoPE position that no chunk has."""
         return self.prefix_len + self.leaf_context + self.suffix_len
 
     def steps(self) -> Iterator[tuple[Node, ...]]:
@@ -164,7 +178,7 @@ class Plan:
     def flops(self, shape: ModelShape) -> int:
         """Floating-point operations of the encoding; a multiply and an add are two."""
         prefix, suffix = self.prefix_len, self.suffix_len
-        total = layer_flops(shape, 0, prefix) * self.num_layers
+        total = layer_flops(shape, 0, prefix) * self.layers_tree
         for level in self.levels:
             for node in level.nodes:
                 rows = node.context + suffix
@@ -172,14 +186,16 @@ class Plan:
                 last_only = level.height == self.height
                 queries = 1 if last_only else node.kept + suffix
                 total += layer_flops(shape, prefix, rows) * (layers - 1)
-                total += layer_flops(shape, prefix, rows, queries)
-        return total + 2 * shape.hidden_size * shape.vocab_size
-
-    def recompute_flops(self, shape: ModelShape) -> int:
-        """Floating-point operations of running the suffix once more over the finished cache."""
-        context = self.rows - self.suffix_len
+                total += layer_flops(shape, prefix, rows, queries, self.asking)
         head = 2 * shape.hidden_size * shape.vocab_size
-        return layer_flops(shape, context, self.suffix_len) * self.num_layers + head
+        return total + head + self._recompute_flops(shape)
+
+    def _recompute_flops(self, shape: ModelShape) -> int:
+        """Floating-point operations of what is read once more, in place of the tree's logits."""
+        if self.recompute == "none":
+            return 0
+        before = 0 if self.recompute == "all" else self.rows - self.suffix_len
+        return layer_flops(shape, before, self.rows - before) * self.num_layers
 
     def prefill_flops(self, shape: ModelShape) -> int:
         """Floating-point operations of running the whole input through the plain model, last logits
@@ -191,28 +207,45 @@ class Plan:
     def memory(
         self, shape: ModelShape, itemsize: int, documents: int = 1, on_gpu: bool = True
     ) -> int:
-        """Bytes at the peak above the model's weights: the slot pools, and beside them first the
-        hidden states of all live rows with a step's activations, then, when those are gone, the
-        finished caches; with `offload`, a chunk on its way out and one on its way in. documents run
-        side by side; on_gpu: on a GPU, or in a CPU's memory.
+        """Bytes at the peak above the model's weights, of what the encoding does one after another:
+        walk the tree, gather the finished caches, and read once more what `recompute` says.
+        documents run side by side; on_gpu: on a GPU, or in a CPU's memory.
         """
-        token = cache_bytes(shape, itemsize)
-        layers = [level.last_layer - level.first_layer for level in self.levels]
-        slots = sum(n * own for n, own in zip(layers, self.slots(documents), strict=True))
-        steps = list(self.steps())
-        chunks = [(len(nodes), nodes[0].context + self.suffix_len) for nodes in steps]
-        rows, chunk = max(n * own for n, own in chunks), max(own for _, own in chunks)
+        layer_token = cache_bytes(shape, itemsize) // shape.num_hidden_layers
+        caches = documents * self.rows * layer_token * self.num_layers
         # A CPU computes half precision in float32 in between, and a heap (glibc's, as measured)
         # has holes of half the size of what comes and goes in it.
         wide = itemsize if on_gpu else max(itemsize, 4)
-        activations = activation_bytes(shape, documents * rows, chunk, mlp_rows(on_gpu), wide)
-        if not on_gpu:
-            activations += activations // 2
-        waiting = [nodes[0].kept + self.suffix_len for nodes in steps if self.waits(nodes)]
-        moving = 2 * documents * max(waiting, default=0) * token if self.offload else 0
+
+        def activations(rows: int, chunk: int) -> int:
+            size = activation_bytes(shape, rows, chunk, mlp_rows(on_gpu), wide)
+            return size if on_gpu else size + size // 2
+
+        steps = list(self.steps())
+        chunks = [(len(nodes), nodes[0].context + self.suffix_len) for nodes in steps]
+        rows, chunk = max(n * own for n, own in chunks), max(own for _, own in chunks)
         hidden = documents * self._own_slots[0] * shape.hidden_size * itemsize
-        working = max(hidden + activations, documents * self.rows * token)
-        return slots * token // self.num_layers + moving + working
+        walking = hidden + activations(documents * rows, chunk)
+        parked = [nodes[0].kept + self.suffix_len for nodes in steps if self.waits(nodes)]
+        waiting = max(parked, default=0)
+        layers = [level.last_layer - level.first_layer for level in self.levels]
+        if self.recompute == "all":
+            pools = self.prefix_len * layer_token * self.layers_tree
+            moved = waiting * shape.hidden_size * itemsize
+        else:
+            slots = sum(n * own for n, own in zip(layers, self.slots(documents), strict=True))
+            pools = slots * layer_token
+            moved = waiting * layer_token * self.num_layers
+        # A chunk on its way out and one on its way in.
+        moving = 2 * documents * moved if self.offload else 0
+        if self.recompute == "none":
+            return pools + moving + max(walking, caches)
+        again = self.rows if self.recompute == "all" else self.suffix_len
+        # A layer's keys and values, and their copies in the order that attention wants.
+        rereading = caches + 2 * self.rows * layer_token + activations(again, self.rows)
+        if self.recompute == "all":
+            return max(pools + moving + walking, rereading)
+        return max(pools + moving + max(walking, caches), rereading)
 
     def prefill_memory(self, shape: ModelShape, itemsize: int) -> int:
         """Bytes at the peak above the weights when the plain model reads the whole input with exact
@@ -226,7 +259,7 @@ class Plan:
         """Everything needed to make this plan again, as plain numbers."""
         fields = asdict(self)
         del fields["levels"], fields["leaf_context"]
-        return {**fields, "num_layers": self.num_layers}
+        return {**fields, "layers_tree": self.layers_tree}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Plan:
@@ -244,11 +277,16 @@ def build_plan(
     layers_warmup: int,
     leaf_batch: int = 1,
     offload: bool = False,
+    layers_tree: int | None = None,
+    recompute: Recompute = "none",
+    asking: int = 1,
 ) -> Plan:
     """Lay out the merge tree (HOMER, section 3 and appendix A).
 
-    Raises `ValueError` for an empty context or suffix, an affix that leaves a chunk or the target
-    no room, and a tree with more levels than the layers after the warm-up.
+    layers_tree: the layers that it runs, all `num_layers` of the model if left out. Raises
+    `ValueError` for an empty context or suffix, an affix that leaves a chunk or the target no room,
+    a `layers_tree` that leaves the cache unfinished, and a tree with more levels than the layers
+    after the warm-up.
     """
     affix = prefix_len + suffix_len
     room = max_chunk_len - affix
@@ -272,28 +310,38 @@ def build_plan(
             "tokens) and suffix "
             f"({suffix_len}); set target_len to at least {affix + 1}."
         )
-    if not 0 <= layers_warmup < num_layers:
+    tree = num_layers if layers_tree is None else layers_tree
+    if not 1 <= tree <= num_layers:
         raise ValueError(
-            f"layers_warmup={layers_warmup} must be at least 0 and less than the model's "
-            f"{num_layers} layers."
+            f"layers_tree={tree} must be at least 1 and at most the model's {num_layers} layers."
+        )
+    if tree < num_layers and recompute != "all":
+        raise ValueError(
+            f"layers_tree={tree} of {num_layers} layers makes no cache of them all; set "
+            'recompute="all", which reads the survivors once more.'
+        )
+    if not 0 <= layers_warmup < tree:
+        raise ValueError(
+            f"layers_warmup={layers_warmup} must be at least 0 and less than the tree's {tree} "
+            "layers."
         )
 
     if leaf_batch < 1 or leaf_batch & (leaf_batch - 1):
         raise ValueError(f"leaf_batch={leaf_batch} must be a power of two: 1, 2, 4, ...")
 
     height = tree_height(context_len, room)
-    per_level = (num_layers - layers_warmup) // (height + 1)
+    per_level = (tree - layers_warmup) // (height + 1)
     if per_level == 0:
         raise ValueError(
             f"{context_len} context tokens in chunks with room for {room} make a tree of "
             f"{height + 1} levels, but only "
-            f"{num_layers - layers_warmup} of {num_layers} layers are left after "
-            f"layers_warmup={layers_warmup}; "
-            f"raise max_chunk_len or lower layers_warmup."
+            f"{tree - layers_warmup} of {tree} layers are left after "
+            f"layers_warmup={layers_warmup}; raise max_chunk_len"
+            f"{' or layers_tree' if tree < num_layers else ''} or lower layers_warmup."
         )
     leaf_context = -(-context_len // 2**height)
     leaves = [min(leaf_context, context_len - i) for i in range(0, context_len, leaf_context)]
-    first_height_layers = num_layers - per_level * height
+    first_height_layers = tree - per_level * height
 
     budgets = _context_budgets(height, leaves, room, target_len - affix)
     levels: list[Level] = []
@@ -315,6 +363,9 @@ def build_plan(
         layers_warmup,
         leaf_batch,
         offload,
+        num_layers,
+        recompute,
+        asking,
         leaf_context,
         tuple(levels),
     )

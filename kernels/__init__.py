@@ -15,12 +15,10 @@ if TYPE_CHECKING:
     from .norms import add_rms_norm, rms_norm
     from .products import linear
     from .rotary import apply_rotary_, rotary_and_store_
-    from .scores import SCORES
-    from .scoring import score_rows
     from .selection import score_and_select
+    from .voting import score_rows, vote_and_select
 
 __all__ = [
-    "SCORES",
     "add_rms_norm",
     "apply_rotary_",
     "average_affix_",
@@ -34,10 +32,10 @@ __all__ = [
     "score_and_select",
     "score_rows",
     "silu_mul",
+    "vote_and_select",
 ]
 
 _HOME = {
-    "SCORES": "scores",
     "add_rms_norm": "norms",
     "apply_rotary_": "rotary",
     "average_affix_": "merging",
@@ -49,8 +47,9 @@ _HOME = {
     "rms_norm": "norms",
     "rotary_and_store_": "rotary",
     "score_and_select": "selection",
-    "score_rows": "scoring",
+    "score_rows": "voting",
     "silu_mul": "activation",
+    "vote_and_select": "voting",
 }
 
 

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
+# What a score makes of a logit, and how it joins the heads.
+LOGITS = ("logit", "log_softmax", "softmax")
+JOINS = ("max", "sum")
 
 
 def require(holds: bool, argument: str, value: object, must: str) -> None:
@@ -131,38 +134,58 @@ def check_attention(
         _check_indices("query_rows", query_rows, tuple(q.shape[:2]), "the rows of q")
 
 
-def check_scores(q_last: Tensor, k: Tensor, score: str, scores: tuple[str, ...]) -> None:
-    """q_last [B, HQ, D], k [B, T, HKV, D], score one of `scores`."""
-    _check_dims(q_last, "q_last", 3, exact=True)
+def check_scores(q: Tensor, k: Tensor, prefix_k: Tensor | None, logit: str, heads: str) -> None:
+    """q [B, A, HQ, D], k [B, T, HKV, D], prefix_k [P, HKV, D] or None, two of the choices."""
+    _check_sized(q, "q", 4)
     _check_sized(k, "k", 4)
-    _check_alike(q_last=q_last, k=k)
-    require(q_last.shape[0] == k.shape[0], "the batch of q_last", q_last.shape[0], "k's")
-    _check_heads("q_last", q_last, k)
-    require(score in scores, "score", repr(score), f"one of {', '.join(scores)}")
+    _check_alike(q=q, k=k, prefix_k=prefix_k)
+    require(q.shape[0] == k.shape[0], "the batch of q", q.shape[0], "k's")
+    _check_heads("q", q, k)
+    if prefix_k is not None:
+        _check_dims(prefix_k, "prefix_k", 3, exact=True)
+        _check_shape("prefix_k", prefix_k, (prefix_k.shape[0], *k.shape[2:]), "[P, HKV, D]")
+    require(logit in LOGITS, "logit", repr(logit), f"one of {', '.join(LOGITS)}")
+    require(heads in JOINS, "heads", repr(heads), f"one of {', '.join(JOINS)}")
 
 
-def check_selection(
-    k: Tensor, positions: Tensor, bias: Tensor | None, keep: int, first_row: int, last_row: int
+def check_selection(q: Tensor, k: Tensor, keep: int, first_row: int, last_row: int) -> None:
+    """q [B, A, HQ, D] asks, `keep` of the rows [first_row, last_row) of k [B, T, HKV, D] stay."""
+    check_scores(q, k, None, "logit", "max")
+    rows = k.shape[1]
+    require(q.shape[1] <= rows, "the number of asking rows", q.shape[1], f"at most k's, {rows}")
+    require(0 <= last_row <= rows, "last_row", last_row, f"in [0, {rows}]")
+    require(0 <= first_row <= last_row, "first_row", first_row, f"in [0, last_row = {last_row}]")
+    prunable = last_row - first_row
+    require(0 <= keep <= prunable, "keep", keep, f"in [0, {prunable}], the prunable rows")
+
+
+def check_votes(k: Tensor, votes: Tensor | None, window: int) -> None:
+    """votes [B, T] float32 or None; an odd window."""
+    _check_layout(k=k, votes=votes)
+    if votes is not None:
+        _check_shape("votes", votes, tuple(k.shape[:2]), "the rows of k")
+        wide = votes.dtype == torch.promote_types(k.dtype, torch.float32)
+        require(wide, "the dtype of votes", votes.dtype, "what score_rows returns")
+    require(window > 0 and window % 2 == 1, "window", window, "odd")
+
+
+def check_bias(
+    k: Tensor, positions: Tensor, bias: Tensor | None, first_row: int, last_row: int
 ) -> None:
-    """positions [B, T], bias [distances] float32 or None, `keep` of the rows [first_row, last_row).
+    """positions [B, T], bias [distances] float32 or None.
 
     How far apart the positions are is data: on the CPU it is compared with the bias's length; on a
     GPU that would mean waiting for it, so there a distance past the end reads the bias's last
     entry, and the caller who made the positions checks the length.
     """
-    rows = k.shape[1]
     _check_layout(k=k, positions=positions, bias=bias)
     _check_indices("positions", positions, tuple(k.shape[:2]), "the rows of k")
-    require(0 <= last_row <= rows, "last_row", last_row, f"in [0, {rows}]")
-    require(0 <= first_row <= last_row, "first_row", first_row, f"in [0, last_row = {last_row}]")
-    prunable = last_row - first_row
-    require(0 <= keep <= prunable, "keep", keep, f"in [0, {prunable}], the prunable rows")
     if bias is None:
         return
     _check_dims(bias, "bias", 1, exact=True)
     require(bias.dtype == torch.float32, "the dtype of bias", bias.dtype, "torch.float32")
     require(len(bias) > 0, "the length of bias", len(bias), "longer than the largest distance")
-    if positions.device.type == "cpu" and prunable:
+    if positions.device.type == "cpu" and last_row > first_row:
         distances = positions[:, -1:] - positions[:, first_row:last_row]
         far, near = int(distances.max()), int(distances.min())
         require(

@@ -7,8 +7,6 @@ positions, source indices and slots are int64. Functions whose name ends in an u
 an argument. Every function raises `ValueError` for arguments that do not fit together.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +14,7 @@ from torch import Tensor
 from .checks import (
     check_attention,
     check_average,
+    check_bias,
     check_gather,
     check_merge,
     check_norm,
@@ -24,6 +23,7 @@ from .checks import (
     check_scores,
     check_selection,
     check_silu_mul,
+    check_votes,
 )
 from .products import gated_linear as gated_linear
 from .products import linear as linear
@@ -166,32 +166,49 @@ def causal_attention(
     return out.transpose(1, 2)
 
 
-def max_logit(logits: Tensor) -> Tensor:
-    """The paper's score before calibration: the largest logit over heads. [B, HQ, T] -> [B, T]."""
-    return logits.amax(1)
+def score_rows(
+    q: Tensor,
+    k: Tensor,
+    prefix_k: Tensor | None = None,
+    logit: str = "logit",
+    heads: str = "max",
+) -> Tensor:
+    """How much the asking rows attend to each row of their chunks.
 
+        score[i] = join over heads of (mean over asking rows of f(q · k_i / sqrt(D)))
 
-def log_softmax(logits: Tensor) -> Tensor:
-    """The largest log-probability over heads, blind to a head's constant offset. [B, HQ, T] -> [B,
-    T].
+    f is "logit" (the logit itself), "log_softmax" or "softmax" over `prefix ‖ chunk`, which asking
+    rows see whole; heads joins by "max" or "sum". One asking row, "logit" and "max" are the paper's
+    score (HOMER, section 3.2); several, "softmax" and "sum" the votes of SnapKV (Li et al. 2024).
+
+    q: [B, A, HQ, D], rotated queries of the chunk's last A rows (a query head reads its own group's
+    key head); k: [B, T, HKV, D], rotated; prefix_k: [P, HKV, D], shared by the batch, or None.
+    Returns [B, T], at least float32.
     """
-    return logits.log_softmax(-1).amax(1)
-
-
-SCORES: dict[str, Callable[[Tensor], Tensor]] = {"max_logit": max_logit, "log_softmax": log_softmax}
-
-
-def score_rows(q_last: Tensor, k: Tensor, score: str = "max_logit") -> Tensor:
-    """How much the chunk's last row attends to each row, before calibration (HOMER, section 3.2).
-
-    q_last: [B, HQ, D]; k: [B, T, HKV, D]; score: a name in SCORES, applied to `q · k / sqrt(D)` of
-    every query head (which reads its own group's key head). Returns [B, T], at least float32.
-    """
-    check_scores(q_last, k, score, tuple(SCORES))
-    _, heads, dim = q_last.shape
-    grouped = widen(q_last).unflatten(1, (k.shape[2], heads // k.shape[2]))
-    logits = torch.einsum("bhgd,bthd->bhgt", grouped, widen(k)).flatten(1, 2) * dim**-0.5
-    return SCORES[score](logits)
+    check_scores(q, k, prefix_k, logit, heads)
+    _, asking, query_heads, dim = q.shape
+    group = query_heads // k.shape[2]
+    prefix = 0 if prefix_k is None else len(prefix_k)
+    joined = None
+    for head in range(k.shape[2]):  # one at a time bounds the logits' memory
+        queries = widen(q[:, :, head * group : (head + 1) * group]).flatten(1, 2) * dim**-0.5
+        logits = queries @ widen(k[:, :, head]).transpose(1, 2)
+        if logit != "logit":
+            seen = logits
+            if prefix_k is not None and prefix:
+                before = queries @ widen(prefix_k[:, head]).T
+                seen = torch.cat([before, logits], dim=2)
+            logits = logits - seen.logsumexp(2, keepdim=True)
+            if logit == "softmax":
+                logits = logits.exp_()
+        means = logits.unflatten(1, (asking, group)).mean(1)
+        own = means.amax(1) if heads == "max" else means.sum(1)
+        if joined is None:
+            joined = own
+        else:
+            joined = torch.maximum(joined, own) if heads == "max" else joined + own
+    assert joined is not None
+    return joined
 
 
 def score_and_select(
@@ -202,28 +219,70 @@ def score_and_select(
     keep: int,
     first_row: int,
     last_row: int,
-    score: str = "max_logit",
 ) -> tuple[Tensor, Tensor]:
     """Keep the `keep` most significant of the rows [first_row, last_row), and every row outside
-    that range.
+    that range: the paper's selection.
 
-    The significance of row i is `score_rows(...)[i] - bias[positions[-1] - positions[i]]`; of equal
-    ones the later row is kept (HOMER, sections 3.2 and 3.3).
+    The significance of row i is `score_rows(q_last[:, None], k)[i] - bias[positions[-1] -
+    positions[i]]`; of equal ones the later row is kept (HOMER, sections 3.2 and 3.3).
 
     q_last: [B, HQ, D], the last row's rotated query; k: [B, T, HKV, D], rotated; positions: [B, T];
     bias: [distances] float32, longer than the largest distance, or None. Returns `(kept [B, T -
     dropped], dropped [B, dropped])`, both ascending.
     """
-    check_selection(k, positions, bias, keep, first_row, last_row)
-    scores = score_rows(q_last, k, score)[:, first_row:last_row]
+    check_selection(q_last[:, None], k, keep, first_row, last_row)
+    check_bias(k, positions, bias, first_row, last_row)
+    scores = score_rows(q_last[:, None], k)[:, first_row:last_row]
     if bias is not None:
         scores = scores - bias[positions[:, -1:] - positions[:, first_row:last_row]]
+    return _select(scores, k.shape[1], keep, first_row, last_row)
+
+
+def vote_and_select(
+    q: Tensor,
+    k: Tensor,
+    prefix_k: Tensor | None,
+    votes: Tensor | None,
+    keep: int,
+    first_row: int,
+    last_row: int,
+    logit: str = "softmax",
+    heads: str = "sum",
+    window: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep the `keep` rows of [first_row, last_row) whose neighbourhoods the asking rows attend to
+    most, and every row outside that range.
+
+    The significance of row i is the largest `score_rows(q, k, prefix_k, logit, heads)[j] +
+    votes[j]` of the rows j of that range at most `window // 2` rows from i; of equal ones the later
+    row is kept.
+
+    q: [B, A, HQ, D], rotated queries of the chunk's last A rows; k: [B, T, HKV, D], rotated;
+    prefix_k: [P, HKV, D] or None; votes: [B, T] float32 that were given before, or None; window:
+    odd. Returns `(kept [B, T - dropped], dropped [B, dropped], scores [B, T])`: the first two
+    ascending, the last with the votes, without neighbours.
+    """
+    check_selection(q, k, keep, first_row, last_row)
+    check_votes(k, votes, window)
+    scores = score_rows(q, k, prefix_k, logit, heads)
+    if votes is not None:
+        scores = scores + votes
+    best = scores[:, first_row:last_row]
+    if window > 1 and last_row > first_row:
+        best = F.max_pool1d(best[:, None], window, 1, window // 2)[:, 0]
+    return *_select(best, k.shape[1], keep, first_row, last_row), scores
+
+
+def _select(
+    scores: Tensor, rows: int, keep: int, first_row: int, last_row: int
+) -> tuple[Tensor, Tensor]:
+    """The kept and the dropped of all rows by the scores [B, last_row - first_row]."""
     drop = last_row - first_row - keep
     order = scores.argsort(dim=1, stable=True)
     dropped = first_row + order[:, :drop].sort(dim=1).values
     selected = first_row + order[:, drop:].sort(dim=1).values
-    rows = torch.arange(k.shape[1], device=k.device).expand(k.shape[0], -1)
-    return torch.cat([rows[:, :first_row], selected, rows[:, last_row:]], dim=1), dropped
+    all_rows = torch.arange(rows, device=scores.device).expand(len(scores), -1)
+    return torch.cat([all_rows[:, :first_row], selected, all_rows[:, last_row:]], dim=1), dropped
 
 
 def prune_and_concatenate(

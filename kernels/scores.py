@@ -1,7 +1,7 @@
-"""The scores that a prune can rank rows by, each a small Triton function of a logit.
+"""What a score makes of an attention logit, each a small Triton function.
 
-The largest over heads counts. To add one, write it here, give it an entry in `SCORES`, and its
-definition one in `kernels.reference`.
+To add one, write it here, give it an entry in `LOGITS` and in `checks.LOGITS`, and its definition
+to `kernels.reference.score_rows`.
 """
 
 from dataclasses import dataclass
@@ -11,30 +11,35 @@ import triton.language as tl
 
 
 @triton.jit
-def max_logit(logits: tl.tensor, log_total: tl.tensor) -> tl.tensor:
-    """The paper's score (HOMER, section 3.2): the logit itself."""
+def logit(logits: tl.tensor, log_totals: tl.tensor) -> tl.tensor:
+    """The logit itself (HOMER, section 3.2)."""
     return logits
 
 
 @triton.jit
-def log_softmax(logits: tl.tensor, log_total: tl.tensor) -> tl.tensor:
+def log_softmax(logits: tl.tensor, log_totals: tl.tensor) -> tl.tensor:
     """The log-probability, blind to a head's constant offset."""
-    return logits - log_total
+    return logits - log_totals
+
+
+@triton.jit
+def softmax(logits: tl.tensor, log_totals: tl.tensor) -> tl.tensor:
+    """The probability: what attention itself makes of the logit."""
+    return tl.exp(logits - log_totals)
 
 
 @dataclass(frozen=True)
-class Score:
-    """A function of a head's logits and of the logarithm of their exponentials' sum over all rows.
-
-    One that does not use the sum must not decrease in the logit: only the largest logit over heads
-    is kept of a row, and `log_total` is 0.
+class Logit:
+    """A function of logits [A, N] and of the logarithm [A, 1] of their exponentials' sum over all
+    rows that are seen, which is 0 where it is not used.
     """
 
     function: triton.runtime.KernelInterface
     uses_total: bool
 
 
-SCORES: dict[str, Score] = {
-    "max_logit": Score(max_logit, uses_total=False),
-    "log_softmax": Score(log_softmax, uses_total=True),
+LOGITS: dict[str, Logit] = {
+    "logit": Logit(logit, uses_total=False),
+    "log_softmax": Logit(log_softmax, uses_total=True),
+    "softmax": Logit(softmax, uses_total=True),
 }

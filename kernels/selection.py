@@ -12,13 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_scores, check_selection
+from .checks import check_bias, check_selection
 from .devices import launching_on
-from .scores import SCORES
 from .scoring import (
     MAX_ROWS_IN_32_BITS,
-    combine_planes,
-    new_scratch,
+    arrival_counters,
+    arrive,
     score_block,
     scoring_grid,
     scoring_sizes,
@@ -26,17 +25,20 @@ from .scoring import (
 
 
 @triton.jit
-def _rank_rows_(
+def rank_rows(
     scores_ptr,
+    ranks_ptr,
     positions_ptr,
     bias_ptr,
     rows,
     distances,
     first_row,
     last_row,
+    window,
     BLOCK_T: tl.constexpr,
 ):
-    """Replace scores, in place, by the bits of uint32 ranks that order as the significances do.
+    """Write the bits of uint32 ranks that order as the significances do to ranks [T]: scores less
+    the bias, or the largest score of a window of neighbours, which needs ranks of their own place.
 
     Rows that are not prunable get the smallest rank, 0, which no number has.
     """
@@ -44,8 +46,13 @@ def _rank_rows_(
     for first in tl.range(0, rows, BLOCK_T):
         row = first + offs_t
         prunable = (row >= first_row) & (row < last_row)
-        # Other programs wrote these: read past the first-level cache, blind to their stores.
-        scores = tl.load(scores_ptr + row, mask=prunable, other=0.0, cache_modifier=".cg")
+        scores = tl.full([BLOCK_T], float("-inf"), tl.float32)
+        for offset in tl.range(0, window):
+            near = row + offset - window // 2
+            mask = (near >= first_row) & (near < last_row)
+            # Other programs wrote these: read past the first-level cache, blind to their stores.
+            own = tl.load(scores_ptr + near, mask=mask, other=float("-inf"), cache_modifier=".cg")
+            scores = tl.maximum(scores, own)
         if bias_ptr is not None:
             positions = tl.load(positions_ptr + row, mask=prunable, other=0)
             distance = tl.load(positions_ptr + rows - 1) - positions
@@ -55,7 +62,7 @@ def _rank_rows_(
         # Negative floats have all bits flipped, others only the sign; both zeros rank alike.
         bits = tl.where(scores == 0, 0.0, scores).to(tl.int32, bitcast=True)
         ranks = tl.where(prunable, bits ^ ((bits >> 31) | -2147483648), 0)
-        tl.store(scores_ptr + row, ranks.to(tl.float32, bitcast=True), mask=row < rows)
+        tl.store(ranks_ptr + row, ranks.to(tl.float32, bitcast=True), mask=row < rows)
     tl.debug_barrier()
 
 
@@ -90,7 +97,7 @@ def _threshold(ranks_ptr, rows, keep, BLOCK_T: tl.constexpr):
 
 
 @triton.jit
-def _write_rows(
+def write_rows(
     ranks_ptr,
     kept_ptr,
     dropped_ptr,
@@ -150,7 +157,6 @@ def _score_and_select_kernel(
     k_ptr,
     positions_ptr,
     bias_ptr,
-    planes_ptr,
     scores_ptr,
     counter_ptr,
     kept_ptr,
@@ -169,7 +175,6 @@ def _score_and_select_kernel(
     stride_k_row,
     stride_k_head,
     stride_positions_batch,
-    SCORE: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -179,14 +184,10 @@ def _score_and_select_kernel(
 ):
     batch = tl.program_id(1).to(tl.int64)
     scores_ptr += batch * rows
-    if planes_ptr is not None:
-        planes_ptr += batch * key_heads * GROUP * rows
-    is_last = score_block(
+    score_block(
         q_ptr + batch * stride_q_batch,
         k_ptr + batch * stride_k_batch,
-        planes_ptr,
         scores_ptr,
-        counter_ptr + batch,
         scale,
         rows,
         dim,
@@ -194,23 +195,28 @@ def _score_and_select_kernel(
         stride_q_head,
         stride_k_row,
         stride_k_head,
-        SCORE,
         GROUP,
         BLOCK_N,
         BLOCK_H,
         BLOCK_D,
     )
-    if is_last:
-        if planes_ptr is not None:
-            combine_planes(planes_ptr, scores_ptr, rows, key_heads * GROUP, SCORE, BLOCK_T)
-        positions_ptr += batch * stride_positions_batch
-        _rank_rows_(
-            scores_ptr, positions_ptr, bias_ptr, rows, distances, first_row, last_row, BLOCK_T
+    if arrive(counter_ptr + batch):
+        rank_rows(
+            scores_ptr,
+            scores_ptr,
+            positions_ptr + batch * stride_positions_batch,
+            bias_ptr,
+            rows,
+            distances,
+            first_row,
+            last_row,
+            1,
+            BLOCK_T,
         )
         drop = last_row - first_row - keep
         kept_ptr += batch * (rows - drop)
         dropped_ptr += batch * drop
-        _write_rows(
+        write_rows(
             scores_ptr, kept_ptr, dropped_ptr, rows, keep, first_row, last_row, COUNTS, BLOCK_T
         )
 
@@ -223,37 +229,33 @@ def score_and_select(
     keep: int,
     first_row: int,
     last_row: int,
-    score: str = "max_logit",
 ) -> tuple[Tensor, Tensor]:
-    """Keep the `keep` most significant of the rows [first_row, last_row), and every row outside.
+    """Keep the `keep` most significant of the rows [first_row, last_row), and every row outside:
+    the paper's selection.
 
-    The significance of row i is `score_rows(...)[i] - bias[positions[-1] - positions[i]]`; of equal
-    ones the later row is kept (HOMER, sections 3.2 and 3.3).
+    The significance of row i is `score_rows(q_last[:, None], k)[i] - bias[positions[-1] -
+    positions[i]]`; of equal ones the later row is kept (HOMER, sections 3.2 and 3.3).
 
     q_last: [B, HQ, D], the last row's rotated query; k: [B, T, HKV, D], rotated, T at most
     `scoring.MAX_ROWS`; positions: [B, T]; bias: [distances] float32, longer than the largest
     distance, or None. Returns `(kept [B, T - dropped], dropped [B, dropped])`, both ascending.
-    Raises `ValueError` for arguments that do not fit together; `checks.check_selection` says what
-    of a bias can be checked on a GPU.
+    Raises `ValueError` for arguments that do not fit together; `checks.check_bias` says what of a
+    bias can be checked on a GPU.
     """
-    check_scores(q_last, k, score, tuple(SCORES))
-    check_selection(k, positions, bias, keep, first_row, last_row)
+    check_selection(q_last[:, None], k, keep, first_row, last_row)
+    check_bias(k, positions, bias, first_row, last_row)
     batch, rows = k.shape[:2]
-    drop = last_row - first_row - keep
-    kept = torch.empty(batch, rows - drop, dtype=torch.int64, device=k.device)
-    dropped = torch.empty(batch, drop, dtype=torch.int64, device=k.device)
-    planes, scores, counters = new_scratch(q_last, k, score)
-    sizes = scoring_sizes(q_last, k, score)
-    counts = tl.int32 if rows <= MAX_ROWS_IN_32_BITS else tl.int64
+    kept, dropped = new_rows(k, last_row - first_row - keep)
+    scores = torch.empty(batch, rows, dtype=torch.float32, device=k.device)
+    sizes = scoring_sizes(q_last, k)
     with launching_on(k):
         _score_and_select_kernel[scoring_grid(k, sizes)](
             q_last,
             k,
             positions,
             bias,
-            planes,
             scores,
-            counters,
+            arrival_counters(batch, k.device),
             kept,
             dropped,
             k.shape[3] ** -0.5,
@@ -267,7 +269,19 @@ def score_and_select(
             *q_last.stride()[:2],
             *k.stride()[:3],
             positions.stride(0),
-            COUNTS=counts,
+            COUNTS=counts_type(rows),
             **sizes,
         )
     return kept, dropped
+
+
+def new_rows(k: Tensor, drop: int) -> tuple[Tensor, Tensor]:
+    """Room for the kept and the dropped of k's rows."""
+    batch, rows = k.shape[:2]
+    kept = torch.empty(batch, rows - drop, dtype=torch.int64, device=k.device)
+    return kept, torch.empty(batch, drop, dtype=torch.int64, device=k.device)
+
+
+def counts_type(rows: int) -> tl.dtype:
+    """What `write_rows` counts in."""
+    return tl.int32 if rows <= MAX_ROWS_IN_32_BITS else tl.int64

@@ -24,16 +24,18 @@ class ModelShape(Protocol):
     def head_dim(self) -> int: ...
 
 
-def layer_flops(shape: ModelShape, prefix: int, rows: int, queries: int | None = None) -> int:
-    """One layer over `rows` chunk rows; only `queries` of them (the last row scoring first) when
-    given.
+def layer_flops(
+    shape: ModelShape, prefix: int, rows: int, queries: int | None = None, asking: int = 1
+) -> int:
+    """One layer over `rows` chunk rows; only `queries` of them (the last `asking` rows scoring
+    first) when given.
     """
     heads, dim = shape.num_attention_heads, shape.head_dim
     kv = 2 * rows * shape.hidden_size * 2 * shape.num_key_value_heads * dim
     if queries is None:
         scoring, queries, visible = 0, rows, rows * prefix + rows * (rows + 1) // 2
     else:
-        scoring = 2 * heads * dim * (shape.hidden_size + rows)
+        scoring = 2 * asking * heads * dim * (shape.hidden_size + rows)
         visible = queries * (prefix + rows) // 2 if queries > 1 else prefix + rows
     mixing = 4 * heads * dim * visible
     q_and_output = 2 * queries * shape.hidden_size * 2 * heads * dim

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -28,9 +29,19 @@ from .weights import Weights
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Chosen by the last row's query [B, HQ, D] and all rows' keys [B, T, HKV, D]: the rows [B, R] that
-# go on, ascending.
-Select = Callable[[Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Select:
+    """Decides which rows go on from a run's last layer, by the queries of the last `asking` rows.
+
+    choose: from a layer's index, those queries [B, asking, HQ, D] and all rows' keys [B, T, HKV,
+    D], the rows [B, R] that go on, ascending. observe: called with the same in the layers before.
+    """
+
+    asking: int
+    choose: Callable[[int, Tensor, Tensor], Tensor]
+    observe: Callable[[int, Tensor, Tensor], None] | None = None
+
 
 # Every layer's [2, slots, HKV, D].
 Cache = Tensor | Sequence[Tensor]
@@ -109,7 +120,7 @@ class Llama:
         layers: range,
         hidden: Tensor,
         positions: Tensor,
-        slots: Tensor,
+        slots: Tensor | None,
         cache: Cache,
         prefix: int,
         rotary: tuple[Tensor, Tensor],
@@ -118,14 +129,22 @@ class Llama:
         """Run consecutive layers over B chunks of T rows; `select` decides in the last one which
         rows go on.
 
-        hidden: [B, T, E]; positions, slots: [B, T]; cache: of every layer [2, slots, HKV, D], of
-        which the first `prefix` slots are visible to all rows. Returns hidden states [B, T, E], or
-        [B, R, E] for the R selected rows.
+        hidden: [B, T, E]; positions, slots: [B, T], or no slots where keys and values need not
+        outlive their layer; cache: of every layer [2, slots, HKV, D], of which the first `prefix`
+        slots are visible to all rows. Returns hidden states [B, T, E], or [B, R, E] for the R
+        selected rows.
         """
         for index in layers:
-            last = select if index == layers[-1] else None
             hidden = self.layer(
-                index, hidden, positions, slots, cache[index], prefix, rotary, select=last
+                index,
+                hidden,
+                positions,
+                slots,
+                cache[index],
+                prefix,
+                rotary,
+                select,
+                selects=index == layers[-1],
             )
         return hidden
 
@@ -134,22 +153,25 @@ class Llama:
         index: int,
         hidden: Tensor,
         positions: Tensor,
-        slots: Tensor,
+        slots: Tensor | None,
         cache: Tensor,
         prefix: int,
         rotary: tuple[Tensor, Tensor],
         select: Select | None = None,
+        selects: bool = True,
     ) -> Tensor:
         """One decoder layer; arguments as in `run`, with this layer's cache [2, slots, HKV, D].
 
-        With `select`, the keys and values of all rows are stored, but only the selected rows have
-        their queries projected, attend, and go through the MLP: the others' outputs would be pruned
-        unread.
+        Where it `selects`, the keys and values of all rows are stored, but only the selected rows
+        have their queries projected, attend, and go through the MLP: the others' outputs would be
+        pruned unread. Elsewhere `select` observes.
         """
         with self._own_dtype():
             # Two calls, so that the activations of the first are gone when the second makes its
             # own.
-            hidden = self._attend(index, hidden, positions, slots, cache, prefix, rotary, select)
+            hidden = self._attend(
+                index, hidden, positions, slots, cache, prefix, rotary, select, selects
+            )
             self._feed_forward_(index, hidden)
             return hidden
 
@@ -158,29 +180,53 @@ class Llama:
         index: int,
         hidden: Tensor,
         positions: Tensor,
-        slots: Tensor,
+        slots: Tensor | None,
         cache: Tensor,
         prefix: int,
         rotary: tuple[Tensor, Tensor],
         select: Select | None,
+        selects: bool,
     ) -> Tensor:
         """A layer's attention and its residual; arguments as in `layer`."""
         ops, w = self.ops, self.weights.layers[index]
-        keys, values = cache[0], cache[1]
         x = ops.rms_norm(hidden, w.input_norm, self.config.rms_norm_eps)
         rows = None
-        if select is None:
+        if select is None or not selects:
             q, k, v = self._heads(ops.linear(x, w.qkv), with_queries=True)
-            ops.rotary_and_store_(q, k, v, positions, *rotary, keys, values, slots)
+            self._rotate_and_store_(q, k, v, positions, rotary, cache, slots)
+            if q is not None and select is not None and select.observe is not None:
+                select.observe(index, q[:, -select.asking :], k)
         else:
             _, k, v = self._heads(ops.linear(x, w.kv), with_queries=False)
-            ops.rotary_and_store_(None, k, v, positions, *rotary, keys, values, slots)
-            rows = select(self._queries(index, x[:, -1:], positions[:, -1:], rotary)[:, 0], k)
+            self._rotate_and_store_(None, k, v, positions, rotary, cache, slots)
+            last = slice(-select.asking, None)
+            rows = select.choose(
+                index, self._queries(index, x[:, last], positions[:, last], rotary), k
+            )
             x, hidden = take_rows(x, rows), take_rows(hidden, rows)
             q = self._queries(index, x, positions.gather(1, rows), rotary)
         del x
-        mixed = ops.causal_attention(q, k, v, keys[:prefix], values[:prefix], query_rows=rows)
+        before = cache[:, :prefix]
+        mixed = ops.causal_attention(q, k, v, before[0], before[1], query_rows=rows)
         return ops.linear(mixed.flatten(2), (w.output,), hidden)
+
+    def _rotate_and_store_(
+        self,
+        q: Tensor | None,
+        k: Tensor,
+        v: Tensor,
+        positions: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: Tensor,
+        slots: Tensor | None,
+    ) -> None:
+        """Rotate q and k in place, and write k and v to their slots where there are some."""
+        if slots is not None:
+            self.ops.rotary_and_store_(q, k, v, positions, *rotary, cache[0], cache[1], slots)
+            return
+        for x in (q, k):
+            if x is not None:
+                self.ops.apply_rotary_(x, positions, *rotary)
 
     def _feed_forward_(self, index: int, hidden: Tensor) -> None:
         """Add a layer's MLP to hidden [B, R, E], some rows at a time."""
@@ -219,7 +265,7 @@ class Llama:
         tokens = len(token_ids)
         rows = torch.arange(tokens, device=self.device)[None]
         start = filled if position is None else position
-        last = None if all_logits else (lambda q_last, k: rows[:, -1:])
+        last = None if all_logits else Select(1, lambda index, q, k: rows[:, -1:])
         hidden = self.run(
             range(self.config.num_hidden_layers),
             self.embed(token_ids[None]),

@@ -51,6 +51,9 @@ class Lengths:
             s.layers_warmup,
             self.leaf_batch,
             self.offload,
+            s.layers_tree,
+            s.recompute,
+            s.asking,
         )
 
 
@@ -129,6 +132,7 @@ def to_config(s: Settings) -> ht.HomerConfig:
         target_len=s.target_len,
         layers_warmup=s.layers_warmup,
         calibration=None if s.bias is None else ht.Calibration(s.bias),
-        suffix=s.suffix,
-        score=s.score,
+        selection=ht.Selection(s.asking, s.logit, s.heads, s.layers, s.window),
+        recompute=s.recompute,
+        layers_tree=s.layers_tree,
     )

@@ -67,6 +67,8 @@ class Oracle:
         tree = lay_out(before, len(context), after, self.layers, settings)
         chunks: list[Chunk] = []
         pruned_at = [-1] * (before + len(context) + after)
+        # By source, what the nodes so far gave it, where that counts.
+        given = torch.zeros(len(pruned_at), dtype=torch.float64)
         for height, nodes in enumerate(tree.heights):
             if height == 0:
                 chunks = [self._leaf(prefix, context, suffix, tree, i) for i in range(len(nodes))]
@@ -76,7 +78,7 @@ class Oracle:
                 ]
             merged = chunks
             chunks = [
-                self._run(chunk, tree.layers[height], node.target, before, after, settings)
+                self._run(chunk, tree.layers[height], node.target, before, after, settings, given)
                 for chunk, node in zip(chunks, nodes, strict=True)
             ]
             for whole, pruned in zip(merged, chunks, strict=True):
@@ -84,8 +86,12 @@ class Oracle:
                     pruned_at[source] = height
         root = chunks[0]
         next_position = int(root.positions[-1]) + 1
-        if settings.suffix == "recomputed":
+        if settings.recompute == "suffix":
             root = self._recompute(root, suffix)
+        elif settings.recompute == "all":
+            tokens = [*prefix, *context, *suffix]
+            root = self._plain([tokens[i] for i in root.sources.tolist()], root.sources)
+            next_position = len(root.sources)
         return Encoding(
             torch.stack(root.keys).transpose(1, 2),
             torch.stack(root.values).transpose(1, 2),
@@ -96,7 +102,17 @@ class Oracle:
             pruned_at,
         )
 
-    def calibrate(self, segments: list[list[int]], score: str) -> Tensor:
+    def _plain(self, tokens: list[int], sources: Tensor) -> Chunk:
+        """The ordinary model over an ordinary prompt."""
+        rows = torch.arange(len(tokens))
+        chunk = Chunk(self._embed(tokens), [], [], rows, sources)
+        for layer in range(self.layers):
+            q, k, v = self._project(layer, chunk.hidden, rows)
+            hidden = self._mlp(layer, self._attend(layer, chunk.hidden, q, k, v))
+            chunk = replace(chunk, hidden=hidden, keys=[*chunk.keys, k], values=[*chunk.values, v])
+        return chunk
+
+    def calibrate(self, segments: list[list[int]]) -> Tensor:
         """The bias [L, distance]: the mean score at each distance from the last token, over
         segments of one length.
         """
@@ -107,7 +123,7 @@ class Oracle:
             scores = []
             for layer in range(self.layers):
                 q, k, v = self._project(layer, chunk.hidden, rows)
-                scores.append(self._scores(q[-1], k, 0, score).flip(0))
+                scores.append(self._scores(q[-1:], k, "logit", "max").flip(0))
                 chunk = replace(
                     chunk, hidden=self._mlp(layer, self._attend(layer, chunk.hidden, q, k, v))
                 )
@@ -133,17 +149,31 @@ class Oracle:
         return Chunk(hidden, [], [], torch.tensor(positions), torch.tensor(sources))
 
     def _run(
-        self, chunk: Chunk, layers: range, target: int, before: int, after: int, settings: Settings
+        self,
+        chunk: Chunk,
+        layers: range,
+        target: int,
+        before: int,
+        after: int,
+        settings: Settings,
+        given: Tensor,
     ) -> Chunk:
         """A node's layers, the prune within the last of them included."""
+        votes = torch.zeros(len(chunk.hidden), dtype=chunk.hidden.dtype)
         for layer in layers:
             q, k, v = self._project(layer, chunk.hidden, chunk.positions)
+            if settings.layers == "all" or layer == layers[-1]:
+                own = self._scores(q[-settings.asking :], k, settings.logit, settings.heads)
+                votes = votes + own
+            if settings.layers == "levels" and layer == layers[-1]:
+                given[chunk.sources] = votes = votes + given[chunk.sources]
             hidden = self._attend(layer, chunk.hidden, q, k, v)
             chunk = replace(chunk, hidden=hidden, keys=[*chunk.keys, k], values=[*chunk.values, v])
             if layer == layers[-1] and len(hidden) > target:
-                scores = self._scores(q[-1], k, before, settings.score)
+                scores = votes
                 if settings.bias is not None:
                     scores = scores - settings.bias[layer][chunk.positions[-1] - chunk.positions]
+                scores = _widen(scores, settings.window, before, after)
                 chunk = _prune(chunk, scores, target, before, after)
             chunk = replace(chunk, hidden=self._mlp(layer, chunk.hidden))
         return chunk
@@ -205,19 +235,19 @@ class Oracle:
         )
         return hidden + (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
 
-    def _scores(self, q_last: Tensor, k: Tensor, before: int, score: str) -> Tensor:
-        """The score of each row [n] before calibration; the prefix, which is never removed, has
-        none (-inf) and no part in the softmax.
-        """
+    def _scores(self, q: Tensor, k: Tensor, logit: str, heads: str) -> Tensor:
+        """The score of each row [n] before calibration, by the asking rows' queries [a, HQ, D]."""
         group = self.heads // self.kv_heads
-        logits = torch.stack(
-            [k[:, head // group] @ q_last[head] / self.dim**0.5 for head in range(self.heads)]
-        )
-        logits = logits[:, before:]
-        if score == "log_softmax":
-            logits = logits.log_softmax(-1)
-        nothing = torch.full((before,), float("-inf"), dtype=logits.dtype)
-        return torch.cat([nothing, logits.max(0).values])
+        by_head = []
+        for head in range(self.heads):
+            logits = q[:, head] @ k[:, head // group].T / self.dim**0.5
+            if logit == "softmax":
+                logits = logits.softmax(-1)
+            elif logit == "log_softmax":
+                logits = logits.log_softmax(-1)
+            by_head.append(logits.mean(0))
+        joined = torch.stack(by_head)
+        return joined.max(0).values if heads == "max" else joined.sum(0)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         mean_square = x.pow(2).mean(-1, keepdim=True)
@@ -225,6 +255,16 @@ class Oracle:
 
     def _logits(self, last: Tensor) -> Tensor:
         return self._norm(last, "model.norm") @ self.weights["lm_head.weight"].T
+
+
+def _widen(scores: Tensor, window: int, before: int, after: int) -> Tensor:
+    """Each context row's best score among the context rows at most window // 2 away."""
+    context, reach = range(before, len(scores) - after), window // 2
+    best = scores.clone()
+    for row in context:
+        near = [i for i in range(row - reach, row + reach + 1) if i in context]
+        best[row] = max(scores[i] for i in near)
+    return best
 
 
 def _prune(chunk: Chunk, scores: Tensor, target: int, before: int, after: int) -> Chunk:

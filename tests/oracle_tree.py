@@ -8,14 +8,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Settings:
-    """What an encoding is made with; bias is [L, distances] or None."""
+    """What an encoding is made with: by default, the paper's. bias is [L, distances] or None;
+    layers_tree is how many layers the tree runs, None for all; of the suffix the last `asking` rows
+    select.
+    """
 
     max_chunk_len: int
     target_len: int
     layers_warmup: int
     bias: Tensor | None = None
-    suffix: str = "merged"
-    score: str = "max_logit"
+    recompute: str = "none"
+    layers_tree: int | None = None
+    asking: int = 1
+    logit: str = "logit"
+    heads: str = "max"
+    layers: str = "last"
+    window: int = 1
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ def lay_out(prefix: int, context: int, suffix: int, layers: int, settings: Setti
     leaves = [len(tokens[i * leaf_context : (i + 1) * leaf_context]) for i in range(2**height)]
     leaves = [length for length in leaves if length > 0]
 
-    rest = layers - settings.layers_warmup
+    rest = (settings.layers_tree or layers) - settings.layers_warmup
     each = rest // (height + 1)
     bottom = settings.layers_warmup + each + rest - each * (height + 1)
     ranges = [range(bottom)]

@@ -209,9 +209,9 @@ def test_generate_takes_one_source(place: Workplace) -> None:
 
 
 def test_generate_refuses_settings_that_an_encoding_has_fixed(place: Workplace) -> None:
-    options = ("--encoded", "e.safetensors", "--suffix-mode", "recomputed", "--target-len", 8)
+    options = ("--encoded", "e.safetensors", "--recompute", "all", "--target-len", 8)
     result = run("generate", "--model", place.model, *options)
-    assert_refused(result, "--target-len, --suffix-mode cannot change what e.safetensors holds")
+    assert_refused(result, "--target-len, --recompute cannot change what e.safetensors holds")
 
 
 def test_generate_refuses_files_that_are_no_encoding(place: Workplace) -> None:

@@ -1,5 +1,6 @@
 """The calibration bias against the oracle's, its files, and what it refuses to serve."""
 
+import json
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -21,24 +22,23 @@ def calibrated(**settings: Any) -> ht.Calibration:
     return ht.calibrate(peers(4, 2)[1], [random_tokens(100)], **settings)
 
 
-@pytest.mark.parametrize("score", ["max_logit", "log_softmax"])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
-def test_bias_is_the_oracles(heads: tuple[int, int], score: str) -> None:
+def test_bias_is_the_oracles(heads: tuple[int, int]) -> None:
     _, model, oracle = peers(*heads)
     texts = [random_tokens(30, seed) for seed in range(3)]
-    calibration = ht.calibrate(model, texts, segment_len=18, num_segments=4, score=score)
+    calibration = ht.calibrate(model, texts, segment_len=18, num_segments=4)
     joined = [*chain.from_iterable(texts)]
     segments = [joined[start : start + 18] for start in (0, 24, 48, 72)]
-    expected = oracle.calibrate(segments, score).float()
+    expected = oracle.calibrate(segments).float()
     torch.testing.assert_close(calibration.bias, expected, atol=1e-5, rtol=1e-5)
-    assert (calibration.model, calibration.score) == (model.fingerprint, score)
+    assert calibration.model == model.fingerprint
 
 
 def test_few_tokens_make_fewer_segments() -> None:
     model, oracle = peers(4, 2)[1:]
     tokens = random_tokens(20)
     calibration = ht.calibrate(model, [tokens], segment_len=18, num_segments=100)
-    expected = oracle.calibrate([tokens[start : start + 18] for start in range(3)], "max_logit")
+    expected = oracle.calibrate([tokens[start : start + 18] for start in range(3)])
     torch.testing.assert_close(calibration.bias, expected.float(), atol=1e-5, rtol=1e-5)
 
 
@@ -58,17 +58,17 @@ def test_encode_subtracts_it() -> None:
     stamped = calibrated(segment_len=18)
     kept = []
     for calibration in (stamped, ht.Calibration(stamped.bias), None):
-        config = ht.HomerConfig(18, 16, 2, calibration)
+        config = ht.HomerConfig(18, 16, 2, calibration, selection="paper")
         kept.append(ht.encode(model, tokens, [1], [2], config).source_indices.tolist())
     assert kept[0] == kept[1] != kept[2]
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
-    calibration = calibrated(segment_len=18, score="log_softmax")
+    calibration = calibrated(segment_len=18)
     calibration.save(tmp_path / "bias.safetensors")
     loaded = ht.Calibration.load(tmp_path / "bias.safetensors")
     assert torch.equal(loaded.bias, calibration.bias)
-    assert (loaded.model, loaded.score) == (calibration.model, "log_softmax")
+    assert loaded.model == calibration.model
 
 
 @pytest.mark.parametrize("wrap", [lambda bias: bias, lambda bias: {"bias": bias}])
@@ -77,7 +77,14 @@ def test_torch_files_of_one_tensor_are_read(tmp_path: Path, wrap: Callable) -> N
     torch.save(wrap(bias), tmp_path / "bias.pt")
     loaded = ht.Calibration.load(tmp_path / "bias.pt")
     assert torch.equal(loaded.bias, bias.float())
-    assert (loaded.model, loaded.score) == (None, None)
+    assert loaded.model is None
+
+
+def test_one_of_a_score_that_is_gone_is_refused(tmp_path: Path) -> None:
+    stamp = {"homer_triton.calibration": json.dumps({"model": None, "score": "log_softmax"})}
+    save_file({"bias": random_bias(20)}, tmp_path / "bias.safetensors", metadata=stamp)
+    with pytest.raises(ValueError, match="calibrates the score 'log_softmax', which is gone"):
+        ht.Calibration.load(tmp_path / "bias.safetensors")
 
 
 class Malicious:
@@ -133,8 +140,8 @@ def test_tensors_of_another_kind_are_refused(bias: torch.Tensor, message: str) -
         ht.Calibration(bias)
 
 
-def encode_with(calibration: ht.Calibration, model: ht.Llama, score: str = "max_logit") -> None:
-    config = ht.HomerConfig(18, 16, 2, calibration, score=score)
+def encode_with(calibration: ht.Calibration, model: ht.Llama) -> None:
+    config = ht.HomerConfig(18, 16, 2, calibration)
     ht.encode(model, random_tokens(70), [1], [2], config)
 
 
@@ -144,8 +151,6 @@ def test_a_calibration_for_something_else_is_refused() -> None:
     other = ht.from_transformers(random_model(num_hidden_layers=LAYERS, seed=9), ops="torch")
     with pytest.raises(ValueError, match="made for another model"):
         encode_with(stamped, other)
-    with pytest.raises(ValueError, match="made for score='max_logit', not 'log_softmax'"):
-        encode_with(stamped, model, "log_softmax")
     with pytest.raises(ValueError, match=f"has 3 layers, the model {LAYERS}"):
         encode_with(ht.Calibration(random_bias(20, layers=3)), model)
 
@@ -165,7 +170,6 @@ def test_a_calibration_must_reach_across_a_chunk() -> None:
         ({"segment_len": 1}, "segment_len=1 must be"),
         ({"segment_len": 65}, "segment_len=65 must be"),
         ({"num_segments": 0}, "num_segments=0"),
-        ({"score": "l2"}, "score='l2'"),
         ({"segment_len": 60}, "have 50 tokens, a segment needs 60"),
     ],
 )

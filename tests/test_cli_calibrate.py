@@ -27,7 +27,6 @@ def test_calibrate_saves_what_the_library_measures(tmp_path: Path) -> None:
         "layers": 3,
         "distances": 32,
         "model": llama.fingerprint,
-        "score": "max_logit",
     }
 
     merged = tmp_path / "out.safetensors"
@@ -44,8 +43,7 @@ def test_calibrate_in_words(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "model")
     result = run(
         *("calibrate", "--model", model, "--text", "-", "-o", output),
-        *("--segment-len", 16, "--num-segments", 2, "--score", "log_softmax"),
+        *("--segment-len", 16, "--num-segments", 2),
         stdin=text(64),
     )
     assert result.stdout == f"{output}: 3 layers, distances 0 to 15\n"
-    assert ht.Calibration.load(output).score == "log_softmax"

@@ -36,7 +36,7 @@ def rows() -> list[Measurement]:
     right, wrong = (Answer("12345", "Key?", said) for said in ("1 2 3 4 5.", "no idea"))
     return [
         Measurement("plain model", 8, 2048, 0.25, 3 << 20, (wrong, right)),
-        Measurement("HOMER, merged suffix", 8, 2048, 0.5, 1 << 20, (right, right)),
+        Measurement("HOMER", 8, 2048, 0.5, 1 << 20, (right, right)),
     ]
 
 

@@ -25,12 +25,12 @@ def test_encode_saves_what_the_library_encodes(folder: Path, tmp_path: Path) -> 
     result = run(
         *("encode", "--model", folder / "model", "--context-file", folder / "context.txt"),
         *("-o", output, "--prompt", "w5 w6", "--max-chunk-len", 30, "--target-len", 20),
-        *("--layers-warmup", 0, "--suffix-mode", "recomputed", "--score", "log_softmax"),
+        *("--layers-warmup", 0, "--recompute", "suffix", "--selection", "votes,window=3"),
     )
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith(str(output))
     assert "kept 20 of 103 tokens (4 chunks, " in result.stderr
-    config = ht.HomerConfig(30, 20, 0, suffix="recomputed", score="log_softmax")
+    config = ht.HomerConfig(30, 20, 0, selection="votes,window=3", recompute="suffix")
     model = ht.load(folder / "model")
     expected = ht.encode(model, text(100), suffix="w5 w6", config=config)
     saved = ht.EncodedContext.load(output)

@@ -51,7 +51,7 @@ def plain_accuracy(model, tokenizer, times: int) -> float:
 
 
 def homer_accuracy(model, tokenizer, times: int) -> float:
-    config = ht.HomerConfig(layers_warmup=1, suffix="recomputed")
+    config = ht.HomerConfig.paper(layers_warmup=1, recompute="suffix")
     right = 0
     for sample in passkey_samples(tokenizer, times):
         encoded = ht.encode(model, sample.context, suffix=sample.prompt, config=config)

@@ -49,15 +49,50 @@ def assert_equal(encoded: ht.EncodedContext, expected: Encoding) -> None:
     case=lengths(layers=LAYERS, max_leaf_batch=8, may_offload=True),
     heads=st.sampled_from(HEADS),
     calibrated=st.booleans(),
-    suffix=st.sampled_from(["merged", "recomputed"]),
-    score=st.sampled_from(["max_logit", "log_softmax"]),
+    recompute=st.sampled_from(["none", "suffix", "all"]),
     seed=st.integers(0, 9),
 )
-def test_equals_the_oracle(
-    case: Lengths, heads: tuple[int, int], calibrated: bool, suffix: str, score: str, seed: int
+def test_the_papers_selection_equals_the_oracle(
+    case: Lengths, heads: tuple[int, int], calibrated: bool, recompute: str, seed: int
 ) -> None:
     bias = random_bias(case.settings.max_chunk_len, seed=seed) if calibrated else None
-    settings = replace(case.settings, bias=bias, suffix=suffix, score=score)
+    tree = LAYERS if recompute == "all" else None
+    settings = replace(case.settings, bias=bias, recompute=recompute, layers_tree=tree)
+    assert_equal(*encode_both(peers(*heads), replace(case, settings=settings), seed))
+
+
+@REPEATABLE
+@given(
+    case=lengths(layers=LAYERS, max_leaf_batch=8, may_offload=True),
+    heads=st.sampled_from(HEADS),
+    recompute=st.sampled_from(["none", "suffix", "all"]),
+    choices=st.fixed_dictionaries(
+        {
+            "logit": st.sampled_from(["logit", "log_softmax", "softmax"]),
+            "heads": st.sampled_from(["max", "sum"]),
+            "layers": st.sampled_from(["last", "all", "levels"]),
+            "asking": st.integers(1, 4),
+            "window": st.sampled_from([1, 3, 5]),
+        }
+    ),
+    cut=st.integers(0, 3),
+    seed=st.integers(0, 9),
+)
+def test_every_selection_equals_the_oracle(
+    case: Lengths,
+    heads: tuple[int, int],
+    recompute: str,
+    choices: dict[str, Any],
+    cut: int,
+    seed: int,
+) -> None:
+    room = case.settings.max_chunk_len - case.prefix - case.suffix
+    choices["asking"] = min(choices["asking"], case.suffix)
+    choices["window"] = min(choices["window"], room - (room + 1) % 2)
+    if recompute == "all":  # a tree of fewer layers, where there are some to leave out
+        lowest = case.plan().height + 1 + case.settings.layers_warmup
+        choices["layers_tree"] = max(lowest, LAYERS - cut)
+    settings = replace(case.settings, recompute=recompute, **choices)
     assert_equal(*encode_both(peers(*heads), replace(case, settings=settings), seed))
 
 
@@ -108,18 +143,19 @@ def test_a_context_that_fits_one_chunk_is_a_plain_prefill() -> None:
     assert encoded.next_position == 20
 
 
-@pytest.mark.parametrize("suffix", ["merged", "recomputed"])
-def test_encoding_twice_gives_the_same_bits(suffix: str) -> None:
-    case = Lengths(2, 60, 3, LAYERS, Settings(15, 15, 2, suffix=suffix))
+@pytest.mark.parametrize("recompute", ["none", "suffix", "all"])
+def test_encoding_twice_gives_the_same_bits(recompute: str) -> None:
+    case = Lengths(2, 60, 3, LAYERS, Settings(15, 15, 2, None, recompute, LAYERS))
     first, second = (encode_both(peers(4, 2), case)[0] for _ in range(2))
     for name in ("keys", "values", "positions", "pruned_at", "logits"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
-def test_documents_in_one_call_are_as_if_alone() -> None:
+@pytest.mark.parametrize("recompute", ["suffix", "all"])
+def test_documents_in_one_call_are_as_if_alone(recompute: str) -> None:
     """Of different lengths, and of equal ones that run side by side, in batches of leaves too."""
     model = peers(4, 2)[1]
-    config = replace(to_config(Settings(15, 15, 2)), leaf_batch=2, suffix="recomputed")
+    config = replace(to_config(Settings(15, 15, 2)), leaf_batch=2, recompute=recompute)
     contexts = [random_tokens(n, seed) for seed, n in enumerate((70, 31, 70, 9, 70, 31))]
     suffixes = [random_tokens(3 if n != 4 else 2, 9 + n) for n in range(6)]
     together = ht.encode_batch(model, contexts, [1, 2], suffixes, config, batch_size=2)
@@ -152,7 +188,7 @@ def test_the_callers_defaults_change_nothing() -> None:
     """Its default device, its default dtype and its autocast are for its own tensors."""
     model = spoken = ht.from_transformers(random_model(num_hidden_layers=5), ops="torch")
     tokens = torch.tensor(random_tokens(60))
-    config = ht.HomerConfig(20, 20, 1, suffix="recomputed")
+    config = ht.HomerConfig(20, 20, 1, recompute="suffix")
 
     def everything() -> list[torch.Tensor]:
         bias = ht.calibrate(model, [tokens.tolist()], segment_len=20, num_segments=7)

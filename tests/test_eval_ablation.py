@@ -16,8 +16,9 @@ import homer_triton as ht
 from homer_triton.evaluation.ablation import as_readers, calibrate_on_filler, make_variants
 from homer_triton.evaluation.schedulers import LayerwiseScheduler, RandomScheduler
 from homer_triton.kernels.reference import score_rows
+from homer_triton.model.llama import Select
 
-CONFIG = ht.HomerConfig(max_chunk_len=32, target_len=17, layers_warmup=0)
+CONFIG = ht.HomerConfig.paper(max_chunk_len=32, target_len=17, layers_warmup=0)
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +37,13 @@ def observe(model: ht.Llama, tokens: Tensor) -> tuple[Tensor, Tensor]:
     hidden, cache = model.embed(tokens[None]), model.new_cache(len(tokens))
     scores: list[Tensor] = []
 
-    def look(q_last: Tensor, k: Tensor) -> Tensor:
-        scores.append(score_rows(q_last, k)[0])
+    def look(layer: int, q: Tensor, k: Tensor) -> Tensor:
+        scores.append(score_rows(q, k)[0])
         return rows
 
+    rotary, select = model.rotary(len(tokens)), Select(1, look)
     for layer in range(LAYERS):
-        hidden = model.layer(
-            layer, hidden, rows, rows, cache[layer], 0, model.rotary(len(tokens)), select=look
-        )
+        hidden = model.layer(layer, hidden, rows, rows, cache[layer], 0, rotary, select)
     return cache[:, 0], torch.stack(scores)
 
 
@@ -54,7 +54,7 @@ def test_without_refinement_every_layer_keeps_what_it_scores_best(
     prefix, context, suffix = parts(25)
     noise = torch.randn(LAYERS, 32, generator=torch.Generator().manual_seed(0))
     bias = ht.Calibration(noise) if biased else None
-    config = ht.HomerConfig(max_chunk_len=32, target_len=17, calibration=bias)
+    config = ht.HomerConfig.paper(max_chunk_len=32, target_len=17, calibration=bias)
     encoded = ht.encode(model, context, prefix, suffix, config, scheduler=LayerwiseScheduler)
     keys, scores = observe(model, torch.cat([prefix, context, suffix]))
     if biased:
@@ -101,7 +101,7 @@ def test_without_refinement_siblings_may_run_as_a_batch(model: ht.Llama) -> None
 
 def test_nothing_to_prune_leaves_nothing_to_change(model: ht.Llama) -> None:
     prefix, context, suffix = parts(20)
-    roomy = ht.HomerConfig(max_chunk_len=32)
+    roomy = ht.HomerConfig.paper(max_chunk_len=32)
     plain = ht.encode(model, context, prefix, suffix, roomy)
     for scheduler in (LayerwiseScheduler, partial(RandomScheduler, seed=0)):
         other = ht.encode(model, context, prefix, suffix, roomy, scheduler=scheduler)
@@ -143,38 +143,40 @@ def test_variants_differ_from_the_settings_in_one_thing(tmp_path: Path) -> None:
     model = ht.load(save_model(tmp_path))
     bias = calibrate_on_filler(model, LIMIT // 2)
     assert bias.bias.shape == (LAYERS, LIMIT // 2)
-    config = ht.HomerConfig(suffix="recomputed")
+    config = ht.HomerConfig()
     variants = make_variants(model, config, bias, seed=0)
     assert len({variant.name for variant in variants}) == len(variants)
-    assert {variant.group for variant in variants} == {"score", "refinement", "W", "M", "T"}
-    assert all(variant.config.suffix == "recomputed" for variant in variants)
+    assert {variant.group for variant in variants} == {
+        *("selection", "recompute", "refinement", "layers_tree", "W", "M", "T")
+    }
     prefix, context, suffix = parts(200)
     results = {
         name: reader(prefix, context, suffix, 1).encoded
         for name, reader in as_readers(model, variants).items()
     }
-    plain = results["score: uncalibrated"]
-    assert torch.equal(plain.keys, results["refinement: propagative"].keys)
-    same = {name for name, e in results.items() if e.keys.shape == plain.keys.shape}
-    for name in same - {"refinement: propagative", "score: uncalibrated"}:
-        if name not in (f"M: {LIMIT // 2}", f"T: {LIMIT // 2}") and not name.startswith("W"):
-            assert not torch.equal(results[name].keys, plain.keys), name
+    plain = results["selection: votes"]
+    same = {name for name, e in results.items() if torch.equal(e.keys, plain.keys)}
+    assert same >= {"selection: votes", "recompute: all"}
+    # What has the defaults' own value, in a model and chunks this small.
+    own = {f"layers_tree: {LAYERS}", f"M: {LIMIT // 2}", f"T: {LIMIT // 2}", "W: 0", "W: 1"}
+    alike = {"selection: window 1", "selection: window 7", "selection: last row asks"}
+    assert same <= {"selection: votes", "recompute: all", *own, *alike}
 
 
 def test_the_table_comes_from_one_command(tmp_path: Path) -> None:
     output = tmp_path / "run"
     result = run(
         *("eval", "ablation", "--model", save_model(tmp_path / "model"), "-o", output),
-        *("--lengths", "2x", "--depths", "0.5", "--samples", 1, "--suffix-mode", "recomputed"),
+        *("--lengths", "2x", "--depths", "0.5", "--samples", 1),
     )
     assert result.exit_code == 0, result.output
     metrics = json.loads((output / "metrics.json").read_text())
     names = [row["method"] for row in metrics["by_length"]]
     assert names[:4] == [
-        "score: calibrated",
-        "score: uncalibrated",
-        "score: log_softmax",
-        "score: random",
+        "selection: paper, calibrated",
+        "selection: paper, uncalibrated",
+        "selection: votes",
+        "selection: last row asks",
     ]
     assert all(name in result.stdout for name in names)
     assert all(row["low"] <= row["accuracy"] <= row["high"] for row in metrics["by_length"])

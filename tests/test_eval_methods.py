@@ -134,7 +134,7 @@ def test_homer_rescales_no_more_than_a_short_text_needs(model: ht.Llama, scaling
 
 def test_one_independent_chunk_is_a_prune_and_a_second_look_of_the_suffix(model: ht.Llama) -> None:
     prefix, context, suffix = parts(LIMIT // 2)
-    config = ht.HomerConfig(target_len=20, suffix="recomputed")
+    config = ht.HomerConfig(target_len=20, recompute="suffix")
     expected = ht.encode(model, context, prefix, suffix, config)
     got = encode_independently(model, prefix, context, suffix, config)
     assert torch.equal(got.keys, expected.keys)

@@ -10,7 +10,7 @@ import pytest
 from homer_triton.evaluation.runs import Record, RunFolder
 from homer_triton.evaluation.statistics import bootstrap_interval, wilson_interval
 
-SETTINGS = {"task": "passkey", "lengths": (64, 128), "homer": {"score": "max_logit"}}
+SETTINGS = {"task": "passkey", "lengths": (64, 128), "homer": {"selection": "votes"}}
 
 
 def open_run(path: Path, **changes: object) -> RunFolder:
@@ -73,7 +73,7 @@ def test_other_settings_are_refused_and_nothing_is_changed(tmp_path: Path) -> No
     open_run(tmp_path).complete(answer(1), lambda: {"right": True})
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=r"other settings \(homer, seed\)"):
-        open_run(tmp_path, seed=1, homer={"score": "log_softmax"})
+        open_run(tmp_path, seed=1, homer={"selection": "paper"})
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 

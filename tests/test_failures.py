@@ -31,7 +31,7 @@ from homer_triton.kernels import reference
 from homer_triton.tree import Node
 
 TOKENS = random_tokens(120)
-CONFIG = ht.HomerConfig(16, 14, 2, leaf_batch=2, suffix="recomputed")
+CONFIG = ht.HomerConfig(16, 14, 2, leaf_batch=2, recompute="suffix")
 OUT_OF_MEMORY = torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 …"
 BROKEN_KERNEL = RuntimeError, "Triton Error: an illegal memory access was encountered"
 INTERRUPT = KeyboardInterrupt, ""

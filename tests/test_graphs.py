@@ -16,6 +16,7 @@ from homer_triton import encoding, graphs
 from homer_triton.demo import CHECKPOINT
 from homer_triton.graphs import Captured, Replays, Step
 from homer_triton.pool import make_pools
+from homer_triton.selection import PAPER
 
 CASE = Lengths(2, 140, 3, LAYERS, Settings(15, 15, 2))
 
@@ -86,7 +87,7 @@ def test_the_tree_neither_waits_nor_asks_the_driver_for_memory() -> None:
 
     def walk() -> int:
         pools = make_pools(model, plan)
-        scheduler = encoding.Scheduler(model, plan, pools, None, "max_logit")
+        scheduler = encoding.Scheduler(model, plan, pools, None, PAPER)
         before = torch.cuda.memory_stats()["num_device_alloc"]
         torch.cuda.set_sync_debug_mode("error")
         try:

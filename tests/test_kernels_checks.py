@@ -59,7 +59,18 @@ def good(op: str) -> dict[str, Any]:
             "prefix_v": floats(5, HKV, D),
             "query_rows": rows(B, T),
         },
-        "score_rows": {"q_last": q[:, -1], "k": k, "score": "max_logit"},
+        "score_rows": {"q": q[:, -3:], "k": k, "prefix_k": k[0], "logit": "softmax"},
+        "vote_and_select": {
+            "q": q[:, -3:],
+            "k": k,
+            "prefix_k": k[0],
+            "votes": floats(B, T),
+            "keep": 3,
+            "first_row": 1,
+            "last_row": 9,
+            "heads": "max",
+            "window": 3,
+        },
         "score_and_select": {
             "q_last": q[:, -1],
             "k": k,
@@ -92,7 +103,7 @@ def good(op: str) -> dict[str, Any]:
     }[op]
 
 
-@pytest.mark.parametrize("op", sorted(set(kernels.__all__) - {"SCORES"}))
+@pytest.mark.parametrize("op", kernels.__all__)
 def test_every_op_takes_its_good_arguments(op):
     getattr(kernels, op)(**good(op))
 
@@ -132,8 +143,16 @@ BAD: list[tuple[str, str, Callable[[Any], Any], str]] = [
     ("causal_attention", "prefix_v", lambda x: None, "prefix_v is None"),
     ("causal_attention", "prefix_v", lambda x: x[1:], r"the shape of prefix_v is \(4, 2, 16\)"),
     ("causal_attention", "query_rows", lambda x: x[:, 1:], "the shape of query_rows is"),
-    ("score_rows", "score", lambda x: "mean", "score is 'mean': it must be one of max_logit, log"),
-    ("score_rows", "q_last", lambda x: x[:, :3], "q_last's heads is 3"),
+    ("score_rows", "logit", lambda x: "mean", "logit is 'mean': it must be one of logit, log_so"),
+    ("score_rows", "q", lambda x: x[:, :, :3], "q's heads is 3"),
+    ("score_rows", "q", lambda x: x[:1], "the batch of q is 1: it must be k's"),
+    ("score_rows", "prefix_k", lambda x: x[..., 1:], r"the shape of prefix_k is \(12, 2, 15\)"),
+    ("vote_and_select", "heads", lambda x: "mean", "heads is 'mean': it must be one of max, sum"),
+    ("vote_and_select", "window", lambda x: 4, "window is 4: it must be odd"),
+    ("vote_and_select", "votes", lambda x: x[:, 1:], r"the shape of votes is \(2, 11\)"),
+    ("vote_and_select", "votes", Tensor.half, "the dtype of votes is torch.float16"),
+    ("vote_and_select", "keep", lambda x: 9, r"keep is 9: it must be in \[0, 8\]"),
+    ("vote_and_select", "q", lambda x: x.repeat(1, 5, 1, 1), "the number of asking rows is 15"),
     ("score_and_select", "keep", lambda x: 9, r"keep is 9: it must be in \[0, 8\]"),
     ("score_and_select", "keep", lambda x: -1, r"keep is -1: it must be in \[0, 8\]"),
     ("score_and_select", "last_row", lambda x: 13, "last_row is 13"),

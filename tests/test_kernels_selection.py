@@ -1,4 +1,4 @@
-"""The scoring and selection kernels against their definitions."""
+"""The paper's selection, one launch, against its definition."""
 
 import pytest
 import torch
@@ -6,17 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import (
     DEVICE,
-    assert_as_exact,
     dtypes,
     few_examples,
     integers,
     poisoned,
     random,
     seeds,
-    strided,
 )
 
-from homer_triton.kernels import SCORES, reference, score_and_select, score_rows
+from homer_triton.kernels import reference, score_and_select
 from homer_triton.kernels.scoring import MAX_ROWS
 
 __all__ = ["poisoned"]
@@ -27,29 +25,6 @@ heads = st.tuples(st.integers(1, 3), st.sampled_from([1, 2, 8]))
 def digits(seed, *shape, dtype=torch.float32):
     """Small whole numbers: their products are exact, and many rows tie."""
     return (integers(seed, 7, *shape) - 3).to(dtype)
-
-
-def test_the_same_scores_are_named():
-    assert SCORES.keys() == reference.SCORES.keys()
-
-
-@few_examples
-@given(
-    seed=seeds,
-    dtype=dtypes,
-    make=st.sampled_from([random, strided]),
-    score=st.sampled_from(sorted(SCORES)),
-    batch=st.integers(1, 3),
-    rows=st.integers(1, 90),
-    heads=heads,
-    dim=st.sampled_from([16, 80, 128]),
-)
-def test_scores(seed, dtype, make, score, batch, rows, heads, dim):
-    q = make(seed, batch, heads[0] * heads[1], dim, dtype=dtype)
-    k = make(seed + 1, batch, rows, heads[0], dim, dtype=dtype)
-    scores = score_rows(q, k, score)
-    assert scores.dtype == torch.float32
-    assert_as_exact(scores, lambda q, k: reference.score_rows(q, k, score), q, k)
 
 
 @few_examples
@@ -79,16 +54,15 @@ def test_the_kept_rows_with_ties(seed, dtype, batch, rows, heads, calibrated, cu
         assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize("score", sorted(SCORES))
-def test_the_lowest_significances_are_dropped(score):
+def test_the_lowest_significances_are_dropped():
     q, k, bias = random(0, 2, 8, 32), random(1, 2, 300, 4, 32), random(2, 300)
     positions = torch.arange(300, device=DEVICE).expand(2, -1)
-    kept, dropped = score_and_select(q, k, positions, bias, 120, 5, 290, score=score)
+    kept, dropped = score_and_select(q, k, positions, bias, 120, 5, 290)
     together = torch.cat([kept, dropped], dim=1).sort(dim=1).values
     assert torch.equal(together, positions)
     assert (kept.diff(dim=1) > 0).all()
     assert (dropped.diff(dim=1) > 0).all()
-    significance = reference.score_rows(q, k, score) - bias.flip(0)
+    significance = reference.score_rows(q[:, None], k) - bias.flip(0)
     # Scores closer than rounding may change places.
     lowest_kept = significance.gather(1, kept[:, 5:125]).amin(1)
     assert (significance.gather(1, dropped).amax(1) <= lowest_kept + 1e-5).all()
@@ -127,8 +101,9 @@ def test_the_most_rows_that_counts_hold(rows, ties):
 def test_too_many_rows_are_refused():
     q = torch.zeros(1, 1, 16, device=DEVICE)
     k = q[None].expand(1, MAX_ROWS + 1, 1, 16)
+    positions = torch.zeros(1, MAX_ROWS + 1, dtype=torch.int64, device=DEVICE)
     with pytest.raises(ValueError, match=f"the number of rows of k is {MAX_ROWS + 1}: it must be"):
-        score_rows(q, k)
+        score_and_select(q, k, positions, None, 1, 0, 4)
 
 
 @pytest.mark.gpu

@@ -32,7 +32,7 @@ dtype = getattr(torch, sys.argv[4])
 sizes = LlamaConfig(hidden_size=512, intermediate_size=1376, num_hidden_layers=12,
     num_attention_heads=8, num_key_value_heads=8, vocab_size=256, max_position_embeddings=1024)
 model = ht.from_transformers(LlamaForCausalLM(sizes).to(dtype), ops="torch")
-config = ht.HomerConfig(layers_warmup=4, leaf_batch=leaf_batch)
+config = ht.HomerConfig(layers_warmup=4, leaf_batch=leaf_batch, recompute=sys.argv[5])
 texts = list(torch.randint(256, (documents, tokens)))
 def encode():
     return ht.encode_batch(model, texts, [1] * 16, [[2] * 16] * documents, config)[0]
@@ -114,14 +114,26 @@ def peak_kib(checkpoint: Path, tokens: int) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
 @pytest.mark.parametrize(
-    ("tokens", "leaf_batch", "documents", "dtype"),
-    [(16_384, 2, 1, "float32"), (4096, 8, 1, "float32"), (4096, 2, 3, "bfloat16")],
+    ("tokens", "leaf_batch", "documents", "dtype", "recompute"),
+    [
+        (16_384, 2, 1, "float32", "none"),
+        (4096, 8, 1, "float32", "none"),
+        (4096, 2, 3, "bfloat16", "none"),
+        (16_384, 1, 1, "float32", "suffix"),
+        (16_384, 1, 1, "float32", "all"),
+        (4096, 4, 3, "bfloat16", "all"),
+    ],
 )
 def test_the_plan_predicts_the_process_peak(
-    tokens: int, leaf_batch: int, documents: int, dtype: str
+    tokens: int, leaf_batch: int, documents: int, dtype: str, recompute: str
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PREDICT, *map(str, (tokens, leaf_batch, documents, dtype))],
+        [
+            sys.executable,
+            "-c",
+            PREDICT,
+            *map(str, (tokens, leaf_batch, documents, dtype, recompute)),
+        ],
         capture_output=True,
         text=True,
         check=True,

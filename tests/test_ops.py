@@ -28,15 +28,19 @@ def text_and_question(model: ht.Llama, tokens: int) -> tuple[str, str, str]:
 
 
 @pytest.mark.parametrize(
-    ("score", "suffix", "leaf_batch"),
-    [("max_logit", "recomputed", 2), ("log_softmax", "merged", 1)],
+    ("selection", "recompute", "leaf_batch"),
+    [("paper", "suffix", 2), ("votes,layers=last", "none", 1), ("votes,window=5", "all", 1)],
 )
-def test_triton_encodes_as_pytorch_does(score: str, suffix: str, leaf_batch: int) -> None:
+def test_triton_encodes_as_pytorch_does(selection: str, recompute: str, leaf_batch: int) -> None:
     ours, definition = load("triton"), load("torch")
     assert ours.ops is kernels
     context, question, answer = text_and_question(ours, 190)
     config = ht.HomerConfig(
-        layers_warmup=1, suffix=suffix, score=score, leaf_batch=leaf_batch, max_chunk_len=64
+        layers_warmup=1,
+        selection=selection,
+        recompute=recompute,
+        leaf_batch=leaf_batch,
+        max_chunk_len=64,
     )
     got, want = (ht.encode(m, context, suffix=question, config=config) for m in (ours, definition))
     assert got.plan.height == 2
@@ -78,7 +82,7 @@ def test_the_same_input_gives_the_same_bits_twice() -> None:
 def test_half_precision_answers_on_a_gpu(dtype: str) -> None:
     model = load("triton", dtype)
     context, question, answer = text_and_question(model, 2048)
-    config = ht.HomerConfig(layers_warmup=1, suffix="recomputed", leaf_batch=4)
+    config = ht.HomerConfig.paper(layers_warmup=1, recompute="suffix", leaf_batch=4)
     encoded = ht.encode(model, context, suffix=question, config=config)
     again = ht.encode(model, context, suffix=question, config=replace(config, leaf_batch=1))
     assert answer in ht.generate(model, encoded, max_new_tokens=6).text.replace(" ", "")

@@ -15,6 +15,7 @@ from torch import Tensor
 from homer_triton.model.llama import Llama
 from homer_triton.pool import SlotPool, make_pools
 from homer_triton.scheduler import Chunk, Merged, Scheduler
+from homer_triton.selection import PAPER
 from homer_triton.tree import Node, Plan
 
 TIGHT = Settings(max_chunk_len=14, target_len=14, layers_warmup=2)
@@ -27,7 +28,7 @@ def run(model: Llama, plan: Plan, pools: Pools, on_node: Callable[[Node], object
     tokens = torch.tensor(random_tokens(plan.prefix_len + plan.context_len + plan.suffix_len))
     before, middle, after = tokens.split([plan.prefix_len, plan.context_len, plan.suffix_len])
     with torch.no_grad():
-        walk = Scheduler(model, plan, pools, None, "max_logit")
+        walk = Scheduler(model, plan, pools, None, PAPER)
         return walk.run(before, middle[None], after[None], on_node)
 
 
@@ -146,7 +147,7 @@ def test_nothing_in_the_tree_waits_for_a_value() -> None:
     bias = torch.zeros(LAYERS, 20, device="meta")
     visited: list[Node] = []
     with torch.no_grad():
-        merged = Scheduler(empty, plan, pools, bias, "max_logit").run(*ids, visited.append)
+        merged = Scheduler(empty, plan, pools, bias, PAPER).run(*ids, visited.append)
     assert merged.slots.shape == (1, plan.height + 1, plan.rows)
     assert len(visited) == sum(len(level.nodes) for level in plan.levels)
 

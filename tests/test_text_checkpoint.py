@@ -41,7 +41,8 @@ def perplexity(model, tmp_path_factory):
     laid_out = lay_out_documents(model, texts, 10 * CONTEXT_LIMIT, None)
     starts = dict.fromkeys(texts, (8 * CONTEXT_LIMIT, 9 * CONTEXT_LIMIT))
     task = PerplexityTask(laid_out.documents, CONTEXT_LIMIT, starts)
-    readers = make_readers(("plain", "window", "homer"), model, ht.HomerConfig(suffix="recomputed"))
+    config = ht.HomerConfig.paper(recompute="suffix")
+    readers = make_readers(("plain", "window", "homer"), model, config)
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "perplexity", {}, {})
     metrics = run_perplexity(model, readers, task, folder, 0, lambda: None)
     return {row["method"]: row["perplexity"] for row in metrics["overall"]}

@@ -130,6 +130,8 @@ def test_a_tree_by_hand() -> None:
         ({"max_chunk_len": 5}, "max_chunk_len=5 no room.*at least 6"),
         ({"target_len": 5}, "target_len=5 leaves no room.*at least 6"),
         ({"layers_warmup": 8}, "layers_warmup=8 must be.*8 layers"),
+        ({"layers_tree": 9}, "layers_tree=9 must be at least 1 and at most the model's 8"),
+        ({"layers_tree": 6}, 'layers_tree=6 of 8 layers.*set recompute="all"'),
         ({"layers_warmup": -1}, "layers_warmup=-1 must be"),
         ({"context_len": 10_000}, "raise max_chunk_len or lower layers_warmup"),
         ({"layers_warmup": 7}, "raise max_chunk_len or lower layers_warmup"),
@@ -151,8 +153,15 @@ def test_refuses_lengths_that_do_not_fit(change: dict[str, int], message: str) -
         ({"max_chunk_len": 0}, "max_chunk_len=0"),
         ({"target_len": -5}, "target_len=-5"),
         ({"layers_warmup": -1}, "layers_warmup=-1"),
-        ({"suffix": "both"}, "suffix='both'.*merged, recomputed"),
-        ({"score": "l2"}, "score='l2'.*max_logit, log_softmax"),
+        ({"layers_tree": 0}, "layers_tree=0"),
+        ({"recompute": "both"}, "recompute='both'.*none, suffix, all"),
+        ({"selection": "l2"}, "selection='l2'.*paper or votes.*rows, logit"),
+        ({"selection": 3}, "selection is a int"),
+        ({"selection": "votes,window=4"}, "window=4 must be odd"),
+        (
+            {"selection": "votes", "calibration": ht.Calibration(torch.ones(2, 3))},
+            'leave it out or set selection="paper"',
+        ),
     ],
 )
 def test_config_refuses_settings_by_name(setting: dict[str, object], message: str) -> None:
@@ -165,9 +174,13 @@ def test_settings_left_out_come_from_the_model() -> None:
         random_model(num_hidden_layers=16, max_position_embeddings=200).config
     )
     plan = ht.plan(model, context_len=300, prefix_len=1, suffix_len=9)
-    assert (plan.max_chunk_len, plan.target_len, plan.layers_warmup) == (100, 100, 6)
+    assert (plan.max_chunk_len, plan.target_len, plan.layers_warmup) == (100, 100, 8)
+    assert (plan.layers_tree, plan.recompute, plan.asking) == (12, "all", 9)
     tall = ht.plan(model, context_len=90 * 2**13, prefix_len=1, suffix_len=9)
-    assert (tall.height, tall.layers_warmup) == (13, 2)
+    assert (tall.height, tall.layers_warmup, tall.layers_tree) == (13, 0, 14)
+    paper = ht.plan(model, 300, 1, 9, ht.HomerConfig.paper())
+    assert (paper.layers_warmup, paper.layers_tree, paper.asking) == (6, 16, 1)
+    assert (paper.recompute, paper.next_position) == ("none", 1 + 75 + 9)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +228,7 @@ def test_memory_grows_by_at_most_half_a_chunk_a_height_where_the_prefills_double
 
 def test_a_budget_is_met_by_fewer_leaves_first_and_then_by_offloading() -> None:
     shape = ht.ModelConfig.from_hf(random_model(num_hidden_layers=24).config)
-    config = ht.HomerConfig(128, 128, 2)
+    config = ht.HomerConfig.paper(max_chunk_len=128, target_len=128, layers_warmup=2)
 
     def lay_out(on_gpu: bool = True, **settings: Any) -> Plan:
         return ht.plan(shape, 120 * 2**9, 4, 4, replace(config, **settings), 2, on_gpu=on_gpu)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .inputs import open_model, read_text
-from .options import Device, Dtype, Json, ModelPath, Ops, RopeScaling, Score
+from .options import Device, Dtype, Json, ModelPath, Ops, RopeScaling
 from .output import at_terminal, print_json
 
 
@@ -35,7 +35,6 @@ def calibrate(
     num_segments: Annotated[
         int, typer.Option(metavar="N", min=1, help="Segments that the mean is taken over.")
     ] = 100,
-    score: Score = None,
     rope_scaling: RopeScaling = None,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -60,9 +59,7 @@ def calibrate(
         raise ValueError(f"The calibration {output} must be named .safetensors to be read again.")
     texts = [read_text(file) for file in text]
     llama, _ = open_model(model, device, dtype, ops, rope_scaling)
-    calibration = measure(
-        llama, texts, segment_len, num_segments, score or "max_logit", progress=at_terminal()
-    )
+    calibration = measure(llama, texts, segment_len, num_segments, progress=at_terminal())
     calibration.save(output)
     layers, distances = calibration.bias.shape
     if as_json:
@@ -72,7 +69,6 @@ def calibrate(
                 "layers": layers,
                 "distances": distances,
                 "model": calibration.model,
-                "score": calibration.score,
             }
         )
     else:

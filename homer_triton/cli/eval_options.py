@@ -114,8 +114,9 @@ def describe_config(config: HomerConfig) -> dict[str, Any]:
         "max_chunk_len": config.max_chunk_len,
         "target_len": config.target_len,
         "layers_warmup": config.layers_warmup,
-        "suffix": config.suffix,
-        "score": config.score,
+        "selection": str(config.selected_by),
+        "recompute": config.recompute,
+        "layers_tree": config.layers_tree,
         "calibration": None if bias is None else digest([bias.contiguous().numpy().tobytes()]),
     }
 

@@ -1,6 +1,6 @@
 """The options that commands share, each with its help in one place."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -78,13 +78,4 @@ NoChatTemplate = Annotated[
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")
-]
-Score = Annotated[
-    Literal["max_logit", "log_softmax"] | None,
-    typer.Option(
-        "--score",
-        help="What makes a token significant: its largest attention logit (the paper's), or log "
-        "probability.",
-        show_default="max_logit",
-    ),
 ]

@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
             "--layers-warmup",
             metavar="N",
             help="Layers that chunks run alone, beyond their share, before the first merge.",
-            show_default="3/8 of the layers, fewer where the text needs more merges",
+            show_default="half of the layers, fewer where the text needs more merges",
         ),
     ],
     "leaf_batch": Annotated[
@@ -89,22 +89,32 @@ SETTINGS: dict[str, Any] = {
             show_default="none",
         ),
     ],
-    "suffix": Annotated[
-        Literal["merged", "recomputed"] | None,
+    "selection": Annotated[
+        str | None,
         typer.Option(
-            "--suffix-mode",
-            help="merged: answer from the chunks' averaged suffix, as the paper does. recomputed: "
-            "read the suffix once more over everything kept, which often answers better.",
-            show_default="merged",
+            "--selection",
+            metavar="NAME",
+            help="What decides which tokens are kept: votes (the question's attention) or paper, "
+            "and changes to rows, logit, heads, layers and window as in votes,window=7.",
+            show_default="votes, or paper with --calibration",
         ),
     ],
-    "score": Annotated[
-        Literal["max_logit", "log_softmax"] | None,
+    "recompute": Annotated[
+        Literal["none", "suffix", "all"] | None,
         typer.Option(
-            "--score",
-            help="What makes a token significant: its largest attention logit (the paper's), or "
-            "log probability.",
-            show_default="max_logit",
+            "--recompute",
+            help="What is read once more in the end: all that survived, as one ordinary prompt; "
+            "the suffix over the merged cache; or none, as in the paper.",
+            show_default="all",
+        ),
+    ],
+    "layers_tree": Annotated[
+        int | None,
+        typer.Option(
+            "--layers-tree",
+            metavar="N",
+            help="Layers that chunks and their merges run, where all survivors are recomputed.",
+            show_default="4/5 of the layers",
         ),
     ],
 }

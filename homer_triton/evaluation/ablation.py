@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import get_args
 
 from torch import Tensor
 
@@ -13,7 +14,9 @@ from ..config import HomerConfig
 from ..encoding import encode
 from ..model.llama import Llama
 from ..scheduler import Scheduler
+from ..selection import PAPER, VOTES
 from ..tokens import tokenize
+from ..tree import Recompute
 from .methods import Reader, Reading
 from .passkey import FILLER
 from .schedulers import LayerwiseScheduler, RandomScheduler
@@ -54,21 +57,43 @@ def make_variants(
     layers, limit = model.config.num_hidden_layers, model.config.max_position_embeddings
     chunk_len = config.chunk_len(model.config)
     at_random = partial(RandomScheduler, seed=seed)
-    raw = replace(config, calibration=None, score="max_logit")
+    chosen = config.selected_by
+    paper = replace(config, selection=PAPER)
+    cached = replace(config, recompute="suffix", layers_tree=None)
+    selections = {
+        "votes": VOTES,
+        "last row asks": replace(chosen, rows=1),
+        "log_softmax": replace(chosen, logit="log_softmax"),
+        "logit": replace(chosen, logit="logit"),
+        "largest over heads": replace(chosen, heads="max"),
+        "all layers asked": replace(chosen, layers="all"),
+        **{f"window {size}": replace(chosen, window=size) for size in (1, 7, 15, 63)},
+    }
     return (
-        Variant("score", "calibrated", replace(raw, calibration=calibration)),
-        Variant("score", "uncalibrated", raw),
-        Variant("score", "log_softmax", replace(raw, score="log_softmax")),
-        Variant("score", "random", raw, at_random),
-        Variant("refinement", "propagative", config),
-        Variant("refinement", "scores of each layer", config, LayerwiseScheduler),
-        Variant("refinement", "random", config, partial(LayerwiseScheduler, seed=seed)),
+        Variant("selection", "paper, calibrated", replace(paper, calibration=calibration)),
+        Variant("selection", "paper, uncalibrated", paper),
+        *(
+            Variant("selection", name, replace(config, selection=selection))
+            for name, selection in selections.items()
+        ),
+        Variant("selection", "random", config, at_random),
+        *(
+            Variant("recompute", name, replace(config, recompute=name, layers_tree=None))
+            for name in get_args(Recompute)
+        ),
+        Variant("refinement", "propagative", cached),
+        Variant("refinement", "scores of each layer", cached, LayerwiseScheduler),
+        Variant("refinement", "random", cached, partial(LayerwiseScheduler, seed=seed)),
+        *(
+            Variant("layers_tree", f"{tree}", replace(config, layers_tree=tree))
+            for tree in sorted({3 * layers // 5, 4 * layers // 5, layers})
+        ),
         *(
             Variant("W", f"{warmup}", replace(config, layers_warmup=warmup))
             for warmup in sorted({0, layers // 8, layers // 4, 3 * layers // 8})
         ),
         *(
-            Variant("M", f"{length}", replace(raw, max_chunk_len=length, target_len=chunk_len))
+            Variant("M", f"{length}", replace(config, max_chunk_len=length, target_len=chunk_len))
             for length in sorted({limit // 4, limit // 2, limit})
         ),
         *(

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..config import HomerConfig, SuffixMode
+from ..config import HomerConfig
 from ..encoding import encode
 from ..generation import generate
 from ..loading import load
@@ -29,14 +30,13 @@ from .passkey import find_answer, make_sample
 
 # Texts as multiples of the model's context limit.
 TIMES = (1, 4, 8, 16)
-SYSTEMS: dict[str, SuffixMode | None] = {
+# The demo model finds keys in every layer; its chunks are too small to keep even one core busy.
+_OWN: dict[str, Any] = {"layers_warmup": 1, "leaf_batch": 8}
+SYSTEMS: dict[str, HomerConfig | None] = {
     "plain model": None,
-    "HOMER, merged suffix": "merged",
-    "HOMER, recomputed suffix": "recomputed",
+    "HOMER": HomerConfig(**_OWN),
+    "HOMER, the paper's": HomerConfig.paper(**_OWN),
 }
-LAYERS_WARMUP = 1
-# The demo model's chunks are too small to keep even one core busy.
-LEAF_BATCH = 8
 # A space may be a token of its own; five digits and the end of the sentence must fit.
 NEW_TOKENS = 8
 
@@ -108,13 +108,13 @@ def _measure(task: tuple[str | Path, str, int, int, int]) -> Measurement:
     if tokenizer is None:
         raise ValueError(f"{checkpoint} has no tokenizer, which the demo's texts need.")
     tokens = times * model.config.max_position_embeddings
-    mode = SYSTEMS[system]
+    config = SYSTEMS[system]
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     # A short first question makes the libraries set themselves up; what they take is not counted.
-    _ask(model, "What is the pass key?", "The pass key is", mode)
+    _ask(model, "What is the pass key?", "The pass key is", config)
     resident = _peak_resident()
     answers, seconds = [], 0.0
     for index in range(samples):
@@ -123,7 +123,7 @@ def _measure(task: tuple[str | Path, str, int, int, int]) -> Measurement:
             tokens - NEW_TOKENS, (index + 0.5) / samples, seed * samples + index, count
         )
         start = perf_counter()
-        token_ids = _ask(model, sample.context, sample.prompt, mode)
+        token_ids = _ask(model, sample.context, sample.prompt, config)
         seconds += perf_counter() - start
         text = str(tokenizer.decode(token_ids, skip_special_tokens=True))
         answers.append(Answer(sample.answer, sample.prompt, text))
@@ -131,11 +131,10 @@ def _measure(task: tuple[str | Path, str, int, int, int]) -> Measurement:
     return Measurement(system, times, tokens, seconds / samples, peak, tuple(answers))
 
 
-def _ask(model: Llama, context: str, question: str, mode: SuffixMode | None) -> list[int]:
-    """Token ids of the answer of HOMER in a suffix mode, or of the plain model for None."""
-    if mode is None:
+def _ask(model: Llama, context: str, question: str, config: HomerConfig | None) -> list[int]:
+    """Token ids of the answer of HOMER with some settings, or of the plain model for None."""
+    if config is None:
         return _ask_plain(model, context, question)
-    config = HomerConfig(layers_warmup=LAYERS_WARMUP, suffix=mode, leaf_batch=LEAF_BATCH)
     encoded = encode(model, context, suffix=question, config=config)
     return generate(model, encoded, max_new_tokens=NEW_TOKENS).token_ids
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..config import HomerConfig
 from ..context import EncodedContext
-from ..encoding import encode, recompute_suffix
+from ..encoding import encode
 from ..model.llama import Llama
+from ..recompute import read_again_
 
 
 @torch.no_grad()
@@ -45,10 +46,18 @@ def encode_independently(
             f"{chunks} independent chunks leave each less than one token of the target; raise "
             "target_len or max_chunk_len."
         )
-    alone = replace(config, max_chunk_len=chunk_len, target_len=affix + share, suffix="merged")
+    alone = replace(
+        config,
+        max_chunk_len=chunk_len,
+        target_len=affix + share,
+        recompute="none",
+        layers_tree=None,
+    )
     parts = [encode(model, part, prefix, suffix, alone) for part in context.split(part_len)]
     joined = _join(parts, len(prefix), len(suffix), part_len)
-    return recompute_suffix(model, joined, suffix.to(model.device))
+    start = joined.next_position - len(suffix)
+    logits = read_again_(model, suffix.to(model.device), joined.keys, joined.values, start)
+    return replace(joined, logits=logits)
 
 
 def _join(parts: list[EncodedContext], prefix: int, suffix: int, part_len: int) -> EncodedContext:

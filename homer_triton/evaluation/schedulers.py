@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool1d
 
 from ..model.llama import Select
 from ..scheduler import POSITIONS, SLOTS, Scheduler
@@ -20,7 +21,13 @@ class RandomScheduler(Scheduler):
         self._generator = torch.Generator().manual_seed(seed)
 
     def _select(
-        self, node: Node, q_last: Tensor, k: Tensor, labels: Tensor
+        self,
+        node: Node,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        labels: Tensor,
+        votes: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         batch, _, rows = labels.shape
         draws = torch.rand(batch, node.context, generator=self._generator)
@@ -43,6 +50,8 @@ class LayerwiseScheduler(Scheduler):
         super().__init__(*args)
         if self.plan.offload:
             raise ValueError("Significance by slot is lost with offload; leave it out.")
+        if not self.pools:
+            raise ValueError('Layers keep tokens of their own only where recompute is not "all".')
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
         self._significance = [torch.zeros(len(x[0]), device=x.device) for x in self.layers]
 
@@ -50,53 +59,52 @@ class LayerwiseScheduler(Scheduler):
         self, node: Node, hidden: Tensor, labels: Tensor, select: Select | None
     ) -> Tensor:
         """One layer after another, noting by slot how significant each finds its rows."""
-        level = self.plan.levels[node.height]
         rows = torch.arange(labels.shape[2], device=labels.device).expand(len(labels), -1)
-        for layer in range(level.first_layer, level.last_layer):
-            choose = select if layer == level.last_layer - 1 else None
 
-            def observe(
-                q_last: Tensor, k: Tensor, layer: int = layer, choose: Select | None = choose
-            ) -> Tensor:
-                slots = labels[:, SLOTS + node.height]
-                self._significance[layer][slots] = self._score(layer, q_last, k, labels)
-                return rows if choose is None else choose(q_last, k)
+        def note(layer: int, q: Tensor, k: Tensor) -> None:
+            slots = labels[:, SLOTS + node.height]
+            self._significance[layer][slots] = self._score(layer, q, k, labels)
 
-            hidden = self.model.run(
-                range(layer, layer + 1),
-                hidden,
-                labels[:, POSITIONS],
-                labels[:, SLOTS + node.height],
-                self.layers,
-                self.plan.prefix_len,
-                self.rotary,
-                observe,
-            )
-        return hidden
+        def observe(layer: int, q: Tensor, k: Tensor) -> None:
+            note(layer, q, k)
+            if select is not None and select.observe is not None:
+                select.observe(layer, q, k)
+
+        def choose(layer: int, q: Tensor, k: Tensor) -> Tensor:
+            note(layer, q, k)
+            return rows if select is None else select.choose(layer, q, k)
+
+        return super()._run_layers(node, hidden, labels, Select(self.asking, choose, observe))
 
     def _select(
-        self, node: Node, q_last: Tensor, k: Tensor, labels: Tensor
+        self,
+        node: Node,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        labels: Tensor,
+        votes: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The last layer's choice, into whose slots every earlier layer moves its own."""
-        kept, dropped = super()._select(node, q_last, k, labels)
+        kept, dropped = super()._select(node, layer, q, k, labels, votes)
         for level in self.plan.levels[: node.height + 1]:
             slots = labels[:, SLOTS + level.height, : node.context]
             places = slots.gather(1, kept[:, : node.kept])
             last = level.last_layer - (level.height == node.height)
-            for layer in range(level.first_layer, last):
-                cache, significance = self.layers[layer], self._significance[layer]
+            for own_layer in range(level.first_layer, last):
+                cache, significance = self.layers[own_layer], self._significance[own_layer]
                 best = significance[slots].topk(node.kept, dim=1).indices.sort(1).values
                 own = slots.gather(1, best)
                 cache[:, places] = cache[:, own]
                 significance[places] = significance[own]
         return kept, dropped
 
-    def _score(self, layer: int, q_last: Tensor, k: Tensor, labels: Tensor) -> Tensor:
+    def _score(self, layer: int, q: Tensor, k: Tensor, labels: Tensor) -> Tensor:
         """How significant a layer finds each row of B chunks, [B, rows]."""
         if self._generator is not None:
             return torch.rand(k.shape[:2], generator=self._generator).to(k.device)
-        scores = self.model.ops.score_rows(q_last, k, self.score).float()
-        if self.bias is None:
-            return scores
-        positions = labels[:, POSITIONS]
-        return scores - self.bias[layer][positions[:, -1:] - positions]
+        scores = self._votes(layer, q, k).float()
+        if self.bias is not None:
+            positions = labels[:, POSITIONS]
+            return scores - self.bias[layer][positions[:, -1:] - positions]
+        return max_pool1d(scores[:, None], self.window, 1, self.window // 2)[:, 0]
