@@ -19,6 +19,7 @@ from ..context import EncodedContext
 from ..encoding import encode
 from ..loading import with_rope
 from ..model.llama import Llama
+from .bm25 import require_bm25s, retrieve
 from .independent import encode_independently
 
 # How much longer HOMER's chunks are where RoPE is rescaled: by default, twice the context limit
@@ -41,9 +42,12 @@ Reader = Callable[[Tensor, Tensor, Tensor, int], Reading]
 def make_readers(names: tuple[str, ...], model: Llama, config: HomerConfig) -> Mapping[str, Reader]:
     """The methods of these names on a model.
 
-    config: HOMER's settings; the chunks, the target and the score are also those of independent
-    chunks. Raises `ValueError` for an unknown name, or the same one twice.
+    config: HOMER's settings; the target is also that of retrieval and of independent chunks, the
+    chunks and the score those of the latter. Raises `ValueError` for an unknown name, the same one
+    twice, and a method whose package is missing.
     """
+    if "retrieval" in names:
+        require_bm25s()
     for name in names:
         if name not in METHODS:
             raise ValueError(f"The method {name!r} is not known; choose from {', '.join(METHODS)}.")
@@ -110,6 +114,20 @@ def read_window(
     return read_whole(model, config, prefix, context[-room:], suffix, new_tokens)
 
 
+def read_retrieved(
+    model: Llama,
+    config: HomerConfig,
+    prefix: Tensor,
+    context: Tensor,
+    suffix: Tensor,
+    new_tokens: int,
+) -> Reading:
+    """The plain model on the passages that the suffix asks for, as many as fit the target."""
+    target = config.target_len or config.chunk_len(model.config)
+    passages = retrieve(model, context, suffix, target - len(prefix) - len(suffix))
+    return read_whole(model, config, prefix, passages, suffix, new_tokens)
+
+
 def read_merged(
     model: Llama,
     config: HomerConfig,
@@ -151,6 +169,7 @@ METHODS: dict[str, Callable[..., Reading]] = {
     "ntk": partial(read_whole, scaling="ntk"),
     "yarn": partial(read_whole, scaling="yarn"),
     "window": read_window,
+    "retrieval": read_retrieved,
     "independent": read_independent,
     "homer": read_merged,
     "homer+pi": partial(read_merged, scaling="pi"),
