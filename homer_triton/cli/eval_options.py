@@ -39,7 +39,8 @@ Methods = Annotated[
         metavar="LIST",
         help="Any of plain, pi, ntk, yarn (RoPE rescaled), window (the last tokens that fit), "
         "retrieval (the passages that BM25 finds for the question), independent (chunks without "
-        "merging), homer, homer+pi, homer+ntk, homer+yarn.",
+        "merging), sequential (chunk after chunk, what the question attends to is kept), homer, "
+        "homer+pi, homer+ntk, homer+yarn.",
     ),
 ]
 Lengths = Annotated[

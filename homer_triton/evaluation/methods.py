@@ -21,6 +21,7 @@ from ..loading import with_rope
 from ..model.llama import Llama
 from .bm25 import require_bm25s, retrieve
 from .independent import encode_independently
+from .sequential import encode_sequentially
 
 # How much longer HOMER's chunks are where RoPE is rescaled: by default, twice the context limit
 # where they were half of it.
@@ -42,9 +43,9 @@ Reader = Callable[[Tensor, Tensor, Tensor, int], Reading]
 def make_readers(names: tuple[str, ...], model: Llama, config: HomerConfig) -> Mapping[str, Reader]:
     """The methods of these names on a model.
 
-    config: HOMER's settings; the target is also that of retrieval and of independent chunks, the
-    chunks and the score those of the latter. Raises `ValueError` for an unknown name, the same one
-    twice, and a method whose package is missing.
+    config: HOMER's settings; the target is also that of retrieval and of independent and sequential
+    chunks, the chunks those of the latter two, the score that of independent ones. Raises
+    `ValueError` for an unknown name, the same one twice, and a method whose package is missing.
     """
     if "retrieval" in names:
         require_bm25s()
@@ -163,6 +164,18 @@ def read_independent(
     return Reading(model, encode_independently(model, prefix, context, suffix, config))
 
 
+def read_sequential(
+    model: Llama,
+    config: HomerConfig,
+    prefix: Tensor,
+    context: Tensor,
+    suffix: Tensor,
+    new_tokens: int,
+) -> Reading:
+    """Chunks one after another, the cache so far pruned by the suffix's attention after each."""
+    return Reading(model, encode_sequentially(model, prefix, context, suffix, config))
+
+
 METHODS: dict[str, Callable[..., Reading]] = {
     "plain": read_whole,
     "pi": partial(read_whole, scaling="pi"),
@@ -171,6 +184,7 @@ METHODS: dict[str, Callable[..., Reading]] = {
     "window": read_window,
     "retrieval": read_retrieved,
     "independent": read_independent,
+    "sequential": read_sequential,
     "homer": read_merged,
     "homer+pi": partial(read_merged, scaling="pi"),
     "homer+ntk": partial(read_merged, scaling="ntk"),
