@@ -45,7 +45,7 @@ setup(
             "ruff>=0.9",
         ],
         # What `homer eval` can use; lm_eval and what it needs are some 600 MB.
-        "eval": ["bm25s>=0.2.6", "lm_eval>=0.4.9"],
+        "eval": ["bm25s>=0.2.6", "lm_eval>=0.4.13"],
         "plots": ["matplotlib>=3.8"],
     },
     entry_points={"console_scripts": ["homer=homer_triton.cli:main"]},

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..model.llama import Llama
+from .extras import require
 
 # The most tokens in a passage.
 PASSAGE_LEN = 100
@@ -25,12 +26,7 @@ _WORD = re.compile(r"\w+")
 
 def require_bm25s() -> None:
     """Raise `ValueError` where bm25s is missing: to be asked before hours of work."""
-    try:
-        import bm25s  # noqa: F401
-    except ImportError:
-        raise ValueError(
-            "The method 'retrieval' needs bm25s: pip install 'homer_triton[eval]'."
-        ) from None
+    require("bm25s", "The method 'retrieval'")
 
 
 def retrieve(model: Llama, context: Tensor, question: Tensor, budget: int) -> Tensor:
