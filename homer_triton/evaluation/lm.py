@@ -127,7 +127,9 @@ class HomerLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts, in windows of the context limit, every token scored
-        once: the harness's own definition, which leaves nothing for a method to read.
+        once: the harness's own definition, which leaves nothing for a method to read. The
+        beginning-of-sequence token is read and not scored; the harness's "hf" model, where its
+        tokenizer adds one, scores a second one too.
         """
         totals = []
         for (text,) in tqdm([r.args for r in requests], disable=disable_tqdm or None):
