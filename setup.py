@@ -37,12 +37,15 @@ setup(
     ],
     extras_require={
         "dev": [
+            "bm25s>=0.2.6",
             "hypothesis>=6.100",
             "mypy>=1.13",
             "pytest>=8",
             "pytest-benchmark>=5",
             "ruff>=0.9",
         ],
+        # What `homer eval` can use; lm_eval and what it needs are some 600 MB.
+        "eval": ["bm25s>=0.2.6", "lm_eval>=0.4.13"],
         "plots": ["matplotlib>=3.8"],
     },
     entry_points={"console_scripts": ["homer=homer_triton.cli:main"]},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .eval_ablation import ablation
+from .eval_lm import lm
 from .eval_options import (
     DEFAULT_METHODS,
     Depths,
@@ -244,3 +245,4 @@ def quality(
 
 
 app.command()(ablation)
+app.command()(lm)

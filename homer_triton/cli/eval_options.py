@@ -38,7 +38,9 @@ Methods = Annotated[
         "--methods",
         metavar="LIST",
         help="Any of plain, pi, ntk, yarn (RoPE rescaled), window (the last tokens that fit), "
-        "independent (chunks without merging), homer, homer+pi, homer+ntk, homer+yarn.",
+        "retrieval (the passages that BM25 finds for the question), independent (chunks without "
+        "merging), sequential (chunk after chunk, what the question attends to is kept), homer, "
+        "homer+pi, homer+ntk, homer+yarn.",
     ),
 ]
 Lengths = Annotated[

@@ -19,7 +19,9 @@ from ..context import EncodedContext
 from ..encoding import encode
 from ..loading import with_rope
 from ..model.llama import Llama
+from .bm25 import require_bm25s, retrieve
 from .independent import encode_independently
+from .sequential import encode_sequentially
 
 # How much longer HOMER's chunks are where RoPE is rescaled: by default, twice the context limit
 # where they were half of it.
@@ -41,9 +43,12 @@ Reader = Callable[[Tensor, Tensor, Tensor, int], Reading]
 def make_readers(names: tuple[str, ...], model: Llama, config: HomerConfig) -> Mapping[str, Reader]:
     """The methods of these names on a model.
 
-    config: HOMER's settings; the chunks, the target and the score are also those of independent
-    chunks. Raises `ValueError` for an unknown name, or the same one twice.
+    config: HOMER's settings; the target is also that of retrieval and of independent and sequential
+    chunks, the chunks those of the latter two, the score that of independent ones. Raises
+    `ValueError` for an unknown name, the same one twice, and a method whose package is missing.
     """
+    if "retrieval" in names:
+        require_bm25s()
     for name in names:
         if name not in METHODS:
             raise ValueError(f"The method {name!r} is not known; choose from {', '.join(METHODS)}.")
@@ -110,6 +115,20 @@ def read_window(
     return read_whole(model, config, prefix, context[-room:], suffix, new_tokens)
 
 
+def read_retrieved(
+    model: Llama,
+    config: HomerConfig,
+    prefix: Tensor,
+    context: Tensor,
+    suffix: Tensor,
+    new_tokens: int,
+) -> Reading:
+    """The plain model on the passages that the suffix asks for, as many as fit the target."""
+    target = config.target_len or config.chunk_len(model.config)
+    passages = retrieve(model, context, suffix, target - len(prefix) - len(suffix))
+    return read_whole(model, config, prefix, passages, suffix, new_tokens)
+
+
 def read_merged(
     model: Llama,
     config: HomerConfig,
@@ -145,13 +164,27 @@ def read_independent(
     return Reading(model, encode_independently(model, prefix, context, suffix, config))
 
 
+def read_sequential(
+    model: Llama,
+    config: HomerConfig,
+    prefix: Tensor,
+    context: Tensor,
+    suffix: Tensor,
+    new_tokens: int,
+) -> Reading:
+    """Chunks one after another, the cache so far pruned by the suffix's attention after each."""
+    return Reading(model, encode_sequentially(model, prefix, context, suffix, config))
+
+
 METHODS: dict[str, Callable[..., Reading]] = {
     "plain": read_whole,
     "pi": partial(read_whole, scaling="pi"),
     "ntk": partial(read_whole, scaling="ntk"),
     "yarn": partial(read_whole, scaling="yarn"),
     "window": read_window,
+    "retrieval": read_retrieved,
     "independent": read_independent,
+    "sequential": read_sequential,
     "homer": read_merged,
     "homer+pi": partial(read_merged, scaling="pi"),
     "homer+ntk": partial(read_merged, scaling="ntk"),
