@@ -85,27 +85,29 @@ def passkey(
     """
     from ..evaluation import plots
     from ..evaluation.methods import make_readers
-    from ..evaluation.retrieval import PasskeyTask, check_lengths, run_passkeys
+    from ..evaluation.passkey import PASSKEY
+    from ..evaluation.questions import Questions, ask, check_lengths
 
     want_plots(no_plots)
     llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
     limit = llama.config.max_position_embeddings
-    task = PasskeyTask(parse_lengths(lengths, limit), parse_depths(depths), samples, seed)
+    tokens, places = parse_lengths(lengths, limit), parse_depths(depths)
+    questions = Questions("passkey", (PASSKEY,), dict.fromkeys(tokens, samples), seed, places)
     readers = make_readers(split_list(methods), llama, config)
     layout = layout_of(tokenizer, not no_chat_template)
-    check_lengths(llama, task, layout)
+    check_lengths(llama, questions, layout)
     settings = {
         "task": "passkey",
         "methods": list(readers),
-        "lengths": task.lengths,
-        "depths": task.depths,
+        "lengths": tokens,
+        "depths": places,
         "samples": samples,
         "seed": seed,
         "chat_template": not no_chat_template,
     }
     folder = open_folder(output, llama, checkpoint, config, settings)
-    with progress("passkey", len(task) * len(readers)) as advance:
-        metrics = run_passkeys(llama, readers, task, layout, folder, advance)
+    with progress("passkey", len(questions) * len(readers)) as advance:
+        metrics = ask(llama, readers, questions, layout, folder, advance)
     folder.finish(metrics)
     if not no_plots:
         plots.plot_accuracy_by_length(metrics, limit, folder.path / "accuracy_by_length.png")
