@@ -3,6 +3,8 @@
 import random
 import re
 
+import pytest
+
 from homer_triton.evaluation import words
 
 
@@ -14,11 +16,19 @@ def test_pairs_are_of_different_common_words() -> None:
     assert all(re.fullmatch("[a-z]+-[a-z]+", words.draw_pair(draw)) for _ in range(200))
 
 
-def test_made_up_words_are_many_and_of_one_shape() -> None:
+@pytest.mark.parametrize("syllables", [2, 3])
+def test_made_up_words_are_of_one_shape(syllables: int) -> None:
     draw = random.Random(0)
-    drawn = {words.draw_made_up(draw) for _ in range(20_000)}
-    assert all(re.fullmatch("(?:[b-df-hj-np-tv-z][aeiou]){3}", word) for word in drawn)
-    assert len(drawn) > 18_500
+    drawn = {words.draw_made_up(draw, syllables) for _ in range(2000)}
+    shape = f"(?:[b-df-hj-np-tv-z][aeiou]){{{syllables}}}"
+    assert all(re.fullmatch(shape, word) for word in drawn)
+    assert len(drawn) > 1600
+
+
+def test_there_are_more_words_than_asked_for() -> None:
+    assert [words.syllables_for(n) for n in (74, 75, 5624, 5625, 421_875)] == [1, 2, 2, 3, 4]
+    draw = random.Random(0)
+    assert len({words.draw_made_up(draw, 1) for _ in range(2000)}) == 75
 
 
 def test_coded_words_are_random_letters() -> None:

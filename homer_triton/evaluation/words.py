@@ -38,8 +38,8 @@ _NOUNS = _words(
     "traveler tree trip truck valley village voice wagon wall watch water wave weather week west "
     "wheel wind window wing wire woman wood world yard year"
 )
-_CONSONANTS, _VOWELS = "bdflmnprstvz", "aeiou"
-_SYLLABLES, _LETTERS = 3, 6
+_SYLLABLES = [consonant + vowel for consonant in "bcdfjlmnprstvwz" for vowel in "aeiou"]
+_LETTERS = 6
 
 
 def draw_pair(draw: random.Random) -> str:
@@ -47,12 +47,20 @@ def draw_pair(draw: random.Random) -> str:
     return f"{draw.choice(_ADJECTIVES)}-{draw.choice(_NOUNS)}"
 
 
-def draw_made_up(draw: random.Random) -> str:
-    """A word that can be spoken and means nothing, for example "lomeda": one of 216,000.
+def syllables_for(words: int) -> int:
+    """How many syllables made-up words need for there to be more than so many of them."""
+    syllables = 1
+    while len(_SYLLABLES) ** syllables <= words:
+        syllables += 1
+    return syllables
 
-    All are of one length, so that none stands within another.
+
+def draw_made_up(draw: random.Random, syllables: int) -> str:
+    """A word that can be spoken and means nothing, for example "lomeda" of three syllables.
+
+    Those of as many syllables are of one length, so that none stands within another.
     """
-    return "".join(draw.choice(_CONSONANTS) + draw.choice(_VOWELS) for _ in range(_SYLLABLES))
+    return "".join(draw.choices(_SYLLABLES, k=syllables))
 
 
 def draw_coded(draw: random.Random) -> str:
