@@ -13,8 +13,10 @@ from .eval_options import (
     OutputFolder,
     Samples,
     Seed,
+    describe_samples,
     parse_depths,
     parse_lengths,
+    parse_samples,
 )
 from .eval_runs import (
     layout_of,
@@ -44,7 +46,7 @@ def ablation(
     model: OptionalModelPath = None,
     lengths: Lengths = "4x,8x",
     depths: Depths = "0.1,0.3,0.5,0.7,0.9",
-    samples: Samples = 4,
+    samples: Samples = "4",
     seed: Seed = 0,
     no_chat_template: NoChatTemplate = False,
     device: Device = None,
@@ -72,7 +74,8 @@ def ablation(
     llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
     limit = llama.config.max_position_embeddings
     tokens, places = parse_lengths(lengths, limit), parse_depths(depths)
-    questions = Questions("passkey", (PASSKEY,), dict.fromkeys(tokens, samples), seed, places)
+    numbers = parse_samples(samples, tokens, limit)
+    questions = Questions("passkey", (PASSKEY,), numbers, seed, places)
     layout = layout_of(tokenizer, not no_chat_template)
     check_lengths(llama, questions, layout)
     bias = config.calibration or calibrate_on_filler(llama, config.chunk_len(llama.config))
@@ -83,7 +86,7 @@ def ablation(
         "methods": list(readers),
         "lengths": tokens,
         "depths": places,
-        "samples": samples,
+        "samples": describe_samples(numbers),
         "seed": seed,
         "chat_template": not no_chat_template,
     }
