@@ -22,7 +22,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -30,9 +32,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
+MEMORY = ROOT / "homer_triton" / "evaluation" / "memory.py"
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
-
-import memory  # noqa: E402
 
 SHAPE, CHUNK, WARMUP, AFFIX = "50M", 512, 6, 16
 OURS, THEIRS = "homer_triton", "authors"
@@ -113,9 +114,19 @@ def theirs(folder: Path, checkout: Path) -> Callable[[Tensor], Tensor]:
     return read
 
 
+def load_memory() -> ModuleType:
+    """The module, by its path: the authors' Python cannot import the package around it."""
+    found = spec_from_file_location("memory", MEMORY)
+    assert found is not None
+    assert found.loader is not None
+    module = module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
 def serve(arguments: argparse.Namespace) -> None:
     """Answer each line of standard input, a number of tokens, with a line of JSON."""
-    folder = arguments.serve
+    folder, memory = arguments.serve, load_memory()
     words = json.loads((folder / "sizes.json").read_text())["vocab_size"]
     if arguments.system == OURS:
         read = ours(arguments.leaf_batch)

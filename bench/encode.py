@@ -24,12 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import measure  # noqa: E402
-import memory  # noqa: E402
 import torch  # noqa: E402
 from random_models import SHAPES, as_transformers, random_llama  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import homer_triton as ht  # noqa: E402
+from homer_triton.evaluation import memory  # noqa: E402
 from homer_triton.loading import DTYPES  # noqa: E402
 from homer_triton.model.llama import Llama  # noqa: E402
 

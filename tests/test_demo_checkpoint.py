@@ -9,7 +9,8 @@ from homer_triton.demo import CHECKPOINT
 from homer_triton.demo.corpus import DOCUMENT_LENGTHS, Corpus
 from homer_triton.demo.tokenizer import build_tokenizer
 from homer_triton.demo.train import CONTEXT_LIMIT, main
-from homer_triton.evaluation.passkey import PasskeySample, find_answer, make_sample
+from homer_triton.evaluation.passkey import find_answer, make_sample
+from homer_triton.evaluation.samples import Sample
 
 SAMPLES = 12
 NEW_TOKENS = 8
@@ -30,7 +31,7 @@ def homer_model():
     return ht.load(CHECKPOINT, dtype="float32", ops="torch")
 
 
-def passkey_samples(tokenizer, times: int) -> list[PasskeySample]:
+def passkey_samples(tokenizer, times: int) -> list[Sample]:
     """Texts that fill `times` context limits together with the answer."""
 
     def count(text: str) -> int:

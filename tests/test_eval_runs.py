@@ -112,6 +112,18 @@ def test_wilson_intervals_are_the_published_ones() -> None:
     assert wilson_interval(29, 29) == pytest.approx((0.8830, 1.0), abs=5e-5)
 
 
+def test_wilson_intervals_take_fractions_of_right_answers() -> None:
+    low, high = wilson_interval(81.5, 263)
+    assert wilson_interval(81, 263)[0] < low < wilson_interval(82, 263)[0]
+    assert wilson_interval(81, 263)[1] < high < wilson_interval(82, 263)[1]
+    # Scores between 0 and 1 spread less than right and wrong of the same mean.
+    draw = random.Random(0)
+    for _ in range(200):
+        scores = [draw.choice((0.2, 0.4, 0.6)) for _ in range(30)]
+        low, high = wilson_interval(sum(scores), 30)
+        assert low < 0.4 < high
+
+
 def test_bootstrap_intervals_cover_the_mean_as_often_as_they_say() -> None:
     draw = random.Random(0)
     covered = 0

@@ -11,23 +11,21 @@ from .eval_ablation import ablation
 from .eval_lm import lm
 from .eval_options import (
     DEFAULT_METHODS,
-    Depths,
-    Lengths,
     Methods,
     NoPlots,
     OptionalModelPath,
     OutputFolder,
-    Samples,
     Seed,
+    Texts,
+    describe_texts,
     digest,
-    parse_depths,
     parse_length,
-    parse_lengths,
+    read_texts,
     split_list,
 )
+from .eval_questions import needles, passkey, ruler
 from .eval_runs import (
     layout_of,
-    length_table,
     open_checkpoint,
     open_folder,
     perplexity_table,
@@ -36,7 +34,6 @@ from .eval_runs import (
     share_cells,
     want_plots,
 )
-from .inputs import read_text
 from .options import (
     Device,
     Dtype,
@@ -58,74 +55,15 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-
-@app.command()
-@with_settings
-def passkey(
-    output: OutputFolder,
-    model: OptionalModelPath = None,
-    methods: Methods = DEFAULT_METHODS,
-    lengths: Lengths = "1x,4x,8x,16x",
-    depths: Depths = "0.1,0.3,0.5,0.7,0.9",
-    samples: Samples = 4,
-    seed: Seed = 0,
-    no_chat_template: NoChatTemplate = False,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    ops: Ops = "auto",
-    no_plots: NoPlots = False,
-    as_json: Json = False,
-    *,
-    config: HomerConfig,
-) -> None:
-    """Find a five-digit key in a long text of repeated sentences.
-
-    Example: homer eval passkey --methods plain,yarn,homer --lengths 1x,8x --suffix-mode recomputed
-    -o runs/passkey
-    """
-    from ..evaluation import plots
-    from ..evaluation.methods import make_readers
-    from ..evaluation.retrieval import PasskeyTask, check_lengths, run_passkeys
-
-    want_plots(no_plots)
-    llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
-    limit = llama.config.max_position_embeddings
-    task = PasskeyTask(parse_lengths(lengths, limit), parse_depths(depths), samples, seed)
-    readers = make_readers(split_list(methods), llama, config)
-    layout = layout_of(tokenizer, not no_chat_template)
-    check_lengths(llama, task, layout)
-    settings = {
-        "task": "passkey",
-        "methods": list(readers),
-        "lengths": task.lengths,
-        "depths": task.depths,
-        "samples": samples,
-        "seed": seed,
-        "chat_template": not no_chat_template,
-    }
-    folder = open_folder(output, llama, checkpoint, config, settings)
-    with progress("passkey", len(task) * len(readers)) as advance:
-        metrics = run_passkeys(llama, readers, task, layout, folder, advance)
-    folder.finish(metrics)
-    if not no_plots:
-        plots.plot_accuracy_by_length(metrics, limit, folder.path / "accuracy_by_length.png")
-        plots.plot_depth_by_length(metrics, limit, folder.path / "depth_by_length.png")
-    report(folder, metrics, length_table(metrics, limit), as_json)
+for _command in (passkey, needles, ruler):
+    app.command()(_command)
 
 
 @app.command()
 @with_settings
 def perplexity(
     output: OutputFolder,
-    text: Annotated[
-        list[str],
-        typer.Option(
-            "--text",
-            metavar="FILE",
-            help="A document in UTF-8; give the option again for more of them.",
-        ),
-    ],
+    text: Texts,
     model: OptionalModelPath = None,
     methods: Methods = DEFAULT_METHODS,
     max_length: Annotated[
@@ -167,7 +105,7 @@ def perplexity(
     from ..evaluation.perplexity import lay_out_documents, run_perplexity
 
     want_plots(no_plots)
-    texts = {file: read_text(file) for file in text}
+    texts = read_texts(text)
     llama, _, checkpoint = open_checkpoint(model, device, dtype, ops)
     limit = llama.config.max_position_embeddings
     longest = None if max_length is None else parse_length(max_length, limit)
@@ -176,8 +114,7 @@ def perplexity(
     settings = {
         "task": "perplexity",
         "methods": list(readers),
-        "texts": list(texts),
-        "texts_digest": digest(content.encode() for content in texts.values()),
+        **describe_texts(texts),
         "max_length": longest,
         "segments": segments,
         "seed": seed,

@@ -13,8 +13,10 @@ from .eval_options import (
     OutputFolder,
     Samples,
     Seed,
+    describe_samples,
     parse_depths,
     parse_lengths,
+    parse_samples,
 )
 from .eval_runs import (
     layout_of,
@@ -44,7 +46,7 @@ def ablation(
     model: OptionalModelPath = None,
     lengths: Lengths = "4x,8x",
     depths: Depths = "0.1,0.3,0.5,0.7,0.9",
-    samples: Samples = 4,
+    samples: Samples = "4",
     seed: Seed = 0,
     no_chat_template: NoChatTemplate = False,
     device: Device = None,
@@ -65,29 +67,32 @@ def ablation(
     """
     from ..evaluation import plots
     from ..evaluation.ablation import as_readers, calibrate_on_filler, make_variants
-    from ..evaluation.retrieval import PasskeyTask, check_lengths, run_passkeys
+    from ..evaluation.passkey import PASSKEY
+    from ..evaluation.questions import Questions, ask, check_lengths
 
     want_plots(no_plots)
     llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
     limit = llama.config.max_position_embeddings
-    task = PasskeyTask(parse_lengths(lengths, limit), parse_depths(depths), samples, seed)
+    tokens, places = parse_lengths(lengths, limit), parse_depths(depths)
+    numbers = parse_samples(samples, tokens, limit)
+    questions = Questions("passkey", (PASSKEY,), numbers, seed, places)
     layout = layout_of(tokenizer, not no_chat_template)
-    check_lengths(llama, task, layout)
+    check_lengths(llama, questions, layout)
     bias = config.calibration or calibrate_on_filler(llama, config.chunk_len(llama.config))
     variants = make_variants(llama, replace(config, calibration=None), bias, seed)
     readers = as_readers(llama, variants)
     settings = {
         "task": "ablation",
         "methods": list(readers),
-        "lengths": task.lengths,
-        "depths": task.depths,
-        "samples": samples,
+        "lengths": tokens,
+        "depths": places,
+        "samples": describe_samples(numbers),
         "seed": seed,
         "chat_template": not no_chat_template,
     }
     folder = open_folder(output, llama, checkpoint, config, settings)
-    with progress("ablation", len(task) * len(readers)) as advance:
-        metrics = run_passkeys(llama, readers, task, layout, folder, advance)
+    with progress("ablation", len(questions) * len(readers)) as advance:
+        metrics = ask(llama, readers, questions, layout, folder, advance)
     folder.finish({**metrics, "task": "ablation"})
     if not no_plots:
         plots.plot_variants(metrics, limit, folder.path / "variants.png")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .inputs import read_text
 
 if TYPE_CHECKING:
     from .. import HomerConfig
@@ -58,8 +60,21 @@ Depths = Annotated[
     ),
 ]
 Samples = Annotated[
-    int,
-    typer.Option("--samples", metavar="N", min=1, help="Questions at each depth of each length."),
+    str,
+    typer.Option(
+        "--samples",
+        metavar="N",
+        help="Questions of each kind at each length: of each depth or task; one number, or one for "
+        "each length as in 4x:12,8x:6.",
+    ),
+]
+Texts = Annotated[
+    list[str],
+    typer.Option(
+        "--text",
+        metavar="FILE",
+        help="A document in UTF-8; give the option again for more of them.",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Draws whatever is random.")]
 NoPlots = Annotated[bool, typer.Option("--no-plots", help="Write the figures as numbers only.")]
@@ -98,6 +113,44 @@ def parse_lengths(text: str, limit: int) -> tuple[int, ...]:
     return lengths
 
 
+def parse_samples(text: str, lengths: tuple[int, ...], limit: int) -> dict[int, int]:
+    """How many questions to ask at each of the lengths, in tokens.
+
+    Raises `ValueError` for what is neither one number nor one for each length, and for less than
+    one question.
+    """
+    if ":" not in text:
+        return dict.fromkeys(lengths, _parse_number(text.strip(), text))
+    samples: dict[int, int] = {}
+    for entry in split_list(text):
+        length, _, number = entry.partition(":")
+        tokens = parse_length(length, limit)
+        if tokens not in lengths or tokens in samples:
+            raise ValueError(
+                f"--samples {text!r} must name each of --lengths once, which {length} is not."
+            )
+        samples[tokens] = _parse_number(number.strip(), text)
+    for tokens in lengths:
+        if tokens not in samples:
+            raise ValueError(f"--samples {text!r} has no number for {tokens:,} tokens.")
+    return samples
+
+
+def _parse_number(entry: str, text: str) -> int:
+    if not entry.isdecimal() or int(entry) < 1:
+        raise ValueError(
+            f"--samples {text!r} must be a number from 1 on, or one for each length as in "
+            "4x:12,8x:6."
+        )
+    return int(entry)
+
+
+def describe_samples(samples: Mapping[int, int]) -> int | dict[str, int]:
+    """The numbers as plain values: one where all are the same."""
+    numbers = set(samples.values())
+    return numbers.pop() if len(numbers) == 1 else {str(n): m for n, m in samples.items()}
+
+
 def parse_depths(text: str) -> tuple[float, ...]:
     """Ascending depths. Raises `ValueError` for what is not a number from 0 to 1, and for none."""
     try:
@@ -121,6 +174,17 @@ def describe_config(config: HomerConfig) -> dict[str, Any]:
         "layers_tree": config.layers_tree,
         "calibration": None if bias is None else digest([bias.contiguous().numpy().tobytes()]),
     }
+
+
+def read_texts(files: Sequence[str]) -> dict[str, str]:
+    """The texts by their files' names. Raises as `read_text` does."""
+    return {file: read_text(file) for file in files}
+
+
+def describe_texts(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Texts by their names and a digest."""
+    contents = (content.encode() for content in texts.values())
+    return {"texts": list(texts), "texts_digest": digest(contents)}
 
 
 def digest(contents: Iterable[bytes]) -> str:

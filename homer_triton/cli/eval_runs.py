@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from .eval_options import describe_config
 from .inputs import compose, open_model
-from .output import at_terminal, note, print_json, table
+from .output import at_terminal, note, print_json, readable_bytes, table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .. import HomerConfig, Llama
-    from ..evaluation.retrieval import Layout
+    from ..evaluation.questions import Layout
     from ..evaluation.runs import Record, RunFolder
 
 
@@ -50,11 +50,13 @@ def open_folder(
 
 
 def layout_of(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Layout:
-    """What stands around a text that ends in a question."""
+    """What stands around a text that ends in a question; a chat model's turn begins with the
+    beginning of the answer.
+    """
 
-    def lay_out(question: str) -> tuple[str | None, str]:
-        parts = compose(tokenizer, None, None, [question], chat, ask_later=False)
-        return parts.prefix, parts.suffix or question
+    def lay_out(question: str, instruction: str = "", reply: str = "") -> tuple[str | None, str]:
+        parts = compose(tokenizer, instruction or None, None, [question], chat, ask_later=False)
+        return parts.prefix, (parts.suffix or question) + reply
 
     return lay_out
 
@@ -87,25 +89,43 @@ def report(folder: RunFolder, metrics: Record, text: str, as_json: bool) -> None
 
 
 def length_table(metrics: Record, limit: int) -> str:
-    """Accuracies, a line for each method at each length."""
+    """Accuracies and costs, a line for each method at each length; each task's accuracy too where
+    there are several.
+    """
+    tasks: dict[str, list[str]] = {}
+    for row in metrics.get("by_task", []):
+        tasks.setdefault(row["task"], []).append(f"{row['accuracy']:.1%}")
     rows = [
         [
             row["method"],
             f"{row['length'] / limit:g}×",
             f"{row['length']:,}",
             *share_cells(row),
+            *of_tasks,
+            *cost_cells(row),
             str(row["errors"]),
         ]
-        for row in metrics["by_length"]
+        for row, *of_tasks in zip(metrics["by_length"], *tasks.values(), strict=True)
     ]
-    return table(["method", "limit", "tokens", "right", "95 % interval", "errors"], rows)
+    shares = ["right", "95 % interval", *tasks]
+    costs = ["per question", "peak memory"]
+    return table(["method", "limit", "tokens", *shares, *costs, "errors"], rows)
 
 
 def share_cells(row: Record) -> list[str]:
     """An accuracy and its interval."""
     return [
-        f"{row['accuracy']:.1%} ({row['right']}/{row['total']})",
+        f"{row['accuracy']:.1%} ({round(row['right'], 2):g}/{row['total']})",
         f"{row['low']:.1%} to {row['high']:.1%}",
+    ]
+
+
+def cost_cells(row: Record) -> list[str]:
+    """The time of an answer and the memory that it takes, as far as they are known."""
+    seconds, peak = row["seconds"], row["peak_bytes"]
+    return [
+        "" if seconds is None else f"{seconds:.2f} s",
+        "" if peak is None else readable_bytes(peak),
     ]
 
 

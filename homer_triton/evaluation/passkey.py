@@ -6,8 +6,8 @@ context, the question is the suffix, and the first run of digits of the continua
 
 import random
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+
+from .samples import Count, Sample, Task
 
 FILLER = (
     "The grass is green.",
@@ -19,23 +19,12 @@ FILLER = (
 KEY_SENTENCES = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "What is the pass key? The pass key is"
 KEY_DIGITS = 5
+NEW_TOKENS = 20
 
 _NUMBER = re.compile(r"(?<!\d)\d(?: \d)+(?!\d)|\d+")
 
 
-@dataclass(frozen=True)
-class PasskeySample:
-    """One text with a key hidden in it: `context` holds the key, `prompt` asks for it."""
-
-    context: str
-    prompt: str
-    answer: str
-    depth: float
-
-
-def make_sample(
-    length: int, depth: float, seed: int, count_tokens: Callable[[str], int]
-) -> PasskeySample:
+def make_sample(length: int, depth: float, seed: int, count_tokens: Count) -> Sample:
     """A passkey text whose context and prompt fill `length` tokens, less at most one sentence.
 
     Args:
@@ -73,7 +62,7 @@ def make_sample(
         sentences -= 1
     while size(sentences + 1) <= length:
         sentences += 1
-    return PasskeySample(build(sentences), QUESTION, key, depth)
+    return Sample(build(sentences), QUESTION, (key,), depth)
 
 
 def find_answer(generated: str) -> str | None:
@@ -83,3 +72,15 @@ def find_answer(generated: str) -> str | None:
     """
     match = _NUMBER.search(generated)
     return match.group().replace(" ", "") if match else None
+
+
+def _draw(draw: random.Random, room: int, depth: float | None, count_tokens: Count) -> Sample:
+    seed = draw.getrandbits(32)
+    return make_sample(room, draw.random() if depth is None else depth, seed, count_tokens)
+
+
+def _score(generated: str, sample: Sample) -> bool:
+    return find_answer(generated) == sample.answer
+
+
+PASSKEY = Task("passkey", NEW_TOKENS, _draw, _score)

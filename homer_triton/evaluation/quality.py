@@ -14,7 +14,7 @@ import torch
 from ..model.llama import Llama
 from ..tokens import split_input, tokenize
 from .methods import Reader, token_losses
-from .retrieval import Layout, accuracy
+from .questions import Layout, accuracy
 from .runs import Record, RunFolder
 
 _QUESTION = "Question: {question}\nAnswer:"

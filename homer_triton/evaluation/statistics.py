@@ -9,8 +9,12 @@ import torch
 _Z = 1.959964
 
 
-def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share, `right` of `total` (Wilson 1927); (0, 1) of nothing."""
+def wilson_interval(right: float, total: int) -> tuple[float, float]:
+    """The 95 % interval of a share, `right` of `total` (Wilson 1927); (0, 1) of nothing.
+
+    Where answers can be right in part, `right` is the sum of their scores, each from 0 to 1. The
+    interval is then wider than it need be: no scores of the same mean spread more than 0 and 1.
+    """
     if total == 0:
         return 0.0, 1.0
     share, spread = right / total, _Z * _Z / total
