@@ -104,11 +104,12 @@ def damage_file(path: Path, damage: str) -> None:
     save_file(tensors, path, None if damage == "no metadata" else {"homer_triton.encoded": text})
 
 
-@pytest.mark.parametrize("suffix", ["merged", "recomputed"])
-def test_transformers_goes_on_as_we_do(suffix: str) -> None:
+@pytest.mark.parametrize("recompute", ["none", "suffix", "all"])
+def test_transformers_goes_on_as_we_do(recompute: str) -> None:
     hf_model, model, _ = peers(4, 2)
     tokens, new = random_tokens(90), random_tokens(5, seed=1)
-    settings = to_config(Settings(18, 16, 2, suffix=suffix))
+    tree = 6 if recompute == "all" else None
+    settings = to_config(Settings(18, 16, 2, recompute=recompute, layers_tree=tree))
     encoded = ht.encode(model, tokens[2:87], tokens[:2], tokens[87:], settings)
     with torch.no_grad():
         theirs = hf_model(**encoded.to_transformers(new)).logits[0]

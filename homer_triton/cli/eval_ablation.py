@@ -63,7 +63,7 @@ def ablation(
     log_softmax, random. Refinement: propagative, by each layer's own scores, random. Then W, the
     warm-up layers, M, the chunk's length, and T, the target's.
 
-    Example: homer eval ablation --lengths 8x --suffix-mode recomputed -o runs/ablation
+    Example: homer eval ablation --lengths 8x -o runs/ablation
     """
     from ..evaluation import plots
     from ..evaluation.ablation import as_readers, calibrate_on_filler, make_variants

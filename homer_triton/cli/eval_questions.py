@@ -75,7 +75,7 @@ def passkey(
 ) -> None:
     """Find a five-digit key in a long text of repeated sentences.
 
-    Example: homer eval passkey --methods plain,yarn,homer --lengths 1x,8x --suffix-mode recomputed
+    Example: homer eval passkey --methods plain,yarn,homer --lengths 1x,8x
     -o runs/passkey
     """
     from ..evaluation.passkey import PASSKEY
