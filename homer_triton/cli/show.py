@@ -44,9 +44,10 @@ def show(
     Example: homer show book.safetensors -o kept.html
     """
     from .. import EncodedContext
-    from ..evaluation.kept_page import build_page, piece_texts
+    from ..evaluation.kept_page import build_page
     from ..evaluation.plots import plot_kept, require_matplotlib
     from ..files import check_writable, write_atomically
+    from ..pieces import piece_texts
 
     check_writable(output)
     if png is not None:
