@@ -92,14 +92,13 @@ def surviving_text(
 
 
 def _tokens(text: str, spans: Sequence[Span]) -> list[Span]:
-    """The characters of each token; tokens that share a character are one."""
-    cuts = [0, *_clean_cuts(spans)]
-    return [(a, b) for a, b in pairwise(cuts) if a < b]
+    """What each token adds to the text: whole characters."""
+    return [(start, stop) for start, stop in pairwise([0, *_ends(spans)]) if start < stop]
 
 
 def _words(text: str, spans: Sequence[Span]) -> list[Span]:
     """The words: all between white space; where there is none by custom, what the tokens hold."""
-    cuts = _clean_cuts(spans)
+    cuts = _ends(spans)
     words: list[Span] = []
     for match in re.finditer(r"\S+", text):
         start, stop = match.span()
@@ -132,16 +131,9 @@ _UNITS: dict[str, Callable[[str, Sequence[Span]], list[Span]]] = {
 }
 
 
-def _clean_cuts(spans: Sequence[Span]) -> list[int]:
-    """The places after tokens where no token is cut, ascending."""
-    cuts: list[int] = []
-    earliest = float("inf")
-    for start, stop in reversed(spans):
-        if stop <= earliest and (not cuts or stop < cuts[-1]):
-            cuts.append(stop)
-        if start < stop:
-            earliest = min(earliest, start)
-    return cuts[::-1]
+def _ends(spans: Sequence[Span]) -> list[int]:
+    """Where tokens end, ascending."""
+    return sorted({stop for _, stop in spans})
 
 
 def _count_tokens(

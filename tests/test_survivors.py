@@ -164,14 +164,14 @@ def test_what_survives_is_whole_in_order_and_fits(
     tokenizer, text, ids, kept = case
     target = data.draw(st.integers(1, 2 * len(ids)))
     try:
-        left = surviving_text(tokenizer, ids, kept, target, unit, "⟦…⟧")
+        left = surviving_text(tokenizer, ids, kept, target, unit, "|")
     except ValueError:
-        full = surviving_text(tokenizer, ids, kept, ENOUGH, unit, "⟦…⟧")
+        full = surviving_text(tokenizer, ids, kept, ENOUGH, unit, "|")
         assert len(ids_of(tokenizer, full)) > target
         return
     assert len(ids_of(tokenizer, left)) <= target
     assert BROKEN not in left or BROKEN in text
-    pieces = re.split(r"⟦…⟧\s*", left)
+    pieces = re.split(r"\|\s*", left)
     assert all(piece.strip() for piece in pieces) or len(pieces) == 1
     place = 0
     for order, piece in enumerate(pieces):
@@ -238,11 +238,20 @@ def test_a_piece_goes_from_its_end() -> None:
 
 
 def test_a_smaller_unit_takes_the_room_that_a_larger_one_leaves() -> None:
-    text = "Unspeakable castellated kings told there. So. And then it went on and on."
-    left = keeping(
-        text, ["Un", "eak", "cas", "ted", "kin", "told", "So", "and"], 6, unit="sentence"
-    )
-    assert left == "So."
+    large, small = "Unspeakable castellated kings told there.", "So then."
+    ids = ids_of(BYTES, f"{large} {small}")
+    kept = [True] * len(ids)
+    kept[-1] = False
+    room = len(ids_of(BYTES, large)) - 1
+    assert surviving_text(BYTES, ids, kept, room, "sentence") == small
+    assert surviving_text(BYTES, ids, kept, room + 1, "sentence") == large
+
+
+def test_all_of_it_is_tried_before_less_with_a_long_mark() -> None:
+    text = "a unspeakable b"
+    ids = ids_of(BYTES, text)
+    kept = [index != 3 for index in range(len(ids))]
+    assert surviving_text(BYTES, ids, kept, len(ids), gap=" [left out for want of room] ") == text
 
 
 def test_a_target_below_a_single_unit_is_refused() -> None:
