@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from .files import save_tensors
 from .model.llama import Llama
+from .survivors import GAP, Unit, surviving_text
 from .transformers_bridge import continuation
 from .tree import Plan
 
@@ -154,6 +156,38 @@ class EncodedContext:
         attention_mask and position_ids. Raises `ValueError` for no new ids.
         """
         return continuation(self.keys, self.values, self.next_position, new_ids)
+
+    def text(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        target_len: int | None = None,
+        unit: Unit = "word",
+        gap: str = GAP,
+        with_suffix: bool = False,
+        source: str | None = None,
+    ) -> str:
+        """The kept tokens of the context as text in their order, for any other model to read: whole
+        words (unit="word"), whole sentences ("sentence") or just the tokens ("token"), with a mark
+        where some are left out.
+
+        target_len: the most tokens of `tokenizer` in the text, the plan's when left out.
+        with_suffix: count the suffix as context, which it is where `encode` was given none and took
+        the text's own end. source: the text that was encoded, for its white space where the
+        tokenizer does not keep it. More is said, and what is raised, at
+        `survivors.surviving_text`. Prefix and suffix are otherwise left out.
+        """
+        before, length = self.plan.prefix_len, self.plan.context_len
+        stop = self.plan.input_len if with_suffix else before + length
+        return surviving_text(
+            tokenizer,
+            self.token_ids[before:stop].tolist(),
+            (self.pruned_at[before:stop] < 0).tolist(),
+            self.plan.target_len if target_len is None else target_len,
+            unit,
+            gap,
+            self.token_ids[stop:].tolist(),
+            source,
+        )
 
     def open_cache(self, model: Llama, room: int) -> Tensor:
         """A copy of the cache as `Llama.forward` takes it, [L, 2, T' + room, HKV, D], with room for

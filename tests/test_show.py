@@ -11,11 +11,11 @@ import torch
 from browser import CHROMIUM, Browser
 from command_line import run
 from eval_model import save_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 import homer_triton as ht
-from homer_triton.evaluation.kept_page import build_page, piece_texts
+from homer_triton.evaluation.kept_page import build_page
+from homer_triton.pieces import piece_texts
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
@@ -82,26 +82,6 @@ def test_the_page_needs_nothing_else(page: Path) -> None:
     assert not re.search(
         r"(src|href)=|https?:|@import", re.sub(r"<script id=.*?</script>", "", html)
     )
-
-
-def test_pieces_join_to_the_text(model: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    ids = tokenizer("The grass is green. Here we go.", add_special_tokens=False)["input_ids"]
-    texts = piece_texts(tokenizer, torch.tensor(ids))
-    assert texts == [" The", " grass", " is", " green", ".", " Here", " we", " go", "."]
-
-
-def test_characters_of_several_tokens_stay_whole() -> None:
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(["a b"], trainers.BpeTrainer(initial_alphabet=alphabet))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe)
-    ids = tokenizer("né 🙂!")["input_ids"]
-    assert piece_texts(tokenizer, torch.tensor(ids)) == [
-        *("n", "é", "", " ", "🙂", "", "", "", "!"),
-    ]
 
 
 def test_texts_that_do_not_fit_are_refused(encoded: Path) -> None:

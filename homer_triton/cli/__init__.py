@@ -7,6 +7,7 @@ and a misspelt option answer at once.
 import typer
 
 from .calibrate import calibrate
+from .compress import compress
 from .demo import demo
 from .encode import encode
 from .errors import ReportingGroup
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, generate, encode, calibrate, plan, show):
+for command in (demo, generate, encode, compress, calibrate, plan, show):
     app.command()(command)
 app.add_typer(evaluations, name="eval")
 

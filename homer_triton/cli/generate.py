@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .inputs import compose, note_long_chunks, open_model, read_text
+from .inputs import compose, note_long_chunks, open_model, read_text, require_one_source
 from .options import (
     Device,
     Dtype,
+    EncodedFile,
     Json,
     ModelPath,
     NoChatTemplate,
@@ -33,14 +33,7 @@ if TYPE_CHECKING:
 def generate(
     model: ModelPath,
     context_file: OptionalContextFile = None,
-    encoded: Annotated[
-        Path | None,
-        typer.Option(
-            "--encoded",
-            metavar="FILE",
-            help="Go on from what `homer encode` saved, in place of --context-file.",
-        ),
-    ] = None,
+    encoded: EncodedFile = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(
@@ -114,7 +107,7 @@ def generate(
     fixed = [
         name for name, value in (("--prefix", prefix), ("--suffix", suffix)) if value is not None
     ]
-    _refuse_conflicts(context_file, encoded, [*fixed, *given_options(config)])
+    require_one_source(context_file, encoded, [*fixed, *given_options(config)])
     make_warpers(temperature, top_k, top_p)  # refuses bad settings before the long work
     prompts = prompt or []
     questions: list[str | None] = [*prompts] or [None]
@@ -155,14 +148,3 @@ def generate(
             print()
     if as_json:
         print_json({"answers": answers, **summary(context)})
-
-
-def _refuse_conflicts(context_file: str | None, encoded: Path | None, given: list[str]) -> None:
-    """Raise `ValueError` unless there is one source, and no setting that an encoding has fixed."""
-    if (context_file is None) == (encoded is None):
-        raise ValueError("Give a text with --context-file, or an encoding with --encoded.")
-    if encoded is not None and given:
-        raise ValueError(
-            f"{', '.join(given)} cannot change what {encoded} holds; give the text with "
-            "--context-file to encode it anew."
-        )

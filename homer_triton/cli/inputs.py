@@ -14,7 +14,7 @@ from .output import note
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .. import HomerConfig, Llama, ModelConfig
+    from .. import EncodedContext, HomerConfig, Llama, ModelConfig
 
 
 def read_text(file: str) -> str:
@@ -72,6 +72,47 @@ def open_model(
             "tokenizer.json and tokenizer_config.json beside config.json."
         )
     return model, model.tokenizer
+
+
+def tokenizer_of(encoded: EncodedContext, model: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of the checkpoint that made an encoding; None is the small one that ships.
+
+    Raises `ValueError` where that did not make it, has no tokenizer, or cannot be the right one.
+    """
+    from .. import load
+    from ..demo import CHECKPOINT
+    from ..loading import load_tokenizer
+
+    if model is None:
+        if not CHECKPOINT.is_dir() or load(CHECKPOINT, "cpu").fingerprint != encoded.model:
+            raise ValueError(
+                "The encoding was made by another model than the one that ships; name it with "
+                "--model."
+            )
+        model = str(CHECKPOINT)
+    tokenizer = load_tokenizer(model)
+    if tokenizer is None:
+        raise ValueError(f"The checkpoint {model} has no tokenizer, which text needs.")
+    if int(encoded.token_ids.max()) >= len(tokenizer):
+        raise ValueError(
+            f"The tokenizer of {model} has only {len(tokenizer)} tokens, the encoding holds higher "
+            "ones; name the checkpoint that made it with --model."
+        )
+    return tokenizer
+
+
+def require_one_source(context_file: str | None, encoded: Path | None, given: list[str]) -> None:
+    """Raise `ValueError` unless there is one source, and no setting that an encoding has fixed.
+
+    given: the options that were used and that only a text can take.
+    """
+    if (context_file is None) == (encoded is None):
+        raise ValueError("Give a text with --context-file, or an encoding with --encoded.")
+    if encoded is not None and given:
+        raise ValueError(
+            f"{', '.join(given)} cannot change what {encoded} holds; give the text with "
+            "--context-file to encode it anew."
+        )
 
 
 def note_long_chunks(config: HomerConfig, model: ModelConfig) -> None:

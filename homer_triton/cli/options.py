@@ -1,5 +1,6 @@
 """The options that commands share, each with its help in one place."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -51,6 +52,14 @@ _context_file = typer.Option(
 )
 ContextFile = Annotated[str, _context_file]
 OptionalContextFile = Annotated[str | None, _context_file]
+EncodedFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--encoded",
+        metavar="FILE",
+        help="Go on from what `homer encode` saved, in place of --context-file.",
+    ),
+]
 Prefix = Annotated[
     str | None,
     typer.Option(

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from .inputs import tokenizer_of
 from .options import Json
 from .output import print_json, readable_bytes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from .. import EncodedContext
 
 
 def show(
@@ -44,16 +40,17 @@ def show(
     Example: homer show book.safetensors -o kept.html
     """
     from .. import EncodedContext
-    from ..evaluation.kept_page import build_page, piece_texts
+    from ..evaluation.kept_page import build_page
     from ..evaluation.plots import plot_kept, require_matplotlib
     from ..files import check_writable, write_atomically
+    from ..pieces import piece_texts
 
     check_writable(output)
     if png is not None:
         check_writable(png)
         require_matplotlib()
     context = EncodedContext.load(encoded)
-    texts = piece_texts(_tokenizer(context, model), context.token_ids)
+    texts = piece_texts(tokenizer_of(context, model), context.token_ids)
     page = build_page(context, texts, title=encoded.name)
     write_atomically(output, lambda file: file.write_text(page, encoding="utf-8"))
     if png is not None:
@@ -67,30 +64,3 @@ def show(
         print(f"{output}: {kept:,} of {len(context.token_ids):,} tokens kept, {size}")
         if png is not None:
             print(png)
-
-
-def _tokenizer(context: EncodedContext, model: str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of the checkpoint that made an encoding.
-
-    Raises `ValueError` where that is not known, has none, or cannot be the right one.
-    """
-    from .. import load
-    from ..demo import CHECKPOINT
-    from ..loading import load_tokenizer
-
-    if model is None:
-        if not CHECKPOINT.is_dir() or load(CHECKPOINT, "cpu").fingerprint != context.model:
-            raise ValueError(
-                "The encoding was made by another model than the one that ships; name it with "
-                "--model."
-            )
-        model = str(CHECKPOINT)
-    tokenizer = load_tokenizer(model)
-    if tokenizer is None:
-        raise ValueError(f"The checkpoint {model} has no tokenizer, which the page's text needs.")
-    if int(context.token_ids.max()) >= len(tokenizer):
-        raise ValueError(
-            f"The tokenizer of {model} has only {len(tokenizer)} tokens, the encoding holds higher "
-            "ones; name the checkpoint that made it with --model."
-        )
-    return tokenizer

@@ -1,0 +1,183 @@
+"""`homer compress`: from a long text to a short one, of the words that survived."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .inputs import (
+    compose,
+    note_long_chunks,
+    open_model,
+    read_text,
+    require_one_source,
+    tokenizer_of,
+)
+from .options import (
+    Device,
+    Dtype,
+    EncodedFile,
+    Json,
+    ModelPath,
+    NoChatTemplate,
+    Ops,
+    OptionalContextFile,
+    Prefix,
+    RopeScaling,
+    Suffix,
+)
+from .output import at_terminal, note, note_kept, print_json, summary
+from .settings import given_options, with_settings
+
+if TYPE_CHECKING:
+    from .. import EncodedContext, HomerConfig, Llama
+    from .inputs import Parts
+
+
+@with_settings(but=("target_len",))
+def compress(
+    model: ModelPath,
+    context_file: OptionalContextFile = None,
+    encoded: EncodedFile = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where the short text goes.",
+            show_default="stdout",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="The question that decides what is kept. It is not part of the result.",
+            show_default="none: the text's own end decides",
+        ),
+    ] = None,
+    target_len: Annotated[
+        int | None,
+        typer.Option(
+            "--target-len",
+            metavar="N",
+            min=1,
+            help="Most tokens in the short text, gap marks included. No more survive than a chunk "
+            "holds.",
+            show_default="as --max-chunk-len",
+        ),
+    ] = None,
+    unit: Annotated[
+        Literal["token", "word", "sentence"],
+        typer.Option(help="What a kept token is completed to; a token alone to whole characters."),
+    ] = "word",
+    gap: Annotated[
+        str, typer.Option(metavar="TEXT", help="What stands where something is left out.")
+    ] = " … ",
+    with_suffix: Annotated[
+        bool,
+        typer.Option(
+            "--with-suffix",
+            help="With --encoded: the suffix is part of the text, as it is where `homer encode` "
+            "was given no question.",
+        ),
+    ] = False,
+    prefix: Prefix = None,
+    suffix: Suffix = None,
+    no_chat_template: NoChatTemplate = False,
+    rope_scaling: RopeScaling = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    ops: Ops = "auto",
+    as_json: Json = False,
+    *,
+    config: HomerConfig,
+) -> None:
+    """Shorten a text to the words that matter for a question, for any other model to read.
+
+    The text is merged as `homer encode` does it; what survives is written out in its order, whole
+    words, with a mark at each gap.
+
+    \b
+    Example:
+      homer compress --model meta-llama/Llama-3.2-1B-Instruct --context-file book.txt \\
+          --prompt "Who tells the story?" --target-len 1000 -o short.txt
+    """
+    from .. import EncodedContext
+    from ..files import check_writable, write_atomically
+
+    texts = {
+        "--prompt": prompt,
+        "--prefix": prefix,
+        "--suffix": suffix,
+        "--rope-scaling": rope_scaling,
+    }
+    fixed = [option for option, value in texts.items() if value is not None]
+    require_one_source(context_file, encoded, [*fixed, *given_options(config)])
+    if with_suffix and encoded is None:
+        raise ValueError("--with-suffix goes with --encoded; with --context-file, leave it out.")
+    if output is not None:
+        _refuse_to_overwrite(output, Path(context_file or encoded or ""))
+        check_writable(output)
+
+    source = None
+    if context_file is not None:
+        source = read_text(context_file)
+        llama, tokenizer = open_model(model, device, dtype, ops, rope_scaling)
+        note_long_chunks(config, llama.config)
+        parts = compose(
+            tokenizer,
+            prefix,
+            suffix,
+            [] if prompt is None else [prompt],
+            chat=not no_chat_template,
+            ask_later=prompt is None,
+        )
+        with_suffix = parts.suffix is None
+        context = _encode(llama, source, parts, config, target_len)
+    else:
+        assert encoded is not None
+        context = EncodedContext.load(encoded)
+        tokenizer = tokenizer_of(context, model)
+    note_kept(context)
+
+    text = context.text(tokenizer, target_len, unit, gap, with_suffix, source)
+    if output is not None:
+        write_atomically(output, lambda file: file.write_bytes(text.encode()))
+    tokens_in = context.plan.context_len + (context.plan.suffix_len if with_suffix else 0)
+    tokens_out = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    ratio = tokens_in / tokens_out if tokens_out else None
+    shorter = f"{tokens_out:,} of {tokens_in:,} tokens"
+    if as_json:
+        figures = {"tokens_in": tokens_in, "tokens_out": tokens_out, "ratio": ratio}
+        where = None if output is None else str(output)
+        print_json({"output": where, "text": text, **figures, **summary(context)})
+    elif output is not None:
+        print(f"{output}: {shorter}")
+    else:
+        note(f"text: {shorter}")
+        print(text)
+
+
+def _encode(
+    model: Llama, text: str, parts: Parts, config: HomerConfig, target_len: int | None
+) -> EncodedContext:
+    """The text's encoding, with room for `target_len` of its tokens beside the affix."""
+    from .. import encode as merge
+    from ..tokens import split_input
+
+    chunk_len = config.chunk_len(model.config)
+    before, middle, after = split_input(model, text, parts.prefix, parts.suffix, chunk_len)
+    if target_len is not None:
+        config = replace(config, target_len=len(before) + target_len + len(after))
+    return merge(model, middle, before, after, config, progress=at_terminal())
+
+
+def _refuse_to_overwrite(output: Path, source: Path) -> None:
+    """Raise `ValueError` where the result would take the place of what it is made from."""
+    if output.exists() and source.exists() and output.samefile(source):
+        raise ValueError(f"-o {output} is what is to be compressed; give another file.")
