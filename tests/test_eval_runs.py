@@ -77,6 +77,14 @@ def test_other_settings_are_refused_and_nothing_is_changed(tmp_path: Path) -> No
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+def test_a_run_may_grow(tmp_path: Path) -> None:
+    open_run(tmp_path).complete(answer(1), lambda: {"right": True})
+    more = open_run(tmp_path, lengths=(64, 128, 256), samples=3)
+    more.complete(answer(1), lambda: pytest.fail("made twice"))
+    settings = json.loads((tmp_path / "config.json").read_text())["settings"]
+    assert (settings["lengths"], settings["samples"]) == ([64, 128, 256], 3)
+
+
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("dear")
     with pytest.raises(ValueError, match="not empty and holds no run"):

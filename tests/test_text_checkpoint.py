@@ -40,7 +40,7 @@ def perplexity(model, tmp_path_factory):
     texts = {name: held_out_modules()[name] for name in ("inspect.py", "tarfile.py", "typing.py")}
     laid_out = lay_out_documents(model, texts, 10 * CONTEXT_LIMIT, None)
     starts = dict.fromkeys(texts, (8 * CONTEXT_LIMIT, 9 * CONTEXT_LIMIT))
-    task = PerplexityTask(laid_out.documents, CONTEXT_LIMIT, starts)
+    task = PerplexityTask(laid_out.documents, CONTEXT_LIMIT, starts, laid_out.suffix)
     config = ht.HomerConfig.paper(recompute="suffix")
     readers = make_readers(("plain", "window", "homer"), model, config)
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "perplexity", {}, {})

@@ -83,6 +83,14 @@ def perplexity(
             show_default="all",
         ),
     ] = None,
+    suffix_len: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens right before a segment that are its suffix, which no method leaves out.",
+            show_default="the paper's 100, fewer for a limit below 4,000",
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -109,7 +117,7 @@ def perplexity(
     llama, _, checkpoint = open_checkpoint(model, device, dtype, ops)
     limit = llama.config.max_position_embeddings
     longest = None if max_length is None else parse_length(max_length, limit)
-    task = lay_out_documents(llama, texts, longest, segments)
+    task = lay_out_documents(llama, texts, longest, segments, suffix_len)
     readers = make_readers(split_list(methods), llama, config)
     settings = {
         "task": "perplexity",
@@ -117,6 +125,7 @@ def perplexity(
         **describe_texts(texts),
         "max_length": longest,
         "segments": segments,
+        "suffix_len": task.suffix,
         "seed": seed,
     }
     folder = open_folder(output, llama, checkpoint, config, settings)

@@ -36,12 +36,14 @@ BASELINE = "window"
 class PerplexityTask:
     """The documents by name, [tokens] token ids each, and the positions at which segments start.
 
-    limit: the model's context limit, in tokens; position 0 stands for all that lies within it.
+    limit: the model's context limit, in tokens; position 0 stands for all that lies within it;
+    suffix: tokens right before a segment that no method leaves out.
     """
 
     documents: Mapping[str, Tensor]
     limit: int
     positions: Mapping[str, tuple[int, ...]]
+    suffix: int
 
     @property
     def segment(self) -> int:
@@ -50,8 +52,8 @@ class PerplexityTask:
 
     @property
     def affix(self) -> int:
-        """Tokens in the prefix, and in the suffix: 100 for a limit of 4096."""
-        return max(1, min(100, self.limit // 40))
+        """Tokens in the prefix, and in the paper's suffix: 100 for a limit of 4096."""
+        return default_affix(self.limit)
 
     def references(self, tokens: Tensor, start: int) -> list[str]:
         """Where a document last had each token of the segment at `start`: near, far or new."""
@@ -68,17 +70,31 @@ class PerplexityTask:
         return sum(map(len, self.positions.values()))
 
 
+def default_affix(limit: int) -> int:
+    """The paper's 100 tokens for a limit of 4096, in proportion for shorter ones."""
+    return max(1, min(100, limit // 40))
+
+
 def lay_out_documents(
-    model: Llama, texts: Mapping[str, str], max_length: int | None, segments: int | None
+    model: Llama,
+    texts: Mapping[str, str],
+    max_length: int | None,
+    segments: int | None,
+    suffix_len: int | None = None,
 ) -> PerplexityTask:
     """Tokenise documents and choose the segments to score.
 
     max_length: tokens of each document to read, all if left out; segments: how many to score beyond
-    the context limit, at even spacing, all if left out. Raises `ValueError` for a document too
-    short for one segment beyond the limit.
+    the context limit, at even spacing, all if left out; suffix_len: tokens right before a segment
+    that are its suffix, the paper's 100 if left out. Raises `ValueError` for a document too short
+    for one segment beyond the limit, and a suffix that is empty or leaves no context.
     """
     limit = model.config.max_position_embeddings
     segment = limit // 2
+    suffix = default_affix(limit) if suffix_len is None else suffix_len
+    most = limit - segment - default_affix(limit) - 1
+    if not 1 <= suffix <= most:
+        raise ValueError(f"suffix_len={suffix} must be from 1 to {most} for this model.")
     documents: dict[str, Tensor] = {}
     positions: dict[str, tuple[int, ...]] = {}
     for name, text in texts.items():
@@ -95,7 +111,7 @@ def lay_out_documents(
             starts = [starts[index] for index in chosen.tolist()]
         documents[name] = tokens
         positions[name] = (0, *starts)
-    return PerplexityTask(documents, limit, positions)
+    return PerplexityTask(documents, limit, positions, suffix)
 
 
 def run_perplexity(
@@ -152,9 +168,9 @@ def _losses(
         first = tokens[: task.limit].to(model.device)
         logits = model.forward(first[:-1], model.new_cache(task.limit), all_logits=True)
         return F.cross_entropy(logits, first[1:], reduction="none").tolist()
-    segment, affix = tokens[start : start + task.segment], task.affix
-    prefix, suffix = tokens[:affix], tokens[start - affix : start]
-    reading = reader(prefix, tokens[affix : start - affix], suffix, len(segment))
+    segment, begin = tokens[start : start + task.segment], start - task.suffix
+    prefix, suffix = tokens[: task.affix], tokens[begin:start]
+    reading = reader(prefix, tokens[task.affix : begin], suffix, len(segment))
     return token_losses(reading, segment)
 
 

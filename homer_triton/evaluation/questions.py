@@ -19,9 +19,9 @@ from ..generation import generate
 from ..model.llama import Llama
 from ..tokens import split_input, tokenize
 from .memory import watch_peak
-from .methods import Reader
+from .methods import Reader, Reading
 from .runs import Record, RunFolder
-from .samples import Sample, Task
+from .samples import Sample, Task, match_all
 from .statistics import wilson_interval
 
 _STAND_IN = Sample("x", "What is it?", ("",))
@@ -238,15 +238,31 @@ def _answer(model: Llama, reader: Reader, task: Task, sample: Sample, layout: La
     peak_above = watch_peak(model.device)
     start = perf_counter()
     reading = reader(*split_input(model, sample.context, *affixes, 0), task.new_tokens)
-    answer = generate(reading.model, reading.encoded, max_new_tokens=task.new_tokens)
+    text, score = _generate(reading, task, sample)
     return {
-        "text": answer.text,
-        "right": task.score(answer.text, sample),
+        "text": text,
+        "right": score,
         "tokens": len(reading.encoded.token_ids),
         "rows": len(reading.encoded),
         "seconds": round(perf_counter() - start, 4),
         "peak_bytes": peak_above(),
     }
+
+
+def _generate(reading: Reading, task: Task, sample: Sample) -> tuple[str, float]:
+    """The answer and its score. Where the score only asks what is in the answer, one that has it
+    all early is not told to its end.
+    """
+    lengths = [task.new_tokens]
+    if task.score is match_all:
+        lengths.insert(0, -(-task.new_tokens // 4))
+    text, score = "", 0.0
+    for length in lengths:
+        text = generate(reading.model, reading.encoded, max_new_tokens=length).text
+        score = task.score(text, sample)
+        if score == 1:
+            break
+    return text, score
 
 
 @torch.no_grad()

@@ -14,6 +14,9 @@ from ..files import write_atomically
 
 Record = dict[str, Any]
 
+# Settings that say which predictions there are and not what they are: a run may grow.
+COUNTS = ("methods", "tasks", "lengths", "depths", "samples", "segments", "max_length")
+
 
 class RunFolder:
     """An evaluation's folder: config.json, predictions.jsonl, metrics.json and plots.
@@ -24,9 +27,10 @@ class RunFolder:
     def __init__(self, path: str | Path, settings: Record, environment: Record) -> None:
         """Open a folder, or make it.
 
-        settings: what decides the results; a folder made with others is refused. environment: what
-        else to remember. Raises `ValueError` for such a folder, for one that holds something else,
-        and where it cannot be written.
+        settings: what decides the results; a folder made with others is refused, but for those of
+        `COUNTS`, which only say which predictions there are. environment: what else to remember.
+        Raises `ValueError` for such a folder, for one that holds something else, and where it
+        cannot be written.
         """
         self.path = Path(path)
         self._predictions = self.path / "predictions.jsonl"
@@ -34,7 +38,10 @@ class RunFolder:
         config = self.path / "config.json"
         try:
             if config.is_file():
-                _refuse_other_settings(config, settings)
+                there = _read_config(config)
+                _refuse_other_settings(config, there["settings"], settings)
+                if there["settings"] != settings:
+                    self._write("config.json", {**there, "settings": settings})
             elif self.path.is_dir() and any(self.path.iterdir()):
                 raise ValueError(
                     f"The folder {self.path} is not empty and holds no run; name another."
@@ -91,12 +98,18 @@ class RunFolder:
         return records
 
 
-def _refuse_other_settings(config: Path, settings: Record) -> None:
+def _read_config(config: Path) -> Record:
+    """A run's settings and environment."""
     try:
-        there = json.loads(config.read_text(encoding="utf-8"))["settings"]
+        there: Record = json.loads(config.read_text(encoding="utf-8"))
+        dict(there["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{config} is not a run's config; name another folder.") from error
-    names = sorted(settings.keys() | there.keys())
+    return there
+
+
+def _refuse_other_settings(config: Path, there: Record, settings: Record) -> None:
+    names = sorted((settings.keys() | there.keys()) - set(COUNTS))
     other = [name for name in names if settings.get(name) != there.get(name)]
     if other:
         raise ValueError(
