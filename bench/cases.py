@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from homer_triton import kernels
 from homer_triton.kernels import reference
 
-ROWS, KEPT, SUFFIX, SLOTS = 2048, 1024, 100, 8192
+ROWS, KEPT, SUFFIX, SLOTS, ASKING = 2048, 1024, 100, 8192, 32
 DTYPE = torch.bfloat16
 # name: hidden size, query heads, key heads, head dim, feed-forward size
 MODELS = {
@@ -143,3 +143,24 @@ def selection_cases(model: str) -> Iterator[Case]:
             nbytes(k),
             counts_launches=batch == 1,
         )
+        asking = torch.randint(-3, 4, (batch, ASKING, heads, dim), device="cuda").to(DTYPE)
+        voting = (asking, k, k[0, :1], None, KEPT - SUFFIX, 0, ROWS - SUFFIX)
+        yield Case(
+            "vote_and_select",
+            f"{model}, batch {batch}",
+            {
+                "triton": partial(kernels.vote_and_select, *voting, window=31),
+                "torch": partial(reference.vote_and_select, *voting, window=31),
+            },
+            partial(check_votes, *voting),
+            2 * nbytes(k),
+            4 * batch * ASKING * ROWS * heads * dim,
+            counts_launches=batch == 1,
+        )
+
+
+def check_votes(*arguments: Any) -> None:
+    """Both must keep the same rows; of logits as they are, whose sums are exact."""
+    call = {"logit": "logit", "window": 31}
+    ours = kernels.vote_and_select(*arguments, **call)
+    same(ours[:2], reference.vote_and_select(*arguments, **call)[:2])

@@ -20,7 +20,7 @@ from homer_triton.kernels import reference
 ON_GPU = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if ON_GPU else ("cpu", torch.float32)
 ROWS, HIDDEN, HEADS, KEY_HEADS, DIM = (2048, 4096, 32, 8, 128) if ON_GPU else (512, 512, 8, 4, 64)
-SUFFIX, KEPT = ROWS // 16, ROWS // 2
+SUFFIX, KEPT, ASKING = ROWS // 16, ROWS // 2, ROWS // 64
 OPS = {"torch": reference} | ({"triton": kernels} if ON_GPU else {})
 
 Call = Callable[[], object]
@@ -54,6 +54,9 @@ def calls(ops: ModuleType) -> dict[str, Call]:
             q[:, -KEPT:], k, k, query_rows=kept
         ),
         "score_and_select": lambda: ops.score_and_select(*selection),
+        "vote_and_select": lambda: ops.vote_and_select(
+            q[:, -ASKING:], k, k[0, :1], None, *selection[-3:], window=31
+        ),
         "prune_and_concatenate": lambda: ops.prune_and_concatenate(*children),
         "average_affix_": lambda: ops.average_affix_(cache, rows[:, :SUFFIX], rows[:, -SUFFIX:]),
         "gather_cache_": lambda: ops.gather_cache_(cache, rows[0], *finished),

@@ -22,7 +22,7 @@ from .scoring import ROW_TILE, arrival_counters, arrive, check_rows
 from .selection import counts_type, new_rows, rank_rows, write_rows
 
 # Rows of a program, and parts of a total that are joined at a time.
-BLOCK_ROWS = 64
+BLOCK_ROWS = 32
 BLOCK_PARTS = 16
 # Below every logit, and a number: the difference of two infinities is none.
 LOWEST = tl.constexpr(-3.0e38)
