@@ -1,7 +1,8 @@
-"""The README's tables, made from the committed results: `python bench/tables.py` writes them.
+"""The tables of README.md and bench/README.md, made from the committed results: `python
+bench/tables.py` writes them.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing else in the README
-changes. A test holds the README to what the results say.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing else in the files changes.
+A test holds them to what the results say.
 """
 
 import csv
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "bench" / "README.md")
 RESULTS = ROOT / "bench" / "results"
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -130,6 +131,109 @@ def references() -> str:
     return markdown([*header, "HOMER / last tokens"], rows)
 
 
+# The real model's methods: title, and the group of runs and the name within it.
+REAL = {
+    "**HOMER, our defaults**": ("homer", "homer"),
+    "HOMER as the paper has it": ("paper", "homer"),
+    "plain model": ("plain", "plain"),
+    "plain model, all of the text": ("whole", "plain"),
+    "position interpolation": ("whole", "pi"),
+    "NTK": ("whole", "ntk"),
+    "YaRN": ("whole", "yarn"),
+    "last tokens that fit": ("short", "window"),
+    "BM25 retrieval": ("short", "retrieval"),
+    "sequential compression (FINCH-like)": ("short", "sequential"),
+    "independent chunks": ("short", "independent"),
+}
+# Of the checkpoint that bench/real.py reads with.
+REAL_LIMIT = 8192
+
+
+def real_lengths(task: str) -> dict[str, dict[int, dict[str, Any]]]:
+    """What each method reached on a task of the real model, by title and length."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for title, (group, method) in REAL.items():
+        metrics = RESULTS / "real" / f"{task}-{group}" / "metrics.json"
+        if metrics.is_file():
+            for row in read_json(f"real/{task}-{group}/metrics.json")["by_length"]:
+                if row["method"] == method:
+                    found.setdefault(title, {})[row["length"]] = row
+    return found
+
+
+def real(task: str) -> str:
+    """Right answers of each method on a task of the real model, with 95 % Wilson intervals and the
+    number of questions.
+    """
+    found = real_lengths(task)
+    lengths = sorted(set().union(*found.values()))
+    rows = []
+    for title, cells in found.items():
+        rows.append([title, *(asked(cells[n]) if n in cells else "" for n in lengths)])
+    return markdown(["method", *map(times_limit, lengths)], rows)
+
+
+def asked(row: dict[str, Any]) -> str:
+    return f"{answered(row)} of {row['total']}"
+
+
+def times_limit(length: int) -> str:
+    return f"{length / REAL_LIMIT:g} × ({length:,})"
+
+
+def real_tasks() -> str:
+    """RULER's tasks one by one: the mean score of each method at each length."""
+    rows: Rows = []
+    tasks: list[str] = []
+    for title, (group, method) in REAL.items():
+        metrics = RESULTS / "real" / f"ruler-{group}" / "metrics.json"
+        if not metrics.is_file():
+            continue
+        own = read_json(f"real/ruler-{group}/metrics.json")["by_task"]
+        tasks = tasks or list(dict.fromkeys(x["task"] for x in own))
+        for length in sorted({x["length"] for x in own}):
+            cells = {x["task"]: x for x in own if (x["method"], x["length"]) == (method, length)}
+            if cells:
+                shares = [answered(cells[name]) for name in tasks]
+                rows.append([title, times_limit(length), str(cells[tasks[0]]["total"]), *shares])
+    return markdown(["method", "text", "of each", *tasks], rows)
+
+
+def real_costs() -> str:
+    """Mean seconds of a question and peak memory above the model, of each method on needles."""
+    found = real_lengths("needles")
+    lengths = sorted(set().union(*found.values()))
+    rows = []
+    for title, cells in found.items():
+        rows.append([title, *(cost(cells[n]) if n in cells else "" for n in lengths)])
+    return markdown(["method", *map(times_limit, lengths)], rows)
+
+
+def cost(row: dict[str, Any]) -> str:
+    return f"{row['seconds']:.0f} s, {row['peak_bytes'] / 2**20:,.0f} MiB"
+
+
+def real_ablation() -> str:
+    """Needles found on the real model with one part of the method changed."""
+    measured = read_json("real/ablation/metrics.json")["by_length"]
+    rows = [[*row["method"].split(": ", 1), asked(row)] for row in measured]
+    return markdown(["part", "change", "right answers"], rows)
+
+
+def real_perplexity() -> str:
+    """Perplexity of novels by position, and how many times the window's it is."""
+    measured = read_json("real/perplexity/metrics.json")["by_position"]
+    positions = sorted({row["position"] for row in measured})
+    by = {(row["method"], row["position"]): row for row in measured}
+    rows = [
+        [title, *(scored(by[method, n]) for n in positions)]
+        for method, title in (("window", "last tokens that fit"), ("homer", "HOMER"))
+    ]
+    ratios = [by["homer", n]["perplexity"] / by["window", n]["perplexity"] for n in positions]
+    rows.append(["HOMER / last tokens", *(f"{x:.3f}" for x in ratios)])
+    return markdown(["method", *(f"{n / REAL_LIMIT:g} ×" for n in positions)], rows)
+
+
 def encode(folder: str = "") -> str:
     """`encode` beside the plain prefill of transformers on the CPU, from `bench/encode.py`."""
     lines = read_csv(f"{folder}encode-50M-float32.csv")
@@ -214,16 +318,24 @@ TABLES: dict[str, Callable[[], str]] = {
     "encode": encode,
     "encode_avx512": lambda: encode("avx512/"),
     "authors": authors,
+    "real_needles": lambda: real("needles"),
+    "real_passkey": lambda: real("passkey"),
+    "real_ruler": lambda: real("ruler"),
+    "real_tasks": real_tasks,
+    "real_costs": real_costs,
+    "real_perplexity": real_perplexity,
+    "real_ablation": real_ablation,
 }
 
 
 def fill(text: str) -> str:
-    """The README's text with every table made anew."""
+    """A page's text with every table made anew."""
     return PLACE.sub(lambda place: place[1] + TABLES[place[2]]() + place[3], text)
 
 
 def main() -> int:
-    README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 
