@@ -3,7 +3,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys;
 BIN := .venv/bin
 OUT ?= out/gpu
 
-.PHONY: demo test lint compile bench gpu clean
+REAL ?= out/smollm2
+
+.PHONY: demo test lint compile bench real gpu clean
 
 demo: .venv/ready
 	$(BIN)/homer demo
@@ -19,6 +21,13 @@ bench: .venv/ready
 	$(BIN)/python bench/kernels.py
 	$(BIN)/python -m pytest bench/micro.py --benchmark-only
 	$(BIN)/python bench/encode.py
+
+# TEXTS="novel.txt another.txt"; what is done already is not done again.
+real: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt gguf accelerate
+	$(BIN)/python bench/smollm2.py $(REAL)
+	$(BIN)/python bench/real.py --model $(REAL) $(foreach text,$(TEXTS),--text $(text))
+	$(BIN)/python bench/tables.py
 
 gpu: .venv/ready
 	$(BIN)/python bench/gpu.py --out $(OUT)

@@ -48,8 +48,8 @@ def demo() -> str:
 def passkey() -> str:
     """Share of pass keys found by each method at each length, with 95 % Wilson intervals."""
     folders = {
-        "HOMER, recomputed suffix": ("passkey-recomputed", "homer"),
-        "HOMER, merged suffix (the paper's)": ("passkey-merged", "homer"),
+        "HOMER, the paper's, suffix recomputed": ("passkey-recomputed", "homer"),
+        "HOMER, the paper's": ("passkey-merged", "homer"),
         "plain model": ("passkey-baselines", "plain"),
         "position interpolation": ("passkey-baselines", "pi"),
         "NTK": ("passkey-baselines", "ntk"),
@@ -66,13 +66,6 @@ def passkey() -> str:
     header = ["method", *(f"{length // lengths[0]} ×" for length in lengths)]
     rows = [[title, *(row.get(n, "") for n in lengths)] for title, row in cells.items()]
     return markdown(header, rows)
-
-
-def ablation() -> str:
-    """Share of pass keys found with one part of the method changed, with 95 % Wilson intervals."""
-    measured = read_json("ablation/metrics.json")["by_length"]
-    rows = [[*row["method"].split(": ", 1), answered(row)] for row in measured]
-    return markdown(["part", "change", "right answers"], rows)
 
 
 def answered(row: dict[str, Any]) -> str:
@@ -312,7 +305,6 @@ def read_csv(name: str) -> list[dict[str, str]]:
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "passkey": passkey,
-    "ablation": ablation,
     "perplexity": perplexity,
     "references": references,
     "encode": encode,

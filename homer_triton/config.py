@@ -21,8 +21,9 @@ LEAF_BATCHES = (8, 4, 2, 1)
 class HomerConfig:
     """How to encode; settings left out come from the model.
 
-    max_chunk_len: tokens that run through a layer at once, half the context limit by default but at
-    most 8192. Beyond the limit the model meets positions that it was not trained on.
+    max_chunk_len: tokens that run through a layer at once, by default an eighth of the context
+    limit, but at least 1024 (or half of a short limit) and at most 8192. Beyond the limit the model
+    meets positions that it was not trained on.
     target_len: the most tokens in the finished cache, `max_chunk_len` by default. selection: what
     decides which tokens a prune keeps, a `Selection` or a text that names one, such as "paper" or
     "votes,window=7"; the question's votes by default, the paper's where there is a calibration,

@@ -17,8 +17,9 @@ from .model.costs import ModelShape, activation_bytes, cache_bytes, layer_flops,
 
 Recompute = Literal["none", "suffix", "all"]
 
-# Longer chunks take more memory, and more attention for each token.
-LONGEST_DEFAULT_CHUNK = 8192
+# Longer chunks take more memory and more attention for each token, and are no better to choose from
+# or to answer from; shorter ones know too little of what stands around a token.
+SHORTEST_DEFAULT_CHUNK, LONGEST_DEFAULT_CHUNK = 1024, 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,10 +373,12 @@ def build_plan(
 
 
 def default_chunk_len(context_limit: int) -> int:
-    """The length of chunks, and of calibration segments, where nobody says another: half of what a
-    model can read, but no more than `LONGEST_DEFAULT_CHUNK`.
+    """The length of chunks, and of calibration segments, where nobody says another: an eighth of
+    what a model can read, between `SHORTEST_DEFAULT_CHUNK`, or half of a short limit, and
+    `LONGEST_DEFAULT_CHUNK`.
     """
-    return min(context_limit // 2, LONGEST_DEFAULT_CHUNK)
+    shortest = min(context_limit // 2, SHORTEST_DEFAULT_CHUNK)
+    return min(max(context_limit // 8, shortest), LONGEST_DEFAULT_CHUNK)
 
 
 def tree_height(context_len: int, room: int) -> int:

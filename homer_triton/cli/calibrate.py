@@ -29,7 +29,7 @@ def calibrate(
         typer.Option(
             metavar="N",
             help="Tokens in a segment; a calibration serves chunks up to this long.",
-            show_default="half the context limit, at most 8192",
+            show_default="a chunk's default length",
         ),
     ] = None,
     num_segments: Annotated[

@@ -22,7 +22,7 @@ SETTINGS: dict[str, Any] = {
             "--max-chunk-len",
             metavar="N",
             help="Most tokens in a chunk, prefix and suffix included.",
-            show_default="half the context limit, at most 8192",
+            show_default="an eighth of the context limit, 1024 to 8192",
         ),
     ],
     "target_len": Annotated[

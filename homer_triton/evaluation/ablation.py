@@ -1,4 +1,4 @@
-"""The ablation: what each part of the method brings, one change at a time, on passkeys."""
+"""The ablation: what each part of the method brings, one change at a time."""
 
 from __future__ import annotations
 
@@ -94,13 +94,22 @@ def make_variants(
         ),
         *(
             Variant("M", f"{length}", replace(config, max_chunk_len=length, target_len=chunk_len))
-            for length in sorted({limit // 4, limit // 2, limit})
+            for length in sorted({chunk_len // 2, chunk_len, min(2 * chunk_len, limit)})
         ),
         *(
             Variant("T", f"{length}", replace(config, target_len=length))
             for length in sorted({chunk_len // 4, chunk_len // 2, chunk_len})
         ),
     )
+
+
+def choose_parts(variants: tuple[Variant, ...], parts: tuple[str, ...]) -> tuple[Variant, ...]:
+    """The variants of some parts, in their order. Raises `ValueError` for one that is not known."""
+    known = list(dict.fromkeys(variant.group for variant in variants))
+    for part in parts:
+        if part not in known:
+            raise ValueError(f"The part {part!r} is not known; choose from {', '.join(known)}.")
+    return tuple(variant for variant in variants if variant.group in parts)
 
 
 def as_readers(model: Llama, variants: tuple[Variant, ...]) -> Mapping[str, Reader]:
