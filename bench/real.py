@@ -5,12 +5,14 @@
 Runs the evaluations below one after another, each `homer eval` in a process of its own, and writes
 a run folder for each; the most telling come first. Stopped at any moment, it goes on where it was
 when it is started again, and a run whose numbers of questions were raised since only asks the new
-ones. `--hours` ends it between two runs, `--list` prints the commands alone. `bench/tables.py`
+ones. `--share 0.2` asks a fifth of the questions, `--hours` ends it between two runs, `--list`
+prints the commands alone. `bench/tables.py`
 makes the tables of bench/README.md from the folders. The checkpoint is the one that
 `bench/smollm2.py` makes; without a GPU all of it takes about eight hours on two cores.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -18,68 +20,80 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results" / "real"
+# As seen from here, so that what a run records of its command is short.
+RESULTS = Path(os.path.relpath(ROOT / "bench" / "results" / "real"))
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 HOMER = [
     *(sys.executable, "-c"),
     "import sys; from homer_triton.cli import main; sys.argv[0] = 'homer'; main()",
 ]
 # The model answers better without its chat template, by every method.
 COMMON = ["--no-chat-template", "--dtype", "bfloat16"]
-SHORT = "window,retrieval,sequential,independent"
-WHOLE = "plain,pi,ntk,yarn"
+WHOLE = ("pi", "ntk", "yarn")
 # The paper's method with the chunk and the target that it recommends: half of the limit.
 PAPER = ["--selection", "paper", "--recompute", "none"]
 PAPER += ["--max-chunk-len", "4096", "--target-len", "4096"]
+PERPLEXITY = ["--max-length", "8x", "--segments", "4", "--dtype", "bfloat16"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluation: its folder's name, and `homer eval`'s arguments but model, texts and folder.
+    """`homer eval TASK` with other arguments but model, texts, samples and folder.
 
-    texts: whether it reads the novels; calibrated: whether it needs the paper's bias.
+    samples: how many questions at each length, and at each depth of it where there are some. texts:
+    whether it reads the novels; calibrated: whether it needs the paper's bias.
     """
 
     name: str
+    task: str
+    samples: dict[str, int]
     arguments: list[str]
     texts: bool = False
     calibrated: bool = False
 
+    def command(self, model: Path, texts: list[str], out: Path, share: float) -> list[str]:
+        """homer's arguments; share: of the questions."""
+        command = ["eval", self.task, *self.arguments]
+        if self.samples:
+            numbers = {n: max(1, round(share * count)) for n, count in self.samples.items()}
+            command += ["--lengths", ",".join(numbers)]
+            command += ["--samples", ",".join(f"{n}:{count}" for n, count in numbers.items())]
+        if self.texts:
+            command += [part for text in texts for part in ("--text", text)]
+        return [*command, "--model", str(model), "-o", str(out / self.name)]
 
-def ask(task: str, group: str, methods: str, samples: str, *settings: str) -> Run:
-    """Questions of a task, so many at each length: "2x:12,4x:6"; at each depth, where there are
-    some.
-    """
-    lengths = ",".join(entry.split(":")[0] for entry in samples.split(","))
-    arguments = [task, "--methods", methods, "--lengths", lengths, "--samples", samples]
-    arguments += [*COMMON, *settings]
-    calibrated = "paper" in settings
-    return Run(f"{task}-{group}", arguments, task == "needles", calibrated)
+
+def ask(task: str, method: str, samples: dict[str, int], name: str = "", *more: str) -> Run:
+    """A method's questions of a task; in a folder of its own, for each has another price."""
+    arguments = ["--methods", method, *COMMON, *more]
+    folder = f"{task}-{name or method}"
+    return Run(folder, task, samples, arguments, task == "needles", "paper" in more)
 
 
-PERPLEXITY = ["perplexity", "--max-length", "8x", "--segments", "4", "--dtype", "bfloat16"]
+FEW = {"2x": 4, "4x": 2}
 RUNS = (
-    ask("needles", "homer", "homer", "2x:12,4x:6,8x:3"),
-    ask("passkey", "homer", "homer", "2x:12,4x:6,8x:3"),
-    ask("ruler", "plain", "plain", "2048:20,4096:20"),
-    ask("ruler", "homer", "homer", "2x:60,4x:30,8x:12"),
-    ask("ruler", "short", SHORT, "2x:20,4x:12"),
-    ask("needles", "short", SHORT, "2x:4,4x:3"),
-    ask("passkey", "short", SHORT, "2x:4,4x:3"),
-    Run("perplexity", [*PERPLEXITY, "--methods", "window,homer"], texts=True),
-    ask("needles", "paper", "homer", "2x:4,4x:2", *PAPER),
-    ask("passkey", "paper", "homer", "2x:4,4x:2", *PAPER),
-    ask("ruler", "paper", "homer", "2x:10", *PAPER),
-    Run(
-        "ablation",
-        ["ablation", "--lengths", "2x", "--samples", "2", *COMMON],
-    ),
-    ask("needles", "whole", WHOLE, "2x:4"),
-    ask("passkey", "whole", WHOLE, "2x:4"),
-    ask("ruler", "whole", WHOLE, "2x:8"),
+    ask("needles", "homer", {"2x": 12, "4x": 6, "8x": 3}),
+    ask("passkey", "homer", {"2x": 12, "4x": 6, "8x": 3}),
+    ask("ruler", "plain", {"4096": 20}),
+    ask("ruler", "homer", {"2x": 60, "4x": 30, "8x": 12}),
+    *(ask(task, "retrieval", FEW) for task in ("needles", "passkey")),
+    ask("ruler", "retrieval", {"2x": 60, "4x": 30}),
+    *(ask(task, "sequential", FEW) for task in ("needles", "passkey")),
+    ask("ruler", "sequential", {"2x": 20, "4x": 8}),
+    *(ask(task, "window", FEW) for task in ("needles", "passkey")),
+    ask("ruler", "window", {"2x": 20, "4x": 8}),
+    *(ask(task, "homer", FEW, "paper", *PAPER) for task in ("needles", "passkey")),
+    ask("ruler", "homer", {"2x": 20}, "paper", *PAPER),
+    Run("perplexity", "perplexity", {}, ["--methods", "window,homer", *PERPLEXITY], texts=True),
+    Run("ablation", "ablation", {"2x": 2}, COMMON, texts=True),
+    *(ask(task, "independent", FEW) for task in ("needles", "passkey")),
+    ask("ruler", "independent", {"2x": 20}),
+    *(ask(task, m, {"2x": 4}) for m in WHOLE for task in ("needles", "passkey")),
+    *(ask("ruler", m, {"2x": 20}) for m in WHOLE),
 )
 
 
-def calibrate(model: Path, texts: list[str], out: Path) -> Path:
+def calibrate(model: Path, texts: list[str], out: Path) -> None:
     """The paper's bias for its chunks, measured once on the novels."""
     bias = out / "calibration.safetensors"
     if not bias.is_file():
@@ -87,8 +101,7 @@ def calibrate(model: Path, texts: list[str], out: Path) -> Path:
         command += ["--num-segments", "20", "--dtype", "bfloat16", "-o", str(bias)]
         for text in texts:
             command += ["--text", text]
-        subprocess.run([*HOMER, *command], cwd=ROOT, check=True)
-    return bias
+        subprocess.run([*HOMER, *command], env=ENVIRONMENT, check=True)
 
 
 def main() -> int:
@@ -98,6 +111,7 @@ def main() -> int:
     parser.add_argument("--text", action="append", default=[], help="a novel in UTF-8; repeat it")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--hours", type=float, help="begin no run after so many hours")
+    parser.add_argument("--share", type=float, default=1.0, help="of the questions; raise it later")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     args = parser.parse_args()
     known = {run.name: run for run in RUNS}
@@ -119,16 +133,15 @@ def main() -> int:
         if args.hours is not None and time.monotonic() - begun > 3600 * args.hours:
             print(f"{run.name} and what follows is left for the next time.")
             break
-        command = ["eval", *run.arguments, "--model", str(args.model)]
-        command += ["-o", str(args.out / run.name)]
-        if run.texts:
-            command += [part for text in args.text for part in ("--text", text)]
+        command = run.command(args.model, args.text, args.out, args.share)
+        if run.calibrated:
+            command += ["--calibration", str(args.out / "calibration.safetensors")]
         print("homer", *command, flush=True)
         if args.list:
             continue
         if run.calibrated:
-            command += ["--calibration", str(calibrate(args.model, args.text, args.out))]
-        failed |= subprocess.run([*HOMER, *command], cwd=ROOT).returncode != 0
+            calibrate(args.model, args.text, args.out)
+        failed |= subprocess.run([*HOMER, *command], env=ENVIRONMENT).returncode != 0
     return int(failed)
 
 

@@ -129,14 +129,13 @@ REAL = {
     "**HOMER, our defaults**": ("homer", "homer"),
     "HOMER as the paper has it": ("paper", "homer"),
     "plain model": ("plain", "plain"),
-    "plain model, all of the text": ("whole", "plain"),
-    "position interpolation": ("whole", "pi"),
-    "NTK": ("whole", "ntk"),
-    "YaRN": ("whole", "yarn"),
-    "last tokens that fit": ("short", "window"),
-    "BM25 retrieval": ("short", "retrieval"),
-    "sequential compression (FINCH-like)": ("short", "sequential"),
-    "independent chunks": ("short", "independent"),
+    "position interpolation": ("pi", "pi"),
+    "NTK": ("ntk", "ntk"),
+    "YaRN": ("yarn", "yarn"),
+    "last tokens that fit": ("window", "window"),
+    "BM25 retrieval": ("retrieval", "retrieval"),
+    "sequential compression (FINCH-like)": ("sequential", "sequential"),
+    "independent chunks": ("independent", "independent"),
 }
 # Of the checkpoint that bench/real.py reads with.
 REAL_LIMIT = 8192
