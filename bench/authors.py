@@ -70,7 +70,9 @@ def ours(leaf_batch: int) -> Callable[[Tensor], Tensor]:
     import homer_triton as ht
 
     model = random_llama(SHAPE, "float32", "torch")
-    config = ht.HomerConfig(CHUNK, CHUNK, WARMUP, leaf_batch=leaf_batch)
+    config = ht.HomerConfig.paper(
+        max_chunk_len=CHUNK, target_len=CHUNK, layers_warmup=WARMUP, leaf_batch=leaf_batch
+    )
     return lambda ids: ht.encode(model, ids[AFFIX:-AFFIX], ids[:AFFIX], ids[-AFFIX:], config).logits
 
 

@@ -137,7 +137,7 @@ def measure_task(task: Task) -> Line:
 
 
 def homer_config(task: Task) -> ht.HomerConfig:
-    return ht.HomerConfig(
+    return ht.HomerConfig.paper(
         layers_warmup=SHAPES[task.shape].layers_warmup,
         leaf_batch=task.leaf_batch,
         cuda_graphs=task.cuda_graphs and task.system != PLAIN,

@@ -43,13 +43,14 @@ def test_words_show_every_level_and_both_costs(model: Path) -> None:
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["0", "4", "0", "to", "0", "26", "to", "28", "17"] in rows
     assert ["2", "1", "2", "to", "2", "32", "32"] in rows
+    assert "the tree runs 3 of 3 layers, then all that survived is read once more" in result.stdout
     assert rows[-1] == ["rows", "in", "the", "cache", "32", "104", "30.8%"]
 
 
-def test_chunks_are_half_the_limit_but_never_huge(tmp_path: Path) -> None:
-    for limit, expected in ((4096, 2048), (131_072, 8192)):
+def test_chunks_are_an_eighth_of_the_limit_within_bounds(tmp_path: Path) -> None:
+    for limit, expected in ((256, 128), (4096, 1024), (16_384, 2048), (131_072, 8192)):
         config = load_config(checkpoint(tmp_path / str(limit), max_position_embeddings=limit))
-        assert ht.plan(config, 2 * expected, 1, 100).max_chunk_len == expected
+        assert ht.plan(config, 2 * expected, 1, 10).max_chunk_len == expected
 
 
 def test_chunks_beyond_the_limit_are_noted(model: Path) -> None:

@@ -92,6 +92,13 @@ def plan(
         print(_in_words(tree, described))
 
 
+_AGAIN = {
+    "none": "its cache is the result",
+    "suffix": "the suffix reads its cache once more",
+    "all": "all that survived is read once more",
+}
+
+
 def _context_tokens(length: int | None, file: str | None, folder: Path) -> int:
     """The length given, or that of a file under the tokenizer of the checkpoint in `folder`.
 
@@ -177,7 +184,9 @@ def _in_words(tree: Plan, described: dict[str, Any]) -> str:
         f"new tokens go on at position {tree.next_position:,}; at most {tree.peak_slots:,} tokens "
         "are alive at once\n"
         f"{'1 leaf runs' if tree.leaf_batch == 1 else f'{tree.leaf_batch} leaves run'} at once; "
-        "finished chunks wait " + ("in host memory" if tree.offload else "on the device")
+        "finished chunks wait " + ("in host memory" if tree.offload else "on the device") + "\n"
+        f"the tree runs {tree.layers_tree} of {tree.num_layers} layers, then "
+        + _AGAIN[tree.recompute]
     )
     return "\n\n".join(
         [
