@@ -21,7 +21,7 @@ class Selection:
     the asking rows' mean. layers: "last" asks the node's last layer, "all" adds up all of its
     layers, "levels" adds to the last one's what the nodes below it gave. window: how many
     neighbouring rows share the best of their scores, an odd number, 1 for each its own, None for
-    `LONGEST_WINDOW` or a sixteenth of a short chunk. A row that is kept then brings its neighbours,
+    `LONGEST_WINDOW` or an eighth of a short chunk. A row that is kept then brings its neighbours,
     which a reader needs.
 
     Raises `ValueError` for values out of range.
@@ -69,7 +69,7 @@ class Selection:
         Raises `ValueError` where it is longer than a chunk's context.
         """
         if self.window is None:
-            return max(1, min(LONGEST_WINDOW, room // 16 - (room // 16 + 1) % 2))
+            return min(LONGEST_WINDOW, room // 8 | 1)
         if self.window > room:
             raise ValueError(
                 f"selection: window={self.window} is longer than the {room} context tokens of a "

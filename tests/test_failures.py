@@ -80,7 +80,7 @@ def assert_same_bits(first: ht.EncodedContext, second: ht.EncodedContext) -> Non
     ("op", "error"),
     [
         ("causal_attention", OUT_OF_MEMORY),
-        ("score_and_select", OUT_OF_MEMORY),
+        ("vote_and_select", OUT_OF_MEMORY),
         ("gather_cache_", OUT_OF_MEMORY),
         ("rotary_and_store_", BROKEN_KERNEL),
         ("prune_and_concatenate", BROKEN_KERNEL),

@@ -121,7 +121,7 @@ def peak_kib(checkpoint: Path, tokens: int) -> int:
         (4096, 2, 3, "bfloat16", "none"),
         (16_384, 1, 1, "float32", "suffix"),
         (16_384, 1, 1, "float32", "all"),
-        (4096, 4, 3, "bfloat16", "all"),
+        (4096, 2, 3, "bfloat16", "all"),
     ],
 )
 def test_the_plan_predicts_the_process_peak(

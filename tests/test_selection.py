@@ -54,7 +54,7 @@ def test_as_many_rows_ask_as_there_are() -> None:
 
 def test_a_window_left_out_fits_the_chunk() -> None:
     widths = [VOTES.width(room) for room in (1, 20, 115, 1000, 5000)]
-    assert widths == [1, 1, 7, LONGEST_WINDOW, LONGEST_WINDOW]
+    assert widths == [1, 3, 15, LONGEST_WINDOW, LONGEST_WINDOW]
     assert Selection(window=9).width(9) == 9
     with pytest.raises(ValueError, match="window=9 is longer than the 8 context tokens of a chunk"):
         Selection(window=9).width(8)

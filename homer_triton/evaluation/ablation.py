@@ -67,7 +67,11 @@ def make_variants(
         "logit": replace(chosen, logit="logit"),
         "largest over heads": replace(chosen, heads="max"),
         "all layers asked": replace(chosen, layers="all"),
-        **{f"window {size}": replace(chosen, window=size) for size in (1, 7, 15, 63)},
+        **{
+            f"window {size}": replace(chosen, window=size)
+            for size in (1, 7, 15, 63)
+            if size <= chunk_len // 2
+        },
     }
     return (
         Variant("selection", "paper, calibrated", replace(paper, calibration=calibration)),
