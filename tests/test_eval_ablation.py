@@ -158,7 +158,14 @@ def test_variants_differ_from_the_settings_in_one_thing(tmp_path: Path) -> None:
     same = {name for name, e in results.items() if torch.equal(e.keys, plain.keys)}
     assert same >= {"selection: votes", "recompute: all"}
     # What has the defaults' own value, in a model and chunks this small.
-    own = {f"layers_tree: {LAYERS}", f"M: {LIMIT // 2}", f"T: {LIMIT // 2}", "W: 0", "W: 1"}
+    own = {
+        f"layers_tree: {4 * LAYERS // 5}",
+        f"layers_tree: {LAYERS}",
+        f"M: {LIMIT // 2}",
+        f"T: {LIMIT // 2}",
+        "W: 0",
+        "W: 1",
+    }
     alike = {"selection: window 1", "selection: window 7", "selection: last row asks"}
     assert same <= {"selection: votes", "recompute: all", *own, *alike}
 

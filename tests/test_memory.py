@@ -139,4 +139,6 @@ def test_the_plan_predicts_the_process_peak(
         check=True,
     )
     measured, predicted = map(int, done.stdout.split())
-    assert predicted == pytest.approx(measured, rel=0.1)
+    # The plan allows for chips that compute half precision in float32, where this is the most.
+    spare = 1.4 if (dtype, recompute) == ("bfloat16", "all") else 1.1
+    assert 0.9 * measured <= predicted <= spare * measured
