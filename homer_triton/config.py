@@ -158,8 +158,10 @@ def plan(
     selection.width(room)  # refuses a window that is too long
     asking = selection.asking(suffix_len) if suffix_len else 1
 
+    limit = model.max_position_embeddings
+
     def lay_out(leaf_batch: int, offload: bool) -> Plan:
-        return build_plan(
+        tree = build_plan(
             prefix_len=prefix_len,
             context_len=context_len,
             suffix_len=suffix_len,
@@ -173,6 +175,13 @@ def plan(
             recompute=recompute,
             asking=asking,
         )
+        if recompute == "all" and tree.rows > limit and not model.reaches_beyond_limit:
+            raise ValueError(
+                f"{tree.rows} survivors are read once more as one prompt, beyond the model's "
+                f"context limit of {limit}; lower target_len or max_chunk_len, or set "
+                'recompute="suffix".'
+            )
+        return tree
 
     if config.memory_budget is None:
         return lay_out(config.leaf_batch or 1, config.offload is not None)

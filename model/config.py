@@ -65,6 +65,11 @@ class ModelConfig:
         return _rope(self.hf)["rope_type"]
 
     @property
+    def reaches_beyond_limit(self) -> bool:
+        """Whether RoPE is rescaled for positions beyond the context limit."""
+        return self.rope_type not in ("default", "llama3")
+
+    @property
     def rope_theta(self) -> float:
         """The base of the RoPE frequencies, before any scaling."""
         return _rope(self.hf)["rope_theta"]

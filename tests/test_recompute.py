@@ -1,5 +1,7 @@
 """Reading the survivors again: what comes out is an ordinary prompt's cache."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import peers, random_tokens
@@ -44,6 +46,17 @@ def test_the_last_tokens_of_a_cache_come_out_as_they_were(again: int) -> None:
 def test_what_fits_one_chunk_is_read_once() -> None:
     plan = ht.plan(peers(4, 2)[1].config, 10, 2, 4, CONFIG)
     assert (plan.recompute, plan.layers_tree) == ("none", plan.num_layers)
+
+
+def test_more_survivors_than_the_model_reads_are_refused() -> None:
+    model = peers(4, 2)[1].config
+    limit = model.max_position_embeddings
+    long = ht.HomerConfig(2 * limit, limit + 1, 1)
+    message = f"{limit + 1} survivors .*beyond the model's context limit of {limit}; lower target"
+    with pytest.raises(ValueError, match=message):
+        ht.plan(model, 3 * limit, 2, 4, long)
+    assert ht.plan(model, 3 * limit, 2, 4, replace(long, target_len=limit)).rows == limit
+    assert ht.plan(model, 3 * limit, 2, 4, replace(long, recompute="suffix")).rows == limit + 1
 
 
 def test_a_tree_of_fewer_layers_needs_all_survivors_read_again() -> None:
