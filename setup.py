@@ -20,6 +20,7 @@ setup(
             "py.typed",
             "demo/words.txt",
             "demo/checkpoint/*",
+            "demo/real_model.json",
             "demo/text_checkpoint/*",
             "evaluation/*.html",
         ]

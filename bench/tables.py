@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "bench" / "README.md")
 RESULTS = ROOT / "bench" / "results"
+REAL_MODEL = ROOT / "homer_triton" / "demo" / "real_model.json"
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Rows = list[list[str]]
@@ -26,6 +27,17 @@ def markdown(header: list[str], rows: Rows) -> str:
     """A table, the first column to the left and the others to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def headline() -> str:
+    """What the real model finds, in a sentence."""
+    cells = real_lengths("needles")["**HOMER, our defaults**"]
+    found = [f"{row['right']:.0f} of {row['total']} at {n:,}" for n, row in sorted(cells.items())]
+    return (
+        f"SmolLM2-135M, a pretrained Llama that reads {REAL_LIMIT:,} tokens, so finds magic numbers\n"
+        f"in novels: **{', '.join(found)} tokens**,\n"
+        "with all settings left at their defaults ([how](#does-it-keep-what-matters)).\n"
+    )
 
 
 def demo() -> str:
@@ -302,6 +314,7 @@ def read_csv(name: str) -> list[dict[str, str]]:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
     "demo": demo,
     "passkey": passkey,
     "perplexity": perplexity,
@@ -324,7 +337,16 @@ def fill(text: str) -> str:
     return PLACE.sub(lambda place: place[1] + TABLES[place[2]]() + place[3], text)
 
 
+def real_model() -> str:
+    """What `homer demo` says of the real model: questions right and asked, by length."""
+    cells = real_lengths("needles")["**HOMER, our defaults**"]
+    needles = {str(n): [round(row["right"]), row["total"]] for n, row in sorted(cells.items())}
+    found = {"model": "SmolLM2-135M-Instruct", "limit": REAL_LIMIT, "needles": needles}
+    return json.dumps(found, indent=2) + "\n"
+
+
 def main() -> int:
+    REAL_MODEL.write_text(real_model(), encoding="utf-8")
     for page in PAGES:
         page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")
     return 0

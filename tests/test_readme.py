@@ -35,4 +35,5 @@ def test_linked_files_exist(page: Path) -> None:
 def test_tables_are_those_of_the_committed_results() -> None:
     text = [page.read_text(encoding="utf-8") for page in tables.PAGES]
     assert [tables.fill(page) for page in text] == text, "run python bench/tables.py"
+    assert tables.REAL_MODEL.read_text(encoding="utf-8") == tables.real_model()
     assert len(tables.PLACE.findall("".join(text))) == len(tables.TABLES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,7 +73,7 @@ def demo(
 def in_words(rows: list[Measurement], checkpoint: str) -> str:
     """An example, the table of all measurements, and what to try next."""
     example = _example([row for row in rows if row.times == _EXAMPLE_TIMES])
-    return "\n\n".join([example, _table(rows), _next_steps(checkpoint)])
+    return "\n\n".join([example, _table(rows), _real_model(), _next_steps(checkpoint)])
 
 
 def _example(rows: list[Measurement]) -> str:
@@ -121,6 +122,21 @@ def _plain(row: Measurement) -> dict[str, Any]:
             for answer in row.answers
         ],
     }
+
+
+def _real_model() -> str:
+    """How HOMER's defaults do on a real pretrained model, from the committed results."""
+    from ..demo import REAL_MODEL
+
+    found = json.loads(REAL_MODEL.read_text(encoding="utf-8"))
+    reached = [
+        f"{right} of {asked} at {int(length):,} tokens"
+        for length, (right, asked) in found["needles"].items()
+    ]
+    return (
+        f"A model this small proves the method alone. {found['model']}, a real one that reads "
+        f"{found['limit']:,} tokens,\nfound needles in novels: {', '.join(reached)} (README)."
+    )
 
 
 def _next_steps(checkpoint: str) -> str:

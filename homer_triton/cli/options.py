@@ -73,8 +73,7 @@ Suffix = Annotated[
     typer.Option(
         "--suffix",
         metavar="TEXT",
-        help="Text after the context; every chunk ends in it, and its last token decides what is "
-        "kept.",
+        help="Text after the context; every chunk ends in it, and what it attends to is kept.",
         show_default="the prompt, or else the context's own end",
     ),
 ]
