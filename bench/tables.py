@@ -34,8 +34,8 @@ def headline() -> str:
     cells = real_lengths("needles")["**HOMER, our defaults**"]
     found = [f"{row['right']:.0f} of {row['total']} at {n:,}" for n, row in sorted(cells.items())]
     return (
-        f"SmolLM2-135M, a pretrained Llama that reads {REAL_LIMIT:,} tokens, so finds magic numbers\n"
-        f"in novels: **{', '.join(found)} tokens**,\n"
+        f"SmolLM2-135M, a pretrained Llama that reads {REAL_LIMIT:,} tokens, so finds magic\n"
+        f"numbers in novels: **{', '.join(found)} tokens**,\n"
         "with all settings left at their defaults ([how](#does-it-keep-what-matters)).\n"
     )
 

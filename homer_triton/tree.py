@@ -297,7 +297,7 @@ def build_plan(
         )
     if suffix_len < 1:
         raise ValueError(
-            "the suffix is empty; its last token scores the others, so give at least one token."
+            "the suffix is empty; its last tokens score the others, so give at least one."
         )
     if room < 1:
         raise ValueError(
