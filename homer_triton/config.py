@@ -11,7 +11,7 @@ from .calibration import Calibration
 from .model.config import ModelConfig
 from .model.llama import Llama
 from .selection import PAPER, VOTES, Selection
-from .tree import Plan, Recompute, build_plan, default_chunk_len, tree_height
+from .tree import Plan, Recompute, build_plan, default_chunk_len, default_target_len, tree_height
 
 # What a memory budget is tried with: more than eight leaves at once hardly gain anything.
 LEAF_BATCHES = (8, 4, 2, 1)
@@ -21,10 +21,11 @@ LEAF_BATCHES = (8, 4, 2, 1)
 class HomerConfig:
     """How to encode; settings left out come from the model.
 
-    max_chunk_len: tokens that run through a layer at once, by default an eighth of the context
+    max_chunk_len: tokens that run through a layer at once, by default a quarter of the context
     limit, but at least 1024 (or half of a short limit) and at most 8192. Beyond the limit the model
     meets positions that it was not trained on.
-    target_len: the most tokens in the finished cache, `max_chunk_len` by default. selection: what
+    target_len: the most tokens in the finished cache; by default a quarter of a chunk, but at least
+    512, beside prefix and suffix, and a whole chunk where not all is recomputed. selection: what
     decides which tokens a prune keeps, a `Selection` or a text that names one, such as "paper" or
     "votes,window=7"; the question's votes by default, the paper's where there is a calibration,
     which corrects that one alone. recompute: what is read once more in the end, "all" (the
@@ -115,6 +116,11 @@ class HomerConfig:
         """`max_chunk_len`, or its default for a model."""
         return self.max_chunk_len or default_chunk_len(model.max_position_embeddings)
 
+    def most_rows(self, model: ModelConfig, affix: int) -> int:
+        """`target_len`, or its default for a model and so many tokens of prefix and suffix."""
+        chunk_len, recompute = self.chunk_len(model), self.recompute or "all"
+        return self.target_len or default_target_len(chunk_len, affix, recompute)
+
 
 def plan(
     model: ModelConfig | Llama,
@@ -139,9 +145,9 @@ def plan(
     config = config or HomerConfig()
     model = model.config if isinstance(model, Llama) else model
     chunk_len = config.chunk_len(model)
-    target_len = config.target_len or chunk_len
     selection, layers = config.selected_by, model.num_hidden_layers
     recompute: Recompute = config.recompute or "all"
+    target_len = config.most_rows(model, prefix_len + suffix_len)
     room = max(chunk_len - prefix_len - suffix_len, 1)
     levels = tree_height(max(context_len, 1), room) + 1
     layers_tree = config.layers_tree

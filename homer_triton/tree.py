@@ -17,9 +17,11 @@ from .model.costs import ModelShape, activation_bytes, cache_bytes, layer_flops,
 
 Recompute = Literal["none", "suffix", "all"]
 
-# Longer chunks take more memory and more attention for each token, and are no better to choose from
-# or to answer from; shorter ones know too little of what stands around a token.
+# Longer chunks take more memory and more attention for each token; shorter ones know too little of
+# what stands around a token.
 SHORTEST_DEFAULT_CHUNK, LONGEST_DEFAULT_CHUNK = 1024, 8192
+# A model answers best from a short prompt; fewer tokens than this lose what was asked for.
+SHORTEST_DEFAULT_TARGET = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,12 +375,24 @@ def build_plan(
 
 
 def default_chunk_len(context_limit: int) -> int:
-    """The length of chunks, and of calibration segments, where nobody says another: an eighth of
+    """The length of chunks, and of calibration segments, where nobody says another: a quarter of
     what a model can read, between `SHORTEST_DEFAULT_CHUNK`, or half of a short limit, and
     `LONGEST_DEFAULT_CHUNK`.
     """
     shortest = min(context_limit // 2, SHORTEST_DEFAULT_CHUNK)
-    return min(max(context_limit // 8, shortest), LONGEST_DEFAULT_CHUNK)
+    return min(max(context_limit // 4, shortest), LONGEST_DEFAULT_CHUNK)
+
+
+def default_target_len(chunk_len: int, affix: int, recompute: Recompute) -> int:
+    """The most tokens in the finished cache, where nobody says another: a chunk's, as in the paper;
+    where they are read again as one prompt, a quarter of it, but at least
+    `SHORTEST_DEFAULT_TARGET`.
+
+    affix: tokens of the prefix and the suffix, which have their room beside those.
+    """
+    if recompute != "all":
+        return chunk_len
+    return min(chunk_len, max(chunk_len // 4, SHORTEST_DEFAULT_TARGET) + affix)
 
 
 def tree_height(context_len: int, room: int) -> int:

@@ -110,17 +110,17 @@ def test_window_without_room_is_refused(model: ht.Llama) -> None:
 def test_homer_with_rescaled_rope_reads_longer_chunks(model: ht.Llama, scaling: str) -> None:
     read = parts(6 * LIMIT)
     bias = ht.Calibration(torch.zeros(6, LIMIT))
-    config = ht.HomerConfig(max_chunk_len=32, target_len=20, layers_warmup=0, calibration=bias)
+    config = ht.HomerConfig(max_chunk_len=32, target_len=16, layers_warmup=0, calibration=bias)
     reading = METHODS[f"homer+{scaling}"](model, config, *read, 4)
     assert reading.encoded.plan.max_chunk_len == CHUNK_EXTENSION * 32
-    assert len(reading.encoded) == CHUNK_EXTENSION * 20
+    assert len(reading.encoded) == CHUNK_EXTENSION * 16
     expected = ht.encode(
         rescaled(model, scaling, CHUNK_EXTENSION * 32 + 4),
         read[1],
         read[0],
         read[2],
         ht.HomerConfig(
-            max_chunk_len=CHUNK_EXTENSION * 32, target_len=CHUNK_EXTENSION * 20, layers_warmup=0
+            max_chunk_len=CHUNK_EXTENSION * 32, target_len=CHUNK_EXTENSION * 16, layers_warmup=0
         ),
     )
     assert torch.equal(reading.encoded.keys, expected.keys)
@@ -134,7 +134,7 @@ def test_homer_rescales_no_more_than_a_short_text_needs(model: ht.Llama, scaling
 
 def test_one_independent_chunk_is_a_prune_and_a_second_look_of_the_suffix(model: ht.Llama) -> None:
     prefix, context, suffix = parts(LIMIT // 2)
-    config = ht.HomerConfig(target_len=20, recompute="suffix")
+    config = ht.HomerConfig(target_len=16, recompute="suffix")
     expected = ht.encode(model, context, prefix, suffix, config)
     got = encode_independently(model, prefix, context, suffix, config)
     assert torch.equal(got.keys, expected.keys)

@@ -40,7 +40,7 @@ def encode_independently(
         )
     chunks = -(-len(context) // room)
     part_len = -(-len(context) // chunks)
-    share = ((config.target_len or chunk_len) - affix) // chunks
+    share = (config.most_rows(model.config, affix) - affix) // chunks
     if share < 1:
         raise ValueError(
             f"{chunks} independent chunks leave each less than one token of the target; raise "

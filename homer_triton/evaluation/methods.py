@@ -124,7 +124,7 @@ def read_retrieved(
     new_tokens: int,
 ) -> Reading:
     """The plain model on the passages that the suffix asks for, as many as fit the target."""
-    target = config.target_len or config.chunk_len(model.config)
+    target = config.most_rows(model.config, len(prefix) + len(suffix))
     passages = retrieve(model, context, suffix, target - len(prefix) - len(suffix))
     return read_whole(model, config, prefix, passages, suffix, new_tokens)
 
@@ -145,7 +145,7 @@ def read_merged(
     """
     if scaling is not None:
         chunk_len = CHUNK_EXTENSION * config.chunk_len(model.config)
-        target_len = CHUNK_EXTENSION * (config.target_len or config.chunk_len(model.config))
+        target_len = CHUNK_EXTENSION * config.most_rows(model.config, len(prefix) + len(suffix))
         length = len(prefix) + len(context) + len(suffix)
         model = rescaled(model, scaling, min(chunk_len, length) + new_tokens)
         config = replace(config, max_chunk_len=chunk_len, target_len=target_len, calibration=None)

@@ -62,7 +62,7 @@ def encode_sequentially(
     """
     chunk_len, limit = config.chunk_len(model.config), model.config.max_position_embeddings
     affix = len(prefix) + len(suffix)
-    budget = (config.target_len or chunk_len) - affix
+    budget = config.most_rows(model.config, affix) - affix
     total, length = affix + min(budget, len(context)), affix + len(context)
     layers = model.config.num_hidden_layers
     # The tree of one chunk that reads as much and leaves as much.
