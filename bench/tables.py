@@ -149,6 +149,7 @@ REAL = {
     "sequential compression (FINCH-like)": ("sequential", "sequential"),
     "independent chunks": ("independent", "independent"),
 }
+NOT_RUN = "Not run yet.\n"
 # Of the checkpoint that bench/real.py reads with.
 REAL_LIMIT = 8192
 
@@ -219,6 +220,8 @@ def cost(row: dict[str, Any]) -> str:
 
 def real_ablation() -> str:
     """Needles found on the real model with one part of the method changed."""
+    if not (RESULTS / "real" / "ablation" / "metrics.json").is_file():
+        return NOT_RUN
     measured = read_json("real/ablation/metrics.json")["by_length"]
     rows = [[*row["method"].split(": ", 1), asked(row)] for row in measured]
     return markdown(["part", "change", "right answers"], rows)
@@ -226,6 +229,8 @@ def real_ablation() -> str:
 
 def real_perplexity() -> str:
     """Perplexity of novels by position, and how many times the window's it is."""
+    if not (RESULTS / "real" / "perplexity" / "metrics.json").is_file():
+        return NOT_RUN
     measured = read_json("real/perplexity/metrics.json")["by_position"]
     positions = sorted({row["position"] for row in measured})
     by = {(row["method"], row["position"]): row for row in measured}
