@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from .heap import trim_heap
 from .model.llama import Llama
 from .pool import SlotPool, make_pools
 from .recompute import read_again_
-from .scheduler import Scheduler
+from .scheduler import Merged, Scheduler
 from .stopwatch import Stopwatch
 from .tokens import TokensLike, split_input
 from .tree import Node, Plan
@@ -151,7 +152,15 @@ def _encode_alike(
             if callable(progress):
                 progress(node)
 
+        def on_root_again(node: Node) -> None:
+            watch.mark()
+            finished.append(tree.height)
+
         merged = walk.run(before, middle, after, on_node)
+    narrowing = tree.narrowing()
+    if narrowing is not None:
+        again = scheduler(model, narrowing, [], bias, config.selected_by, documents)
+        merged = _narrow(again, merged, tree, inputs, on_root_again)
     logits = list(model.logits(merged.hidden)) if tree.recompute == "none" else []
     peak_slots = pools[0].high_water if pools else tree.peak_slots
     token_ids = [torch.cat(parts).to(model.device) for parts in inputs]
@@ -209,6 +218,30 @@ def _encode_alike(
             "another dtype."
         )
     return encoded
+
+
+def _narrow(
+    walk: Scheduler,
+    merged: Merged,
+    tree: Plan,
+    inputs: list[tuple[Tensor, Tensor, Tensor]],
+    on_node: Callable[[Node], None],
+) -> Merged:
+    """What a walk over the survivors of a tree's root leaves of them, as if it were left of the
+    whole inputs.
+    """
+    sources = merged.source_indices
+    tokens = torch.stack([torch.cat(parts) for parts in inputs]).to(sources.device)
+    prefix, middle, suffix = tokens.gather(1, sources).split(
+        [tree.prefix_len, tree.survivors - tree.prefix_len - tree.suffix_len, tree.suffix_len], 1
+    )
+    fewer = walk.run(prefix[0], middle, suffix, on_node)
+    pruned_at = merged.pruned_at.scatter(
+        1, sources, torch.where(fewer.pruned_at < 0, -1, tree.height).to(merged.pruned_at.dtype)
+    )
+    return replace(
+        fewer, source_indices=sources.gather(1, fewer.source_indices), pruned_at=pruned_at
+    )
 
 
 def _gather(

@@ -21,7 +21,7 @@ Recompute = Literal["none", "suffix", "all"]
 # what stands around a token.
 SHORTEST_DEFAULT_CHUNK, LONGEST_DEFAULT_CHUNK = 1024, 8192
 # A model answers best from a short prompt; fewer tokens than this lose what was asked for.
-SHORTEST_DEFAULT_TARGET = 512
+SHORTEST_DEFAULT_TARGET = 384
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,10 @@ class Plan:
     holds the prefix, the suffix and at most `max_chunk_len` tokens in all. `leaf_batch` leaves run
     at once; with `offload` what waits does so in host memory. The tree runs the first `layers_tree`
     of the model's `num_layers`; `asking` rows of every chunk's suffix select. recompute: what is
-    read once more in the end, "none", "suffix", or "all" that survived; keys and values of the tree
-    are only kept where that is not all.
+    read once more in the end, "none", "suffix", or "all" that survived. With "all" the tree's keys
+    and values are not kept, and the root keeps all that its chunk holds; if that is more than the
+    target, those survivors are chosen from once more, as a chunk that starts anew from its tokens
+    (`narrowing`).
     """
 
     prefix_len: int
@@ -94,7 +96,29 @@ class Plan:
     @property
     def rows(self) -> int:
         """Rows of the finished cache."""
+        return min(self.survivors, self.target_len) if self.recompute == "all" else self.survivors
+
+    @property
+    def survivors(self) -> int:
+        """Tokens that the root keeps, prefix and suffix included."""
         return self.prefix_len + self.levels[-1].nodes[0].kept + self.suffix_len
+
+    def narrowing(self) -> Plan | None:
+        """The tree of one chunk that chooses from the root's survivors, if they are too many."""
+        if self.survivors == self.rows:
+            return None
+        return build_plan(
+            self.prefix_len,
+            self.levels[-1].nodes[0].kept,
+            self.suffix_len,
+            self.num_layers,
+            max_chunk_len=self.survivors,
+            target_len=self.target_len,
+            layers_warmup=0,
+            layers_tree=self.layers_tree,
+            recompute=self.recompute,
+            asking=self.asking,
+        )
 
     @property
     def next_position(self) -> int:
@@ -190,6 +214,9 @@ class Plan:
                 queries = 1 if last_only else node.kept + suffix
                 total += layer_flops(shape, prefix, rows) * (layers - 1)
                 total += layer_flops(shape, prefix, rows, queries, self.asking)
+        narrowing = self.narrowing()
+        if narrowing is not None:
+            return total + narrowing.flops(shape)
         head = 2 * shape.hidden_size * shape.vocab_size
         return total + head + self._recompute_flops(shape)
 
@@ -346,7 +373,9 @@ def build_plan(
     leaves = [min(leaf_context, context_len - i) for i in range(0, context_len, leaf_context)]
     first_height_layers = tree - per_level * height
 
-    budgets = _context_budgets(height, leaves, room, target_len - affix)
+    # What is read again as one prompt is chosen at last from all that the root's chunk holds.
+    root = room if recompute == "all" and height else target_len - affix
+    budgets = _context_budgets(height, leaves, room, root)
     levels: list[Level] = []
     for j in range(height + 1):
         below = leaves if j == 0 else [node.kept for node in levels[-1].nodes]
@@ -375,12 +404,12 @@ def build_plan(
 
 
 def default_chunk_len(context_limit: int) -> int:
-    """The length of chunks, and of calibration segments, where nobody says another: a quarter of
+    """The length of chunks, and of calibration segments, where nobody says another: an eighth of
     what a model can read, between `SHORTEST_DEFAULT_CHUNK`, or half of a short limit, and
     `LONGEST_DEFAULT_CHUNK`.
     """
     shortest = min(context_limit // 2, SHORTEST_DEFAULT_CHUNK)
-    return min(max(context_limit // 4, shortest), LONGEST_DEFAULT_CHUNK)
+    return min(max(context_limit // 8, shortest), LONGEST_DEFAULT_CHUNK)
 
 
 def default_target_len(chunk_len: int, affix: int, recompute: Recompute) -> int:

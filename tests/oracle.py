@@ -90,6 +90,11 @@ class Oracle:
             root = self._recompute(root, suffix)
         elif settings.recompute == "all":
             tokens = [*prefix, *context, *suffix]
+            if len(root.sources) > settings.target_len:
+                fewer = self._narrow(tokens, root.sources, before, after, settings)
+                for source in {*root.sources.tolist()} - {*fewer.tolist()}:
+                    pruned_at[source] = len(tree.heights) - 1
+                root = replace(root, sources=fewer)
             root = self._plain([tokens[i] for i in root.sources.tolist()], root.sources)
             next_position = len(root.sources)
         return Encoding(
@@ -101,6 +106,17 @@ class Oracle:
             self._logits(root.hidden[-1]),
             pruned_at,
         )
+
+    def _narrow(
+        self, tokens: list[int], sources: Tensor, before: int, after: int, settings: Settings
+    ) -> Tensor:
+        """The sources that are left when the tokens at `sources` are one chunk from the start."""
+        rows = torch.arange(len(sources))
+        hidden = self._embed([tokens[i] for i in sources.tolist()])
+        layers, given = range(settings.layers_tree or self.layers), torch.zeros(len(rows)).double()
+        chunk = Chunk(hidden, [], [], rows, rows)
+        target = settings.target_len
+        return sources[self._run(chunk, layers, target, before, after, settings, given).sources]
 
     def _plain(self, tokens: list[int], sources: Tensor) -> Chunk:
         """The ordinary model over an ordinary prompt."""

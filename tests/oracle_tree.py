@@ -73,7 +73,10 @@ def lay_out(prefix: int, context: int, suffix: int, layers: int, settings: Setti
             [Node(below[pair[0]].first, below[pair[-1]].last, pair, 0) for pair in pairs]
         )
 
-    heights[-1][0] = replace(heights[-1][0], target=min(settings.target_len, affix + context))
+    target = settings.target_len
+    if settings.recompute == "all" and height:
+        target = settings.max_chunk_len  # the last choice is made from what the root holds
+    heights[-1][0] = replace(heights[-1][0], target=min(target, affix + context))
     for above, below in zip(heights[:0:-1], heights[-2::-1], strict=True):
         for parent in above:
             if len(parent.children) == 1:
