@@ -90,8 +90,12 @@ class Calibration:
                 f"{model.fingerprint}); "
                 f"calibrate this model."
             )
-        needed = plan.chunk_end - plan.prefix_len
-        if plan.height and distances < needed:
+        walks = [plan] if plan.height else []
+        narrowing = plan.narrowing()
+        if narrowing is not None:
+            walks.append(narrowing)
+        needed = max((walk.chunk_end - walk.prefix_len for walk in walks), default=0)
+        if distances < needed:
             raise ValueError(
                 f"The calibration covers distances up to {distances - 1}, chunks need "
                 f"{needed - 1}; calibrate with "

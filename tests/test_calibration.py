@@ -141,7 +141,9 @@ def test_tensors_of_another_kind_are_refused(bias: torch.Tensor, message: str) -
 
 
 def encode_with(calibration: ht.Calibration, model: ht.Llama) -> None:
-    config = ht.HomerConfig(18, 16, 2, calibration)
+    config = ht.HomerConfig.paper(
+        max_chunk_len=18, target_len=16, layers_warmup=2, calibration=calibration
+    )
     ht.encode(model, random_tokens(70), [1], [2], config)
 
 
@@ -162,6 +164,10 @@ def test_a_calibration_must_reach_across_a_chunk() -> None:
     encode_with(ht.Calibration(random_bias(needed)), model)
     with pytest.raises(ValueError, match=f"segments of at least {needed} tokens"):
         encode_with(ht.Calibration(random_bias(needed - 1)), model)
+    # What is read again is chosen from a chunk that is as long as the root's.
+    again = ht.HomerConfig(18, 16, 2, ht.Calibration(random_bias(needed)))
+    with pytest.raises(ValueError, match="segments of at least 17 tokens"):
+        ht.encode(model, tokens, [1], [2], again)
 
 
 @pytest.mark.parametrize(

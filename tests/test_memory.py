@@ -139,6 +139,7 @@ def test_the_plan_predicts_the_process_peak(
         check=True,
     )
     measured, predicted = map(int, done.stdout.split())
-    # The plan allows for chips that compute half precision in float32, where this is the most.
-    spare = 1.4 if (dtype, recompute) == ("bfloat16", "all") else 1.1
+    # Without pools the activations are the most: a guess of a heap's holes, and in half precision
+    # the plan allows for chips that compute it in float32.
+    spare = {"float32": 1.2, "bfloat16": 1.4}[dtype] if recompute == "all" else 1.1
     assert 0.9 * measured <= predicted <= spare * measured
