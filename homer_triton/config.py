@@ -21,10 +21,10 @@ LEAF_BATCHES = (8, 4, 2, 1)
 class HomerConfig:
     """How to encode; settings left out come from the model.
 
-    max_chunk_len: tokens that run through a layer at once, by default an eighth of the context
+    max_chunk_len: tokens that run through a layer at once, by default a quarter of the context
     limit, but at least 1024 (or half of a short limit) and at most 8192. Beyond the limit the model
     meets positions that it was not trained on.
-    target_len: the most tokens in the finished cache; by default a quarter of a chunk, but at least
+    target_len: the most tokens in the finished cache; by default an eighth of a chunk, but at least
     384, beside prefix and suffix, and a whole chunk where not all is recomputed. selection: what
     decides which tokens a prune keeps, a `Selection` or a text that names one, such as "paper" or
     "votes,window=7"; the question's votes by default, the paper's where there is a calibration,

@@ -404,24 +404,24 @@ def build_plan(
 
 
 def default_chunk_len(context_limit: int) -> int:
-    """The length of chunks, and of calibration segments, where nobody says another: an eighth of
+    """The length of chunks, and of calibration segments, where nobody says another: a quarter of
     what a model can read, between `SHORTEST_DEFAULT_CHUNK`, or half of a short limit, and
     `LONGEST_DEFAULT_CHUNK`.
     """
     shortest = min(context_limit // 2, SHORTEST_DEFAULT_CHUNK)
-    return min(max(context_limit // 8, shortest), LONGEST_DEFAULT_CHUNK)
+    return min(max(context_limit // 4, shortest), LONGEST_DEFAULT_CHUNK)
 
 
 def default_target_len(chunk_len: int, affix: int, recompute: Recompute) -> int:
     """The most tokens in the finished cache, where nobody says another: a chunk's, as in the paper;
-    where they are read again as one prompt, a quarter of it, but at least
+    where they are read again as one prompt, an eighth of it, but at least
     `SHORTEST_DEFAULT_TARGET`.
 
     affix: tokens of the prefix and the suffix, which have their room beside those.
     """
     if recompute != "all":
         return chunk_len
-    return min(chunk_len, max(chunk_len // 4, SHORTEST_DEFAULT_TARGET) + affix)
+    return min(chunk_len, max(chunk_len // 8, SHORTEST_DEFAULT_TARGET) + affix)
 
 
 def tree_height(context_len: int, room: int) -> int:

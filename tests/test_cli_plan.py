@@ -47,8 +47,8 @@ def test_words_show_every_level_and_both_costs(model: Path) -> None:
     assert rows[-1] == ["rows", "in", "the", "cache", "32", "104", "30.8%"]
 
 
-def test_chunks_are_an_eighth_of_the_limit_within_bounds(tmp_path: Path) -> None:
-    for limit, expected in ((256, 128), (4096, 1024), (16_384, 2048), (131_072, 8192)):
+def test_chunks_are_a_quarter_of_the_limit_within_bounds(tmp_path: Path) -> None:
+    for limit, expected in ((256, 128), (2048, 1024), (8192, 2048), (131_072, 8192)):
         config = load_config(checkpoint(tmp_path / str(limit), max_position_embeddings=limit))
         assert ht.plan(config, 2 * expected, 1, 10).max_chunk_len == expected
 

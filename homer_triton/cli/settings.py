@@ -22,7 +22,7 @@ SETTINGS: dict[str, Any] = {
             "--max-chunk-len",
             metavar="N",
             help="Most tokens in a chunk, prefix and suffix included.",
-            show_default="an eighth of the context limit, 1024 to 8192",
+            show_default="a quarter of the context limit, 1024 to 8192",
         ),
     ],
     "target_len": Annotated[
@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
             "--target-len",
             metavar="N",
             help="Most tokens in the finished cache.",
-            show_default="a quarter of a chunk, at least 384, beside prefix and suffix",
+            show_default="an eighth of a chunk, at least 384, beside prefix and suffix",
         ),
     ],
     "layers_warmup": Annotated[
