@@ -118,8 +118,13 @@ class HomerConfig:
 
     def most_rows(self, model: ModelConfig, affix: int) -> int:
         """`target_len`, or its default for a model and so many tokens of prefix and suffix."""
-        chunk_len, recompute = self.chunk_len(model), self.recompute or "all"
-        return self.target_len or default_target_len(chunk_len, affix, recompute)
+        chunk_len = self.chunk_len(model)
+        return self.target_len or default_target_len(chunk_len, affix, self.reread)
+
+    @property
+    def reread(self) -> Recompute:
+        """`recompute`, or its default."""
+        return self.recompute or "all"
 
 
 def plan(
@@ -146,7 +151,7 @@ def plan(
     model = model.config if isinstance(model, Llama) else model
     chunk_len = config.chunk_len(model)
     selection, layers = config.selected_by, model.num_hidden_layers
-    recompute: Recompute = config.recompute or "all"
+    recompute = config.reread
     target_len = config.most_rows(model, prefix_len + suffix_len)
     room = max(chunk_len - prefix_len - suffix_len, 1)
     levels = tree_height(max(context_len, 1), room) + 1

@@ -275,9 +275,12 @@ class Scheduler:
 
     def _votes(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
         """What a layer's asking rows give each row of B chunks, [B, rows]."""
-        prefix_k = self.layers[layer][0, : self.plan.prefix_len]
-        selection = self.selection
-        return self.model.ops.score_rows(q, k, prefix_k, selection.logit, selection.heads)
+        selection, before = self.selection, self._prefix_keys(layer)
+        return self.model.ops.score_rows(q, k, before, selection.logit, selection.heads)
+
+    def _prefix_keys(self, layer: int) -> Tensor:
+        """A layer's keys of the prefix, [P, HKV, D]."""
+        return self.layers[layer][0, : self.plan.prefix_len]
 
     def _select(
         self,
@@ -296,11 +299,10 @@ class Scheduler:
             bias = None if self.bias is None else self.bias[layer]
             positions = labels[:, POSITIONS]
             return ops.score_and_select(q[:, -1], k, positions, bias, node.kept, 0, node.context)
-        prefix_k = self.layers[layer][0, : self.plan.prefix_len]
         kept, dropped, votes = ops.vote_and_select(
             q,
             k,
-            prefix_k,
+            self._prefix_keys(layer),
             votes,
             node.kept,
             0,

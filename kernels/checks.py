@@ -151,6 +151,11 @@ def check_scores(q: Tensor, k: Tensor, prefix_k: Tensor | None, logit: str, head
 def check_selection(q: Tensor, k: Tensor, keep: int, first_row: int, last_row: int) -> None:
     """q [B, A, HQ, D] asks, `keep` of the rows [first_row, last_row) of k [B, T, HKV, D] stay."""
     check_scores(q, k, None, "logit", "max")
+    check_budget(q, k, keep, first_row, last_row)
+
+
+def check_budget(q: Tensor, k: Tensor, keep: int, first_row: int, last_row: int) -> None:
+    """`check_selection` of a q and a k whose shapes were checked."""
     rows = k.shape[1]
     require(q.shape[1] <= rows, "the number of asking rows", q.shape[1], f"at most k's, {rows}")
     require(0 <= last_row <= rows, "last_row", last_row, f"in [0, {rows}]")

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_scores, check_selection, check_votes
+from .checks import check_budget, check_scores, check_votes
 from .devices import launching_on
 from .scores import LOGITS
 from .scoring import ROW_TILE, arrival_counters, arrive, check_rows
@@ -246,7 +246,7 @@ def vote_and_select(
     for arguments that do not fit together.
     """
     check_scores(q, k, prefix_k, logit, heads)
-    check_selection(q, k, keep, first_row, last_row)
+    check_budget(q, k, keep, first_row, last_row)
     check_votes(k, votes, window)
     check_rows(k.shape[1])
     kept, dropped = new_rows(k, last_row - first_row - keep)

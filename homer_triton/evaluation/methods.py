@@ -146,7 +146,7 @@ def read_merged(
     if scaling is not None:
         chunk_len = CHUNK_EXTENSION * config.chunk_len(model.config)
         target_len = CHUNK_EXTENSION * config.most_rows(model.config, len(prefix) + len(suffix))
-        if config.recompute in (None, "all"):  # one prompt, of no more than the model reads
+        if config.reread == "all":  # one prompt, of no more than the model reads
             target_len = min(target_len, model.config.max_position_embeddings)
         length = len(prefix) + len(context) + len(suffix)
         model = rescaled(model, scaling, min(chunk_len, length) + new_tokens)
