@@ -180,7 +180,12 @@ def model_cases(name: str, m: Model) -> Iterator[Case]:
             f"{logit} {name}",
             partial(kernels.vote_and_select, asking, k, k[0], votes, *ends, logit, window=31),
         )
-    yield name, partial(kernels.score_rows, asking, k, k[0], "softmax", "sum")
+    weighed = {"window": 31, "weights": floats(m.heads)}
+    yield (
+        f"weighed softmax {name}",
+        partial(kernels.vote_and_select, asking, k, k[0], votes, *ends, **weighed),
+    )
+    yield name, partial(kernels.score_rows, asking, k, k[0], "softmax", "sum", floats(m.heads))
     yield name, partial(kernels.prune_and_concatenate, *sides, SUFFIX)
     yield name, partial(kernels.average_affix_, cache, at[:, :SUFFIX], at[:, -SUFFIX:])
     gathered = empty(LAYERS, m.key_heads, ROWS, m.dim)

@@ -14,6 +14,7 @@ from .graphs import Replays
 from .model.llama import Llama, Select
 from .offload import HostStore, Stored
 from .pool import SlotPool
+from .retrieval import retrieval_heads
 from .selection import Selection
 from .tree import Node, Plan
 
@@ -89,6 +90,13 @@ class Scheduler:
         self.plan = plan
         self.pools = pools
         self.bias = bias
+        # Which heads of a layer count, [L, HQ]; None for all of them.
+        self.heads = None
+        if selection.heads == "retrieval" and plan.survivors < plan.input_len:
+            self.heads = retrieval_heads(model)
+        if selection.heads == "retrieval" and self.heads is None:
+            selection = selection.without_retrieval()
+        self._asked = [True] * plan.num_layers if self.heads is None else self.heads.any(1).tolist()
         self.selection = selection
         self.asking = selection.asking(plan.suffix_len)
         self.window = selection.width(plan.max_chunk_len - plan.prefix_len - plan.suffix_len)
@@ -101,7 +109,7 @@ class Scheduler:
         self._store = HostStore(model.device)
         # By source index, what the nodes so far gave it, if that counts.
         self._voted: Tensor | None = None
-        if selection.layers == "levels":
+        if selection.remembers:
             wide = torch.promote_types(model.dtype, torch.float32)
             shape = (documents, plan.input_len)
             self._voted = torch.zeros(shape, dtype=wide, device=model.device)
@@ -252,18 +260,20 @@ class Scheduler:
 
         def observe(layer: int, q: Tensor, k: Tensor) -> None:
             nonlocal votes
-            own = self._votes(layer, q, k)
-            votes = own if votes is None else votes + own
+            if self._asked[layer]:
+                own = self._votes(layer, q, k)
+                votes = own if votes is None else votes + own
 
         def choose(layer: int, q: Tensor, k: Tensor) -> Tensor:
             nonlocal kept, dropped
-            if prunes or self._voted is not None:
+            if votes_count:
                 kept, dropped = self._select(node, layer, q, k, labels, votes)
             return rows[:, -1:] if is_root else kept
 
-        asks_all = prunes and self.selection.layers == "all"
+        votes_count = prunes or self._voted is not None
+        asks_all = votes_count and self.selection.asks_all_layers
         select = Select(self.asking, choose, observe if asks_all else None)
-        chooses = prunes or is_root or self._voted is not None
+        chooses = votes_count or is_root
         hidden = self._run_layers(node, hidden, labels, select if chooses else None)
         return hidden, kept, dropped
 
@@ -276,7 +286,13 @@ class Scheduler:
     def _votes(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
         """What a layer's asking rows give each row of B chunks, [B, rows]."""
         selection, before = self.selection, self._prefix_keys(layer)
-        return self.model.ops.score_rows(q, k, before, selection.logit, selection.heads)
+        return self.model.ops.score_rows(
+            q, k, before, selection.logit, selection.join, self._weights(layer)
+        )
+
+    def _weights(self, layer: int) -> Tensor | None:
+        """How much each head of a layer counts, [HQ], if not all do alike."""
+        return None if self.heads is None else self.heads[layer]
 
     def _prefix_keys(self, layer: int) -> Tensor:
         """A layer's keys of the prefix, [P, HKV, D]."""
@@ -308,8 +324,9 @@ class Scheduler:
             0,
             node.context,
             selection.logit,
-            selection.heads,
+            selection.join,
             self.window,
+            self._weights(layer),
         )
         if self._voted is not None:
             sources = labels[:, SOURCES].reshape(self.documents, -1)

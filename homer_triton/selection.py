@@ -18,8 +18,10 @@ class Selection:
     rows: how many of the suffix's last rows ask, None for as many as there are up to `MOST_ROWS`.
     logit: what an attention logit becomes, "logit" (itself, the one that a calibration corrects),
     "log_softmax" or "softmax" over all rows that are seen. heads: "max" or "sum" over the heads of
-    the asking rows' mean. layers: "last" asks the node's last layer, "all" adds up all of its
-    layers, "levels" adds to the last one's what the nodes below it gave. window: how many
+    the asking rows' mean, or "retrieval", the sum over the model's retrieval heads
+    (`homer_triton.retrieval`) alone. layers: "last" asks the node's last layer, "all" adds up all
+    of its layers, "levels" adds to the last one's what the nodes below it gave, "tree" adds up all
+    of both. window: how many
     neighbouring rows share the best of their scores, an odd number, 1 for each its own, None for
     `LONGEST_WINDOW` or an eighth of a short chunk. A row that is kept then brings its neighbours,
     which a reader needs.
@@ -29,8 +31,8 @@ class Selection:
 
     rows: int | None = None
     logit: Literal["logit", "log_softmax", "softmax"] = "softmax"
-    heads: Literal["max", "sum"] = "sum"
-    layers: Literal["last", "all", "levels"] = "levels"
+    heads: Literal["max", "sum", "retrieval"] = "retrieval"
+    layers: Literal["last", "all", "levels", "tree"] = "tree"
     window: int | None = None
 
     def __post_init__(self) -> None:
@@ -76,6 +78,28 @@ class Selection:
                 "chunk; lower it or raise max_chunk_len."
             )
         return self.window
+
+    @property
+    def join(self) -> Literal["max", "sum"]:
+        """What the heads that count are joined by."""
+        return "max" if self.heads == "max" else "sum"
+
+    @property
+    def asks_all_layers(self) -> bool:
+        """Whether a node's layers before its last are asked too."""
+        return self.layers in ("all", "tree")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what the nodes below gave counts."""
+        return self.layers in ("levels", "tree")
+
+    def without_retrieval(self) -> Selection:
+        """What takes its place in a model that has no retrieval heads: all heads count, of the
+        nodes' last layers only, since lower ones find little.
+        """
+        layers = "levels" if self.layers == "tree" else self.layers
+        return replace(self, heads="sum", layers=layers)
 
     @property
     def is_paper(self) -> bool:
@@ -145,6 +169,6 @@ MOST_ROWS = 32
 
 # HOMER, section 3.2: the last row's largest logit over heads.
 PAPER = Selection(rows=1, logit="logit", heads="max", layers="last", window=1)
-# The question's rows vote, as in SnapKV (Li et al. 2024).
+# The question's rows vote, as in SnapKV (Li et al. 2024), by the heads that retrieve.
 VOTES = Selection()
 SELECTIONS = {"paper": PAPER, "votes": VOTES}

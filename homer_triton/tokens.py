@@ -84,8 +84,13 @@ def split_input(
     else:
         last = tokenize(model, suffix, "suffix")
     if prefix is None:
-        bos = model.config.bos_token_id
-        if model.tokenizer is not None and model.tokenizer.bos_token_id is not None:
-            bos = model.tokenizer.bos_token_id
-        prefix = [] if bos is None else [bos]
+        prefix = beginning(model)
     return tokenize(model, prefix, "prefix"), ids, last
+
+
+def beginning(model: Llama) -> list[int]:
+    """What every text begins with: the beginning-of-sequence token's id, if the model has one."""
+    bos = model.config.bos_token_id
+    if model.tokenizer is not None and model.tokenizer.bos_token_id is not None:
+        bos = model.tokenizer.bos_token_id
+    return [] if bos is None else [bos]

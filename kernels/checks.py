@@ -134,8 +134,17 @@ def check_attention(
         _check_indices("query_rows", query_rows, tuple(q.shape[:2]), "the rows of q")
 
 
-def check_scores(q: Tensor, k: Tensor, prefix_k: Tensor | None, logit: str, heads: str) -> None:
-    """q [B, A, HQ, D], k [B, T, HKV, D], prefix_k [P, HKV, D] or None, two of the choices."""
+def check_scores(
+    q: Tensor,
+    k: Tensor,
+    prefix_k: Tensor | None,
+    logit: str,
+    heads: str,
+    weights: Tensor | None = None,
+) -> None:
+    """q [B, A, HQ, D], k [B, T, HKV, D], prefix_k [P, HKV, D] or None, two of the choices, weights
+    [HQ] float32 or None.
+    """
     _check_sized(q, "q", 4)
     _check_sized(k, "k", 4)
     _check_alike(q=q, k=k, prefix_k=prefix_k)
@@ -146,6 +155,11 @@ def check_scores(q: Tensor, k: Tensor, prefix_k: Tensor | None, logit: str, head
         _check_shape("prefix_k", prefix_k, (prefix_k.shape[0], *k.shape[2:]), "[P, HKV, D]")
     require(logit in LOGITS, "logit", repr(logit), f"one of {', '.join(LOGITS)}")
     require(heads in JOINS, "heads", repr(heads), f"one of {', '.join(JOINS)}")
+    _check_layout(k=k, weights=weights)
+    if weights is not None:
+        _check_shape("weights", weights, (q.shape[2],), "a weight for each of q's heads")
+        wide = weights.dtype == torch.float32
+        require(wide, "the dtype of weights", weights.dtype, "torch.float32")
 
 
 def check_selection(q: Tensor, k: Tensor, keep: int, first_row: int, last_row: int) -> None:

@@ -172,20 +172,21 @@ def score_rows(
     prefix_k: Tensor | None = None,
     logit: str = "logit",
     heads: str = "max",
+    weights: Tensor | None = None,
 ) -> Tensor:
     """How much the asking rows attend to each row of their chunks.
 
-        score[i] = join over heads of (mean over asking rows of f(q · k_i / sqrt(D)))
+        score[i] = join over heads h of (w_h · mean over asking rows of f(q · k_i / sqrt(D)))
 
     f is "logit" (the logit itself), "log_softmax" or "softmax" over `prefix ‖ chunk`, which asking
     rows see whole; heads joins by "max" or "sum". One asking row, "logit" and "max" are the paper's
     score (HOMER, section 3.2); several, "softmax" and "sum" the votes of SnapKV (Li et al. 2024).
 
     q: [B, A, HQ, D], rotated queries of the chunk's last A rows (a query head reads its own group's
-    key head); k: [B, T, HKV, D], rotated; prefix_k: [P, HKV, D], shared by the batch, or None.
-    Returns [B, T], at least float32.
+    key head); k: [B, T, HKV, D], rotated; prefix_k: [P, HKV, D], shared by the batch, or None;
+    weights: w [HQ] float32, or None for 1. Returns [B, T], at least float32.
     """
-    check_scores(q, k, prefix_k, logit, heads)
+    check_scores(q, k, prefix_k, logit, heads, weights)
     _, asking, query_heads, dim = q.shape
     group = query_heads // k.shape[2]
     prefix = 0 if prefix_k is None else len(prefix_k)
@@ -202,6 +203,8 @@ def score_rows(
             if logit == "softmax":
                 logits = logits.exp_()
         means = logits.unflatten(1, (asking, group)).mean(1)
+        if weights is not None:
+            means = means * weights[head * group : (head + 1) * group, None]
         own = means.amax(1) if heads == "max" else means.sum(1)
         if joined is None:
             joined = own
@@ -249,22 +252,23 @@ def vote_and_select(
     logit: str = "softmax",
     heads: str = "sum",
     window: int = 1,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keep the `keep` rows of [first_row, last_row) whose neighbourhoods the asking rows attend to
     most, and every row outside that range.
 
-    The significance of row i is the largest `score_rows(q, k, prefix_k, logit, heads)[j] +
+    The significance of row i is the largest `score_rows(q, k, prefix_k, logit, heads, weights)[j] +
     votes[j]` of the rows j of that range at most `window // 2` rows from i; of equal ones the later
     row is kept.
 
     q: [B, A, HQ, D], rotated queries of the chunk's last A rows; k: [B, T, HKV, D], rotated;
     prefix_k: [P, HKV, D] or None; votes: [B, T] float32 that were given before, or None; window:
-    odd. Returns `(kept [B, T - dropped], dropped [B, dropped], scores [B, T])`: the first two
-    ascending, the last with the votes, without neighbours.
+    odd; weights: of q's heads [HQ] float32, or None. Returns `(kept [B, T - dropped], dropped [B,
+    dropped], scores [B, T])`: the first two ascending, the last with the votes, without neighbours.
     """
     check_selection(q, k, keep, first_row, last_row)
     check_votes(k, votes, window)
-    scores = score_rows(q, k, prefix_k, logit, heads)
+    scores = score_rows(q, k, prefix_k, logit, heads, weights)
     if votes is not None:
         scores = scores + votes
     best = scores[:, first_row:last_row]

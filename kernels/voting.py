@@ -1,10 +1,11 @@
 """The rows that several asking rows attend to: scores, and the selection by them.
 
-    score[i] = join over heads of (mean over asking rows of f(q · k_i / sqrt(D)))
+    score[i] = join over heads h of (w_h · mean over asking rows of f(q · k_i / sqrt(D)))
 
 q: [B, A, HQ, D]; k: [B, T, HKV, D] -> [B, T]. Where f needs a softmax's total, one launch reads the
 keys, `prefix ‖ chunk`, and leaves each block's part of it; the next reads them once more, joins the
-parts, and scores. No [A, HQ, T] array is ever in memory. The last program of a chunk goes on to
+parts, and scores. No [A, HQ, T] array is ever in memory; a head whose weight is 0 costs next to
+nothing. The last program of a chunk goes on to
 select as in `kernels.selection`, by the best score of each row's neighbours.
 """
 
@@ -43,6 +44,15 @@ def _load_keys(k_ptr, head, row, rows, dim, stride_k_row, stride_k_head, offs_d)
     return tl.load(ptrs + offs_d[:, None], mask=mask, other=0.0)
 
 
+@triton.jit
+def _load_weight(weights_ptr, head):
+    """A query head's weight, 1 where there are none."""
+    if weights_ptr is None:
+        return 1.0
+    else:
+        return tl.load(weights_ptr + head)
+
+
 @triton.jit(do_not_specialize=["prefix", "rows", "asking"])
 def _totals_kernel(
     q_ptr,
@@ -50,6 +60,7 @@ def _totals_kernel(
     prefix_k_ptr,
     peaks_ptr,
     sums_ptr,
+    weights_ptr,
     scale,
     prefix,
     rows,
@@ -85,14 +96,16 @@ def _totals_kernel(
     q_ptr += batch * stride_q_batch
     for member in tl.range(0, GROUP):
         head = key_head * GROUP + member
-        q = _load_queries(q_ptr, head, asking, dim, stride_q_row, stride_q_head, offs_a, offs_d)
-        logits = tl.dot(q, k, input_precision="ieee") * scale
-        logits = tl.where((row < end)[None, :], logits, LOWEST)
-        peak = tl.max(logits, axis=1)
-        total = tl.sum(tl.exp(logits - peak[:, None]), axis=1)
-        part = (batch * tl.num_programs(1) * GROUP + head) * tl.num_programs(0) + block
-        tl.store(peaks_ptr + part * BLOCK_A + offs_a, peak)
-        tl.store(sums_ptr + part * BLOCK_A + offs_a, total)
+        weight = _load_weight(weights_ptr, head)
+        if weight != 0.0:
+            q = _load_queries(q_ptr, head, asking, dim, stride_q_row, stride_q_head, offs_a, offs_d)
+            logits = tl.dot(q, k, input_precision="ieee") * scale
+            logits = tl.where((row < end)[None, :], logits, LOWEST)
+            peak = tl.max(logits, axis=1)
+            total = tl.sum(tl.exp(logits - peak[:, None]), axis=1)
+            part = (batch * tl.num_programs(1) * GROUP + head) * tl.num_programs(0) + block
+            tl.store(peaks_ptr + part * BLOCK_A + offs_a, peak)
+            tl.store(sums_ptr + part * BLOCK_A + offs_a, total)
 
 
 @triton.jit
@@ -122,6 +135,7 @@ def _votes_kernel(
     k_ptr,
     peaks_ptr,
     sums_ptr,
+    weights_ptr,
     votes_ptr,
     scores_ptr,
     ranks_ptr,
@@ -167,18 +181,23 @@ def _votes_kernel(
         k = _load_keys(k_ptr, key_head, row, rows, dim, stride_k_row, stride_k_head, offs_d)
         for member in tl.range(0, GROUP):
             head = key_head * GROUP + member
-            q = _load_queries(q_ptr, head, asking, dim, stride_q_row, stride_q_head, offs_a, offs_d)
-            values = tl.dot(q, k, input_precision="ieee") * scale
-            if peaks_ptr is not None:
-                parts = (batch * key_heads * GROUP + head) * blocks * BLOCK_A
-                totals = _log_totals(
-                    peaks_ptr + parts, sums_ptr + parts, blocks, offs_a, BLOCK_A, BLOCK_B
+            weight = _load_weight(weights_ptr, head)
+            mean = tl.zeros([BLOCK_N], tl.float32)
+            if weight != 0.0:
+                q = _load_queries(
+                    q_ptr, head, asking, dim, stride_q_row, stride_q_head, offs_a, offs_d
                 )
-                values = LOGIT(values, totals[:, None])
-            else:
-                values = LOGIT(values, 0.0)
-            values = tl.where((offs_a < asking)[:, None], values, 0.0)
-            mean = tl.sum(values, axis=0) / asking
+                values = tl.dot(q, k, input_precision="ieee") * scale
+                if peaks_ptr is not None:
+                    parts = (batch * key_heads * GROUP + head) * blocks * BLOCK_A
+                    totals = _log_totals(
+                        peaks_ptr + parts, sums_ptr + parts, blocks, offs_a, BLOCK_A, BLOCK_B
+                    )
+                    values = LOGIT(values, totals[:, None])
+                else:
+                    values = LOGIT(values, 0.0)
+                values = tl.where((offs_a < asking)[:, None], values, 0.0)
+                mean = weight * tl.sum(values, axis=0) / asking
             joined = joined + mean if SUMS else tl.maximum(joined, mean)
     if votes_ptr is not None:
         joined += tl.load(votes_ptr + batch * stride_votes_batch + row, mask=row < rows, other=0.0)
@@ -203,6 +222,7 @@ def score_rows(
     prefix_k: Tensor | None = None,
     logit: str = "logit",
     heads: str = "max",
+    weights: Tensor | None = None,
 ) -> Tensor:
     """How much the asking rows attend to each row of their chunks.
 
@@ -211,12 +231,13 @@ def score_rows(
     "max" are the paper's score (HOMER, section 3.2).
 
     q: [B, A, HQ, D], rotated queries of the chunk's last A rows (a query head reads its own group's
-    key head); k: [B, T, HKV, D], rotated; prefix_k: [P, HKV, D], shared by the batch, or None.
-    Returns [B, T] float32. Raises `ValueError` for arguments that do not fit together.
+    key head); k: [B, T, HKV, D], rotated; prefix_k: [P, HKV, D], shared by the batch, or None;
+    weights: w [HQ] float32, or None for 1. Returns [B, T] float32. Raises `ValueError` for
+    arguments that do not fit together.
     """
-    check_scores(q, k, prefix_k, logit, heads)
+    check_scores(q, k, prefix_k, logit, heads, weights)
     scores = torch.empty(k.shape[:2], dtype=torch.float32, device=k.device)
-    _launch(q, k, prefix_k, logit, heads, scores)
+    _launch(q, k, prefix_k, logit, heads, weights, scores)
     return scores
 
 
@@ -231,21 +252,22 @@ def vote_and_select(
     logit: str = "softmax",
     heads: str = "sum",
     window: int = 1,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keep the `keep` rows of [first_row, last_row) whose neighbourhoods the asking rows attend to
     most, and every row outside that range.
 
-    The significance of row i is the largest `score_rows(q, k, prefix_k, logit, heads)[j] +
+    The significance of row i is the largest `score_rows(q, k, prefix_k, logit, heads, weights)[j] +
     votes[j]` of the rows j of that range at most `window // 2` rows from i; of equal ones the later
     row is kept.
 
     q: [B, A, HQ, D], rotated queries of the chunk's last A rows; k: [B, T, HKV, D], rotated, T at
     most `scoring.MAX_ROWS`; prefix_k: [P, HKV, D] or None; votes: [B, T] float32 that were given
-    before, or None; window: odd. Returns `(kept [B, T - dropped], dropped [B, dropped], scores [B,
-    T])`: the first two ascending, the last with the votes, without neighbours. Raises `ValueError`
-    for arguments that do not fit together.
+    before, or None; window: odd; weights: of q's heads [HQ] float32, or None. Returns `(kept [B, T
+    - dropped], dropped [B, dropped], scores [B, T])`: the first two ascending, the last with the
+    votes, without neighbours. Raises `ValueError` for arguments that do not fit together.
     """
-    check_scores(q, k, prefix_k, logit, heads)
+    check_scores(q, k, prefix_k, logit, heads, weights)
     check_budget(q, k, keep, first_row, last_row)
     check_votes(k, votes, window)
     check_rows(k.shape[1])
@@ -254,7 +276,7 @@ def vote_and_select(
         torch.empty(k.shape[:2], dtype=torch.float32, device=k.device) for _ in range(2)
     )
     ends = (keep, first_row, last_row, window)
-    _launch(q, k, prefix_k, logit, heads, scores, votes, ranks, kept, dropped, ends)
+    _launch(q, k, prefix_k, logit, heads, weights, scores, votes, ranks, kept, dropped, ends)
     return kept, dropped, scores
 
 
@@ -264,6 +286,7 @@ def _launch(
     prefix_k: Tensor | None,
     logit: str,
     heads: str,
+    weights: Tensor | None,
     scores: Tensor,
     votes: Tensor | None = None,
     ranks: Tensor | None = None,
@@ -300,6 +323,7 @@ def _launch(
                 prefix_k,
                 peaks,
                 sums,
+                weights,
                 scale,
                 prefix,
                 rows,
@@ -315,6 +339,7 @@ def _launch(
             k,
             peaks,
             sums,
+            weights,
             votes,
             scores,
             ranks,

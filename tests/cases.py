@@ -1,5 +1,7 @@
 """Random trees for property tests, tiny models to run them on, and both implementations at once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -13,6 +15,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 import homer_triton as ht
+from homer_triton import retrieval
 from homer_triton.tree import build_plan
 
 # Models this small run ten times faster on one thread, and a hundred times beside other work.
@@ -111,6 +114,17 @@ def random_bias(distances: int, layers: int = LAYERS, seed: int = 0) -> Tensor:
     return torch.randn(layers, distances, generator=torch.Generator().manual_seed(seed))
 
 
+@contextmanager
+def retrieving(model: ht.Llama, heads: list[list[float]] | None) -> Iterator[None]:
+    """Within it, these are the model's retrieval heads [L][HQ]; None for no such heads."""
+    tensor = None if heads is None else torch.tensor(heads)
+    retrieval.found[model] = (model.fingerprint, tensor)
+    try:
+        yield
+    finally:
+        del retrieval.found[model]
+
+
 def encode_both(
     peer: tuple[LlamaForCausalLM, ht.Llama, Oracle], case: Lengths, seed: int = 0
 ) -> tuple[ht.EncodedContext, Encoding]:
@@ -121,18 +135,20 @@ def encode_both(
     prefix, context, suffix = tokens[: case.prefix], tokens[case.prefix : middle], tokens[middle:]
     offload = "cpu" if case.offload else None
     config = replace(to_config(case.settings), leaf_batch=case.leaf_batch, offload=offload)
-    encoded = ht.encode(model, context, prefix, suffix, config)
+    with retrieving(model, case.settings.weights):
+        encoded = ht.encode(model, context, prefix, suffix, config)
     return encoded, oracle.encode(prefix, context, suffix, case.settings)
 
 
 def to_config(s: Settings) -> ht.HomerConfig:
     """The oracle's settings as homer_triton takes them."""
+    heads = s.heads if s.weights is None else "retrieval"
     return ht.HomerConfig(
         max_chunk_len=s.max_chunk_len,
         target_len=s.target_len,
         layers_warmup=s.layers_warmup,
         calibration=None if s.bias is None else ht.Calibration(s.bias),
-        selection=ht.Selection(s.asking, s.logit, s.heads, s.layers, s.window),
+        selection=ht.Selection(s.asking, s.logit, heads, s.layers, s.window),
         recompute=s.recompute,
         layers_tree=s.layers_tree,
     )

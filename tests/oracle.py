@@ -178,10 +178,12 @@ class Oracle:
         votes = torch.zeros(len(chunk.hidden), dtype=chunk.hidden.dtype)
         for layer in layers:
             q, k, v = self._project(layer, chunk.hidden, chunk.positions)
-            if settings.layers == "all" or layer == layers[-1]:
-                own = self._scores(q[-settings.asking :], k, settings.logit, settings.heads)
-                votes = votes + own
-            if settings.layers == "levels" and layer == layers[-1]:
+            if settings.layers in ("all", "tree") or layer == layers[-1]:
+                asking, weights = q[-settings.asking :], None
+                if settings.weights is not None:
+                    weights = settings.weights[layer]
+                votes = votes + self._scores(asking, k, settings.logit, settings.heads, weights)
+            if settings.layers in ("levels", "tree") and layer == layers[-1]:
                 given[chunk.sources] = votes = votes + given[chunk.sources]
             hidden = self._attend(layer, chunk.hidden, q, k, v)
             chunk = replace(chunk, hidden=hidden, keys=[*chunk.keys, k], values=[*chunk.values, v])
@@ -251,8 +253,12 @@ class Oracle:
         )
         return hidden + (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
 
-    def _scores(self, q: Tensor, k: Tensor, logit: str, heads: str) -> Tensor:
-        """The score of each row [n] before calibration, by the asking rows' queries [a, HQ, D]."""
+    def _scores(
+        self, q: Tensor, k: Tensor, logit: str, heads: str, weights: list[float] | None = None
+    ) -> Tensor:
+        """The score of each row [n] before calibration, by the asking rows' queries [a, HQ, D];
+        weights: each head's.
+        """
         group = self.heads // self.kv_heads
         by_head = []
         for head in range(self.heads):
@@ -261,7 +267,7 @@ class Oracle:
                 logits = logits.softmax(-1)
             elif logit == "log_softmax":
                 logits = logits.log_softmax(-1)
-            by_head.append(logits.mean(0))
+            by_head.append(logits.mean(0) * (1.0 if weights is None else weights[head]))
         joined = torch.stack(by_head)
         return joined.max(0).values if heads == "max" else joined.sum(0)
 

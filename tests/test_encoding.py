@@ -70,7 +70,7 @@ def test_the_papers_selection_equals_the_oracle(
         {
             "logit": st.sampled_from(["logit", "log_softmax", "softmax"]),
             "heads": st.sampled_from(["max", "sum"]),
-            "layers": st.sampled_from(["last", "all", "levels"]),
+            "layers": st.sampled_from(["last", "all", "levels", "tree"]),
             "asking": st.integers(1, 4),
             "window": st.sampled_from([1, 3, 5]),
         }
@@ -94,6 +94,60 @@ def test_every_selection_equals_the_oracle(
         choices["layers_tree"] = max(lowest, LAYERS - cut)
     settings = replace(case.settings, recompute=recompute, **choices)
     assert_equal(*encode_both(peers(*heads), replace(case, settings=settings), seed))
+
+
+@REPEATABLE
+@given(
+    case=lengths(layers=LAYERS, max_leaf_batch=8, may_offload=True),
+    heads=st.sampled_from(HEADS),
+    recompute=st.sampled_from(["none", "suffix", "all"]),
+    layers=st.sampled_from(["last", "all", "levels", "tree"]),
+    retrieval=st.lists(
+        # One at least in each layer: rows without a vote would all be equal.
+        st.lists(st.sampled_from([0.0, 1.0]), min_size=4, max_size=4).filter(any),
+        min_size=LAYERS,
+        max_size=LAYERS,
+    ),
+    seed=st.integers(0, 9),
+)
+def test_retrieval_heads_alone_select(
+    case: Lengths,
+    heads: tuple[int, int],
+    recompute: str,
+    layers: str,
+    retrieval: list[list[float]],
+    seed: int,
+) -> None:
+    settings = replace(
+        case.settings,
+        recompute=recompute,
+        layers_tree=LAYERS if recompute == "all" else None,
+        asking=min(case.suffix, 3),
+        logit="softmax",
+        heads="sum",
+        layers=layers,
+        weights=retrieval,
+    )
+    assert_equal(*encode_both(peers(*heads), replace(case, settings=settings), seed))
+
+
+def test_layers_without_retrieval_heads_give_no_votes() -> None:
+    none, some = [0.0] * 4, [0.0, 1.0, 1.0, 0.0]
+    settings = Settings(
+        16,
+        14,
+        3,
+        None,
+        "all",
+        6,
+        3,
+        "softmax",
+        "sum",
+        "tree",
+        3,
+        [none, some, none, some] + [none] * 3,
+    )
+    assert_equal(*encode_both(peers(4, 2), Lengths(2, 30, 3, LAYERS, settings)))
 
 
 @pytest.mark.parametrize(

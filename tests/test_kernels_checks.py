@@ -59,7 +59,13 @@ def good(op: str) -> dict[str, Any]:
             "prefix_v": floats(5, HKV, D),
             "query_rows": rows(B, T),
         },
-        "score_rows": {"q": q[:, -3:], "k": k, "prefix_k": k[0], "logit": "softmax"},
+        "score_rows": {
+            "q": q[:, -3:],
+            "k": k,
+            "prefix_k": k[0],
+            "logit": "softmax",
+            "weights": floats(HQ),
+        },
         "vote_and_select": {
             "q": q[:, -3:],
             "k": k,
@@ -70,6 +76,7 @@ def good(op: str) -> dict[str, Any]:
             "last_row": 9,
             "heads": "max",
             "window": 3,
+            "weights": floats(HQ),
         },
         "score_and_select": {
             "q_last": q[:, -1],
@@ -148,6 +155,8 @@ BAD: list[tuple[str, str, Callable[[Any], Any], str]] = [
     ("score_rows", "q", lambda x: x[:1], "the batch of q is 1: it must be k's"),
     ("score_rows", "prefix_k", lambda x: x[..., 1:], r"the shape of prefix_k is \(12, 2, 15\)"),
     ("vote_and_select", "heads", lambda x: "mean", "heads is 'mean': it must be one of max, sum"),
+    ("score_rows", "weights", lambda x: x[1:], r"the shape of weights is \(3,\): it must be"),
+    ("vote_and_select", "weights", Tensor.half, "the dtype of weights is torch.float16"),
     ("vote_and_select", "window", lambda x: 4, "window is 4: it must be odd"),
     ("vote_and_select", "votes", lambda x: x[:, 1:], r"the shape of votes is \(2, 11\)"),
     ("vote_and_select", "votes", Tensor.half, "the dtype of votes is torch.float16"),

@@ -48,14 +48,16 @@ def test_the_same_logits_are_named():
     asking=st.sampled_from([1, 3, 17]),
     heads=heads,
     dim=st.sampled_from([16, 80, 128]),
+    weigh=st.sampled_from([None, digits, random]),
 )
-def test_scores(seed, dtype, make, logit, join, batch, rows, prefix, asking, heads, dim):
+def test_scores(seed, dtype, make, logit, join, batch, rows, prefix, asking, heads, dim, weigh):
     q = make(seed, batch, asking, heads[0] * heads[1], dim, dtype=dtype)
     k = make(seed + 1, batch, rows, heads[0], dim, dtype=dtype)
     before = None if prefix is None else make(seed + 2, prefix, heads[0], dim, dtype=dtype)
-    scores = score_rows(q, k, before, logit, join)
+    weights = None if weigh is None else weigh(seed + 3, heads[0] * heads[1])
+    scores = score_rows(q, k, before, logit, join, weights)
     assert scores.dtype == torch.float32
-    assert_as_exact(scores, lambda *x: reference.score_rows(*x, logit, join), q, k, before)
+    assert_as_exact(scores, lambda *x: reference.score_rows(*x, logit, join, weights), q, k, before)
 
 
 @few_examples
@@ -69,10 +71,11 @@ def test_scores(seed, dtype, make, logit, join, batch, rows, prefix, asking, hea
     join=st.sampled_from(JOINS),
     voted=st.booleans(),
     window=st.sampled_from([1, 3, 31]),
+    weighed=st.booleans(),
     cuts=st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
 )
 def test_the_kept_rows_with_ties(
-    seed, dtype, batch, rows, asking, heads, join, voted, window, cuts
+    seed, dtype, batch, rows, asking, heads, join, voted, window, weighed, cuts
 ):
     asking = min(asking, rows)
     q = digits(seed, batch, asking, heads[0] * heads[1], 16, dtype=dtype)
@@ -80,8 +83,9 @@ def test_the_kept_rows_with_ties(
     first_row, last_row = sorted(round(cut * rows) for cut in cuts[:2])
     keep = round(cuts[2] * (last_row - first_row))
     votes = digits(seed + 2, batch, rows) if voted else None
+    weights = digits(seed + 3, heads[0] * heads[1]) if weighed else None
     # Powers of two asking rows, and logits as they are: all sums are exact.
-    arguments = (q, k, None, votes, keep, first_row, last_row, "logit", join, window)
+    arguments = (q, k, None, votes, keep, first_row, last_row, "logit", join, window, weights)
     for actual, expected in zip(
         vote_and_select(*arguments), reference.vote_and_select(*arguments), strict=True
     ):
@@ -93,12 +97,13 @@ def test_the_kept_rows_with_ties(
 def test_the_least_significant_are_dropped(logit, join):
     q, k, prefix = random(0, 2, 5, 8, 32), random(1, 2, 300, 4, 32), random(2, 9, 4, 32)
     votes = random(3, 2, 300) * 0.01
-    kept, dropped, own = vote_and_select(q, k, prefix, votes, 120, 5, 290, logit, join, 7)
+    weights = torch.tensor([1.0, 0, 0, 2, 1, 0, 0, 0.5], device=DEVICE)
+    kept, dropped, own = vote_and_select(q, k, prefix, votes, 120, 5, 290, logit, join, 7, weights)
     together = torch.cat([kept, dropped], dim=1).sort(dim=1).values
     assert torch.equal(together, torch.arange(300, device=DEVICE).expand(2, -1))
     assert (kept.diff(dim=1) > 0).all()
     assert (dropped.diff(dim=1) > 0).all()
-    scores = reference.score_rows(q, k, prefix, logit, join) + votes
+    scores = reference.score_rows(q, k, prefix, logit, join, weights) + votes
     torch.testing.assert_close(own, scores, atol=1e-5, rtol=1e-5)
     best = torch.stack(
         [scores[:, max(5, i - 3) : min(290, i + 4)].amax(1) for i in range(5, 290)], dim=1

@@ -36,7 +36,10 @@ def test_what_is_written_is_read_back(text: str, selection: Selection) -> None:
         ("votes,rows=many", "rows='many' must be a whole number"),
         ("votes,logit=tanh", "logit='tanh' is not known; choose one of logit, log_softmax"),
         ("votes,heads=mean", "heads='mean' is not known; choose one of max, sum"),
-        ("votes,layers=first", "layers='first' is not known; choose one of last, all, levels"),
+        (
+            "votes,layers=first",
+            "layers='first' is not known; choose one of last, all, levels, tree",
+        ),
         ("", "selection='' is not known"),
     ],
 )

@@ -65,8 +65,11 @@ def make_variants(
         "last row asks": replace(chosen, rows=1),
         "log_softmax": replace(chosen, logit="log_softmax"),
         "logit": replace(chosen, logit="logit"),
-        "largest over heads": replace(chosen, heads="max"),
-        "all layers asked": replace(chosen, layers="all"),
+        "all heads": replace(chosen, heads="sum", layers="levels"),
+        "all heads, all layers": replace(chosen, heads="sum"),
+        "largest over heads": replace(chosen, heads="max", layers="levels"),
+        "last layers": replace(chosen, layers="levels"),
+        "the node's layers": replace(chosen, layers="all"),
         **{
             f"window {size}": replace(chosen, window=size)
             for size in (1, 7, 15, 63)

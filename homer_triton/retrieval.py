@@ -1,0 +1,104 @@
+"""Which of a model's attention heads retrieve: they look up what a question repeats.
+
+A few of a language model's heads attend from a word to where it stood before, and to what followed
+it there; answers in long texts hang on them ("induction heads", Olsson et al. 2022; "retrieval
+heads", Wu et al. 2024). They are found without any text: random tokens in records, and a record's
+beginning once more as the question. A head that retrieves attends to that record, any other one to
+no record more than to the others.
+"""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from .model.llama import Llama, Select
+from .tokens import beginning
+
+# A sequence's records, at most half of the context limit; the tokens of each; how many of them the
+# question repeats; and sequences.
+RECORDS, RECORD_LEN, QUESTION_LEN, SEQUENCES = 32, 16, 6, 4
+# With fewer records, chance would look like retrieval.
+FEWEST_RECORDS = 16
+# A head retrieves that gives the record at least this much of its attention, and at least this
+# share of what the best head gives.
+LEAST_ATTENTION = 0.2
+LEAST_SHARE = 0.25
+
+# Each model's heads, and the fingerprint of the weights that they were found in.
+found: WeakKeyDictionary[Llama, tuple[str, Tensor | None]] = WeakKeyDictionary()
+
+
+def retrieval_heads(model: Llama) -> Tensor | None:
+    """A model's retrieval heads: [L, HQ] float32 on its device, 1 for these and 0 for the others;
+    None where it has none.
+
+    They are looked for once, which takes as long as reading two thousand tokens.
+    """
+    known = found.get(model)
+    if known is None or known[0] != model.fingerprint:
+        known = found[model] = (model.fingerprint, _find(model))
+    return known[1]
+
+
+def _find(model: Llama) -> Tensor | None:
+    records = min(RECORDS, model.config.max_position_embeddings // 2 // RECORD_LEN)
+    if records < FEWEST_RECORDS:
+        return None
+    attention = record_attention(model, records)
+    best = attention.max()
+    if not best >= LEAST_ATTENTION:  # or NaN
+        return None
+    return (attention >= LEAST_SHARE * best).float().to(model.device)
+
+
+@torch.no_grad()
+def record_attention(model: Llama, records: int = RECORDS) -> Tensor:
+    """How much of their attention a model's heads give to the record that a question repeats.
+
+    Returns [L, HQ] float32 on the CPU, from 0 to 1: the mean over random sequences of the attention
+    that the question's rows give to what they repeat and to the token after it. The same for the
+    same weights, but for rounding.
+    """
+    draw = torch.Generator().manual_seed(0)
+    vocabulary = model.config.vocab_size
+    prefix = torch.tensor(beginning(model), dtype=torch.int64)
+    total = torch.zeros(model.config.num_hidden_layers, model.config.num_attention_heads)
+    for _ in range(SEQUENCES):
+        text = torch.randint(vocabulary, (records, RECORD_LEN), generator=draw)
+        # The first records are near to where attention goes that finds nothing.
+        asked = int(torch.randint(records // 8, records, (), generator=draw))
+        first = len(prefix) + asked * RECORD_LEN
+        tokens = torch.cat([prefix, text.flatten(), text[asked, :QUESTION_LEN]])
+        total += _attention_to(model, tokens, slice(first, first + QUESTION_LEN + 1))
+    return total / SEQUENCES
+
+
+def _attention_to(model: Llama, tokens: Tensor, found: slice) -> Tensor:
+    """How much attention [L, HQ] the last QUESTION_LEN tokens give to some of those before them."""
+    rows = torch.arange(len(tokens), device=model.device)[None]
+    given = []
+
+    def observe(layer: int, q: Tensor, k: Tensor) -> None:
+        keys = k[0, :-QUESTION_LEN].float().permute(1, 2, 0)
+        queries = q[0].float().transpose(0, 1).unflatten(0, (len(keys), -1))
+        logits = queries @ keys[:, None] * q.shape[-1] ** -0.5
+        given.append(logits.softmax(-1)[..., found].sum(-1).mean(-1).flatten())
+
+    def choose(layer: int, q: Tensor, k: Tensor) -> Tensor:
+        observe(layer, q, k)
+        return rows[:, -1:]
+
+    model.run(
+        range(model.config.num_hidden_layers),
+        model.embed(tokens[None].to(model.device)),
+        rows,
+        None,
+        model.new_cache(0),
+        0,
+        model.rotary(len(tokens)),
+        Select(QUESTION_LEN, choose, observe),
+    )
+    return torch.stack(given).cpu()
