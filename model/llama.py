@@ -9,11 +9,9 @@ first `prefix` slots and to each other. Which ops do the work is an argument: th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .costs import mlp_rows
+from .fingerprint import fingerprint
 from .rotary import rotary_tables
 from .weights import Weights
 
@@ -73,19 +72,12 @@ class Llama:
     def dtype(self) -> torch.dtype:
         return self.weights.embedding.dtype
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Tells models apart, whatever dtype they were loaded in: a hash of their sizes, their RoPE
-        and some of their weights.
+        """Tells models apart, whatever dtype they were loaded in (`model.fingerprint`). It is that
+        of the weights as they are now.
         """
-        c, w = self.config, self.weights
-        sizes = (c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads)
-        rope = sorted((c.hf.rope_parameters or {}).items())
-        digest = hashlib.sha256(repr((sizes, c.head_dim, c.vocab_size, rope)).encode())
-        for sample in (w.norm, *(layer.post_norm for layer in w.layers), w.embedding[:8].flatten()):
-            coarse = sample.detach().to(torch.bfloat16).view(torch.int16)
-            digest.update(coarse.cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.config, self.weights)
 
     def new_cache(self, slots: int, layers: int | None = None) -> Tensor:
         """An uninitialised cache [layers, 2, slots, HKV, D] for keys (0) and values (1); of all

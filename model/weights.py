@@ -69,10 +69,10 @@ def load_weights(
         raise ValueError(f"dtype is {dtype} but weights need a float type.")
     stored = catalogue(folder)
     # Every header is checked before any memory is allocated.
-    expected = _places(_allocate(config, "meta", dtype), config)
+    expected = named_weights(_allocate(config, "meta", dtype), config)
     _check_shapes({name: tensor.shape for name, tensor in stored.items()}, expected, str(folder))
     weights = _allocate(config, device, dtype)
-    for name, place in _places(weights, config).items():
+    for name, place in named_weights(weights, config).items():
         read_into(stored[name], place)
     return weights
 
@@ -92,7 +92,7 @@ def share_weights(hf_model: LlamaForCausalLM) -> Weights:
         name: parameter.detach()
         for name, parameter in hf_model.named_parameters(remove_duplicate=False)
     }
-    expected = _places(_allocate(config, "meta", config.dtype), config)
+    expected = named_weights(_allocate(config, "meta", config.dtype), config)
     _check_shapes({name: tensor.shape for name, tensor in found.items()}, expected, "The model")
     _check_uniform(found.values())
     embedding, lm_head = found["model.embed_tokens.weight"], found["lm_head.weight"]
@@ -187,14 +187,14 @@ def _allocate(config: ModelConfig, device: torch.device | str, dtype: torch.dtyp
     )
 
 
-def _places(weights: Weights, config: ModelConfig) -> dict[str, Tensor]:
-    """Where a checkpoint's tensors go, by their names in it: views of the fused weights."""
+def named_weights(weights: Weights, config: ModelConfig) -> dict[str, Tensor]:
+    """Weights by their names in a checkpoint: views of the fused matrices, or the shared ones."""
     places = {"model.embed_tokens.weight": weights.embedding, "model.norm.weight": weights.norm}
     if not config.tie_word_embeddings:
         places["lm_head.weight"] = weights.lm_head
     for i, layer in enumerate(weights.layers):
-        key, value = layer.kv[0].chunk(2)
-        gate, up = layer.gate_up[0].chunk(2)
+        key, value = layer.kv if len(layer.kv) == 2 else layer.kv[0].chunk(2)
+        gate, up = layer.gate_up if len(layer.gate_up) == 2 else layer.gate_up[0].chunk(2)
         parts = {
             "input_layernorm": layer.input_norm,
             "self_attn.q_proj": layer.q[0],

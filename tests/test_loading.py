@@ -73,3 +73,29 @@ def test_a_shared_model_has_the_fingerprint_of_its_checkpoint() -> None:
     stretched = ht.with_rope(first, {"rope_type": "linear", "factor": 2.0})
     assert stretched.fingerprint != first.fingerprint
     assert stretched.weights is first.weights
+
+
+def test_the_fingerprint_is_the_same_in_every_float_type(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path)
+    dtypes = ("float32", "bfloat16", "float16")
+    prints = {ht.load(tmp_path, device="cpu", dtype=dtype).fingerprint for dtype in dtypes}
+    assert len(prints) == 1
+    assert prints == {ht.from_transformers(random_model(), ops="torch").fingerprint}
+
+
+@pytest.mark.parametrize(
+    "name", ["self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj"]
+)
+def test_a_fine_tuned_matrix_changes_the_fingerprint(name: str) -> None:
+    """Also where the model was asked for it before, and by a merged update of low rank."""
+    hf_model = random_model()
+    model = ht.from_transformers(hf_model, ops="torch")
+    before = model.fingerprint
+    weight = hf_model.model.layers[1].get_submodule(name).weight.data
+    draw = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.randn(weight.shape[0], 2, generator=draw),
+        torch.randn(2, weight.shape[1], generator=draw),
+    )
+    weight += 0.05 * weight.std() * left @ right
+    assert model.fingerprint != before

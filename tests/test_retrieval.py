@@ -85,6 +85,11 @@ def test_the_heads_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = retrieval_heads(model)
     monkeypatch.setattr("homer_triton.retrieval.record_attention", None)
     assert retrieval_heads(model) is heads
+    monkeypatch.undo()
+    model.weights.layers[COPIES[0]].output.neg_()  # trained on: another model
+    again = retrieval_heads(model)
+    assert again is not heads
+    assert again is not None
 
 
 def test_a_model_without_them_is_asked_as_a_whole() -> None:

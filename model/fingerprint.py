@@ -1,0 +1,46 @@
+"""What tells two models apart: a hash of their sizes, their RoPE, and the signs of many weights.
+
+A sign is the one thing that rounding to another float type leaves as it is, so that a model has the
+same fingerprint in float32, bfloat16 and float16; training moves enough small weights across zero.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from .config import ModelConfig
+from .weights import Weights, named_weights
+
+# Weights looked at in every tensor, spread over its rows and columns by steps that share no factor
+# with a power of two or another usual size.
+SAMPLES = 2048
+ROW_STEP, COLUMN_STEP = 7919, 104_729
+
+
+def fingerprint(config: ModelConfig, weights: Weights) -> str:
+    """Sixteen hexadecimal digits, read from the weights anew at every call: some milliseconds."""
+    sizes = (
+        *(config.num_hidden_layers, config.hidden_size, config.num_attention_heads),
+        *(config.num_key_value_heads, config.head_dim, config.vocab_size),
+    )
+    rope = sorted((config.hf.rope_parameters or {}).items())
+    digest = hashlib.sha256(repr((sizes, rope)).encode())
+    places: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
+    signs = []
+    for tensor in named_weights(weights, config).values():
+        shape = tuple(tensor.shape)
+        if shape not in places:
+            places[shape] = _places(shape, tensor.device)
+        signs.append(tensor.detach()[places[shape]].signbit())
+    digest.update(torch.cat(signs).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _places(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Where to look in a tensor: an index for each of its dimensions."""
+    numbers = torch.arange(min(SAMPLES, torch.Size(shape).numel()), device=device)
+    rows, *columns = shape
+    first = numbers * ROW_STEP % rows
+    # Another column whenever the rows begin anew, or a square matrix would show its diagonal alone.
+    return (first, *((numbers * COLUMN_STEP + numbers // rows) % size for size in columns))
