@@ -227,6 +227,20 @@ def real_ablation() -> str:
     return markdown(["part", "change", "right answers"], rows)
 
 
+def real_heads() -> str:
+    """How well the votes of some heads rank an answer's tokens among those of its chunk."""
+    if not (RESULTS / "real" / "heads.json").is_file():
+        return NOT_RUN
+    lines = read_json("real/heads.json")["lines"]
+    tasks = list(dict.fromkeys(line["task"] for line in lines))
+    by = {(line["heads"], line["task"]): line for line in lines}
+    rows = []
+    for heads in dict.fromkeys(line["heads"] for line in lines):
+        cells = [by[heads, task] for task in tasks]
+        rows.append([heads, *(f"{x['mean_rank']:.1%}, {x['kept']:.0%}" for x in cells)])
+    return markdown(["asked", *tasks], rows)
+
+
 def real_perplexity() -> str:
     """Perplexity of novels by position, and how many times the window's it is."""
     if not (RESULTS / "real" / "perplexity" / "metrics.json").is_file():
@@ -334,6 +348,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "real_costs": real_costs,
     "real_perplexity": real_perplexity,
     "real_ablation": real_ablation,
+    "real_heads": real_heads,
 }
 
 
