@@ -4,8 +4,7 @@
 
 q: [B, A, HQ, D]; k: [B, T, HKV, D] -> [B, T]. Where f needs a softmax's total, one launch reads the
 keys, `prefix ‖ chunk`, and leaves each block's part of it; the next reads them once more, joins the
-parts, and scores. No [A, HQ, T] array is ever in memory; a head whose weight is 0 costs next to
-nothing. The last program of a chunk goes on to
+parts, and scores. No [A, HQ, T] array is ever in memory. The last program of a chunk goes on to
 select as in `kernels.selection`, by the best score of each row's neighbours.
 """
 
@@ -44,15 +43,6 @@ def _load_keys(k_ptr, head, row, rows, dim, stride_k_row, stride_k_head, offs_d)
     return tl.load(ptrs + offs_d[:, None], mask=mask, other=0.0)
 
 
-@triton.jit
-def _load_weight(weights_ptr, head):
-    """A query head's weight, 1 where there are none."""
-    if weights_ptr is None:
-        return 1.0
-    else:
-        return tl.load(weights_ptr + head)
-
-
 @triton.jit(do_not_specialize=["prefix", "rows", "asking"])
 def _totals_kernel(
     q_ptr,
@@ -60,7 +50,6 @@ def _totals_kernel(
     prefix_k_ptr,
     peaks_ptr,
     sums_ptr,
-    weights_ptr,
     scale,
     prefix,
     rows,
@@ -96,16 +85,14 @@ def _totals_kernel(
     q_ptr += batch * stride_q_batch
     for member in tl.range(0, GROUP):
         head = key_head * GROUP + member
-        weight = _load_weight(weights_ptr, head)
-        if weight != 0.0:
-            q = _load_queries(q_ptr, head, asking, dim, stride_q_row, stride_q_head, offs_a, offs_d)
-            logits = tl.dot(q, k, input_precision="ieee") * scale
-            logits = tl.where((row < end)[None, :], logits, LOWEST)
-            peak = tl.max(logits, axis=1)
-            total = tl.sum(tl.exp(logits - peak[:, None]), axis=1)
-            part = (batch * tl.num_programs(1) * GROUP + head) * tl.num_programs(0) + block
-            tl.store(peaks_ptr + part * BLOCK_A + offs_a, peak)
-            tl.store(sums_ptr + part * BLOCK_A + offs_a, total)
+        q = _load_queries(q_ptr, head, asking, dim, stride_q_row, stride_q_head, offs_a, offs_d)
+        logits = tl.dot(q, k, input_precision="ieee") * scale
+        logits = tl.where((row < end)[None, :], logits, LOWEST)
+        peak = tl.max(logits, axis=1)
+        total = tl.sum(tl.exp(logits - peak[:, None]), axis=1)
+        part = (batch * tl.num_programs(1) * GROUP + head) * tl.num_programs(0) + block
+        tl.store(peaks_ptr + part * BLOCK_A + offs_a, peak)
+        tl.store(sums_ptr + part * BLOCK_A + offs_a, total)
 
 
 @triton.jit
@@ -181,23 +168,20 @@ def _votes_kernel(
         k = _load_keys(k_ptr, key_head, row, rows, dim, stride_k_row, stride_k_head, offs_d)
         for member in tl.range(0, GROUP):
             head = key_head * GROUP + member
-            weight = _load_weight(weights_ptr, head)
-            mean = tl.zeros([BLOCK_N], tl.float32)
-            if weight != 0.0:
-                q = _load_queries(
-                    q_ptr, head, asking, dim, stride_q_row, stride_q_head, offs_a, offs_d
+            q = _load_queries(q_ptr, head, asking, dim, stride_q_row, stride_q_head, offs_a, offs_d)
+            values = tl.dot(q, k, input_precision="ieee") * scale
+            if peaks_ptr is not None:
+                parts = (batch * key_heads * GROUP + head) * blocks * BLOCK_A
+                totals = _log_totals(
+                    peaks_ptr + parts, sums_ptr + parts, blocks, offs_a, BLOCK_A, BLOCK_B
                 )
-                values = tl.dot(q, k, input_precision="ieee") * scale
-                if peaks_ptr is not None:
-                    parts = (batch * key_heads * GROUP + head) * blocks * BLOCK_A
-                    totals = _log_totals(
-                        peaks_ptr + parts, sums_ptr + parts, blocks, offs_a, BLOCK_A, BLOCK_B
-                    )
-                    values = LOGIT(values, totals[:, None])
-                else:
-                    values = LOGIT(values, 0.0)
-                values = tl.where((offs_a < asking)[:, None], values, 0.0)
-                mean = weight * tl.sum(values, axis=0) / asking
+                values = LOGIT(values, totals[:, None])
+            else:
+                values = LOGIT(values, 0.0)
+            values = tl.where((offs_a < asking)[:, None], values, 0.0)
+            mean = tl.sum(values, axis=0) / asking
+            if weights_ptr is not None:
+                mean *= tl.load(weights_ptr + head)
             joined = joined + mean if SUMS else tl.maximum(joined, mean)
     if votes_ptr is not None:
         joined += tl.load(votes_ptr + batch * stride_votes_batch + row, mask=row < rows, other=0.0)
@@ -323,7 +307,6 @@ def _launch(
                 prefix_k,
                 peaks,
                 sums,
-                weights,
                 scale,
                 prefix,
                 rows,
