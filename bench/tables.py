@@ -199,9 +199,13 @@ def real_tasks() -> str:
         for length in sorted({x["length"] for x in own}):
             cells = {x["task"]: x for x in own if (x["method"], x["length"]) == (method, length)}
             if cells:
-                shares = [answered(cells[name]) for name in tasks]
+                shares = [answered(cells[name]) + kept(cells[name]) for name in tasks]
                 rows.append([title, times_limit(length), str(cells[tasks[0]]["total"]), *shares])
     return markdown(["method", "text", "of each", *tasks], rows)
+
+
+def kept(row: dict[str, Any]) -> str:
+    return "" if row.get("held") is None else f", {row['held']:.0%} kept"
 
 
 def real_costs() -> str:

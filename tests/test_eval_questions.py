@@ -143,6 +143,17 @@ def test_each_answer_says_what_it_cost(model: ht.Llama, layout: Layout, tmp_path
     assert "by_task" not in metrics
 
 
+def test_each_answer_says_what_was_kept_of_it(
+    model: ht.Llama, layout: Layout, tmp_path: Path
+) -> None:
+    """All of it in the plain model's cache, nothing in a window that begins after it."""
+    questions = Questions("passkey", (PASSKEY,), {600: 1}, 0, (0.1,))
+    readers = make_readers(("plain", "window"), model, ht.HomerConfig())
+    metrics, records, _ = run(model, layout, tmp_path, questions, dict(readers))
+    assert [(r["method"], r["held"]) for r in records] == [("plain", 1), ("window", 0)]
+    assert [row["held"] for row in metrics["by_length"]] == [1, 0]
+
+
 def test_a_method_warms_up_on_a_short_text_before_it_is_timed(
     model: ht.Llama, layout: Layout, tmp_path: Path
 ) -> None:
@@ -184,7 +195,11 @@ def test_records_of_before_there_were_costs_count(
     readers = dict(make_readers(("plain",), model, ht.HomerConfig()))
     metrics, records, heard = run(model, layout, tmp_path, questions, readers)
     assert (len(records), heard) == (1, 1)
-    assert (metrics["by_length"][0]["right"], metrics["by_length"][0]["seconds"]) == (1, None)
+    assert [metrics["by_length"][0][name] for name in ("right", "held", "seconds")] == [
+        1,
+        None,
+        None,
+    ]
 
 
 def test_passkeys_are_those_of_the_committed_runs() -> None:

@@ -101,13 +101,14 @@ def length_table(metrics: Record, limit: int) -> str:
             f"{row['length'] / limit:g}×",
             f"{row['length']:,}",
             *share_cells(row),
+            "" if row["held"] is None else f"{row['held']:.1%}",
             *of_tasks,
             *cost_cells(row),
             str(row["errors"]),
         ]
         for row, *of_tasks in zip(metrics["by_length"], *tasks.values(), strict=True)
     ]
-    shares = ["right", "95 % interval", *tasks]
+    shares = ["right", "95 % interval", "kept", *tasks]
     costs = ["per question", "peak memory"]
     return table(["method", "limit", "tokens", *shares, *costs, "errors"], rows)
 

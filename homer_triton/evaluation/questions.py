@@ -162,8 +162,9 @@ def ask(
 
 
 def make_metrics(folder: RunFolder, names: tuple[str, ...], questions: Questions) -> Record:
-    """The accuracy by method and length with its Wilson interval and the cost of an answer; by
-    depth and by task too where there are several.
+    """The accuracy by method and length with its Wilson interval, the mean share of the answers
+    that the kept tokens hold, and the cost of an answer; by depth and by task too where there are
+    several.
 
     By length it is the mean over all tasks, which have as many questions each. A question that
     failed counts as wrong.
@@ -179,7 +180,9 @@ def make_metrics(folder: RunFolder, names: tuple[str, ...], questions: Questions
             and where.get("depth", cell.depth) == cell.depth
         ]
         costs = {} if "depth" in where else mean_costs(chosen)
-        return {"method": name, "length": length, **where, **accuracy(chosen), **costs}
+        held = mean_of(chosen, "held")
+        shares = {**accuracy(chosen), "held": held}
+        return {"method": name, "length": length, **where, **shares, **costs}
 
     places = list(product(names, sorted(questions.samples)))
     metrics: Record = {
@@ -217,12 +220,14 @@ def mean_costs(records: list[Record]) -> Record:
     """The mean time of an answer in seconds, and the most memory that one took, in bytes; None
     where no record knows.
     """
-    seconds = [record["seconds"] for record in records if record.get("seconds") is not None]
     peaks = [record["peak_bytes"] for record in records if record.get("peak_bytes") is not None]
-    return {
-        "seconds": sum(seconds) / len(seconds) if seconds else None,
-        "peak_bytes": max(peaks, default=None),
-    }
+    return {"seconds": mean_of(records, "seconds"), "peak_bytes": max(peaks, default=None)}
+
+
+def mean_of(records: list[Record], name: str) -> float | None:
+    """The mean of what the records that know it say, None where none does."""
+    known = [record[name] for record in records if record.get(name) is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _affixes(layout: Layout, sample: Sample) -> tuple[str | None, str]:
@@ -231,22 +236,36 @@ def _affixes(layout: Layout, sample: Sample) -> tuple[str | None, str]:
 
 @torch.no_grad()
 def _answer(model: Llama, reader: Reader, task: Task, sample: Sample, layout: Layout) -> Record:
-    """What a method says, what that is worth, and what it cost: seconds of reading and answering,
-    and the most memory above what was in use before, in bytes.
+    """What a method says, what that is worth, how much of the answer it had before it, and what it
+    cost: seconds of reading and answering, and the most memory above what was in use before, in
+    bytes.
     """
     affixes = _affixes(layout, sample)
     peak_above = watch_peak(model.device)
     start = perf_counter()
     reading = reader(*split_input(model, sample.context, *affixes, 0), task.new_tokens)
     text, score = _generate(reading, task, sample)
+    seconds = round(perf_counter() - start, 4)
     return {
         "text": text,
         "right": score,
+        "held": _held(reading, sample),
         "tokens": len(reading.encoded.token_ids),
         "rows": len(reading.encoded),
-        "seconds": round(perf_counter() - start, 4),
+        "seconds": seconds,
         "peak_bytes": peak_above(),
     }
+
+
+def _held(reading: Reading, sample: Sample) -> float:
+    """The share of the answers that stand in the tokens which a method keeps, question left out:
+    where it is more than what is right, the model does not make use of what it has.
+    """
+    encoded, tokenizer = reading.encoded, reading.model.tokenizer
+    assert tokenizer is not None
+    kept = encoded.source_indices
+    kept = kept[kept < encoded.plan.input_len - encoded.plan.suffix_len]
+    return match_all(str(tokenizer.decode(encoded.token_ids[kept])), sample)
 
 
 def _generate(reading: Reading, task: Task, sample: Sample) -> tuple[str, float]:
