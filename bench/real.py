@@ -34,8 +34,8 @@ WHOLE = ("pi", "ntk", "yarn")
 # The paper's method with the chunk and the target that it recommends: half of the limit.
 PAPER = ["--selection", "paper", "--recompute", "none"]
 PAPER += ["--max-chunk-len", "4096", "--target-len", "4096"]
-# What is read on from is as long as a window: 3,000 tokens right before, and what is chosen from the
-# rest. Chunks of the whole limit have room beside so long a suffix.
+# What is read on from is as long as a window: 3,000 tokens right before, and what is chosen from
+# the rest. Chunks of the whole limit have room beside so long a suffix.
 PERPLEXITY = ["--max-length", "8x", "--segments", "4", "--dtype", "bfloat16"]
 PERPLEXITY += ["--suffix-len", "3000", "--target-len", "4096", "--max-chunk-len", "8192"]
 
