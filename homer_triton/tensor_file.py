@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ class TensorFile:
         file, and for one with other tensors than `names`.
         """
         try:
-            with safe_open(path, "pt") as file:
+            with _opened(path) as file:
                 metadata = file.metadata() or {}
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
                 dtypes = {name: own.get_dtype() for name, own in slices.items()}
@@ -83,7 +85,7 @@ class TensorFile:
         since they were saved.
         """
         try:
-            with safe_open(self.path, "pt") as file:
+            with _opened(self.path) as file:
                 tensors = {name: file.get_tensor(name) for name in self.shapes}
         except (SafetensorError, OSError) as error:
             raise ValueError(str(error)) from error
@@ -122,6 +124,16 @@ def require_finite(name: str, tensor: Tensor) -> None:
         low, high = part.aminmax()
         if not (low.isfinite() and high.isfinite()):
             raise ValueError(f"{name} holds NaN or infinity")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, which libraries open by names in UTF-8 alone: another by its number."""
+    with ExitStack() as stack:
+        name = os.fsencode(path).decode(errors="replace")
+        if os.fsencode(path) != name.encode():
+            name = f"/dev/fd/{stack.enter_context(path.open('rb')).fileno()}"
+        yield stack.enter_context(safe_open(name, "pt"))
 
 
 def checksum_of(text: str, tensors: Mapping[str, Tensor]) -> str:
