@@ -110,12 +110,7 @@ def compress(
     from .. import EncodedContext
     from ..files import check_outputs, write_atomically
 
-    texts = {
-        "--prompt": prompt,
-        "--prefix": prefix,
-        "--suffix": suffix,
-        "--rope-scaling": rope_scaling,
-    }
+    texts = {"--prompt": prompt, "--prefix": prefix, "--suffix": suffix}
     fixed = [option for option, value in texts.items() if value is not None]
     require_one_source(context_file, encoded, [*fixed, *given_options(config)])
     if with_suffix and encoded is None:
@@ -141,7 +136,7 @@ def compress(
     else:
         assert encoded is not None
         context = EncodedContext.load(encoded)
-        tokenizer = tokenizer_of(context, model)
+        tokenizer = tokenizer_of(context, model, rope_scaling)
     note_kept(context)
 
     text = context.text(tokenizer, target_len, unit, gap, with_suffix, source)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .inputs import tokenizer_of
-from .options import Json
+from .options import Json, RopeScaling
 from .output import print_json, readable_bytes
 
 
@@ -31,6 +31,7 @@ def show(
         Path | None,
         typer.Option("--png", metavar="FILE", help="Also draw what was kept where, for a paper."),
     ] = None,
+    rope_scaling: RopeScaling = None,
     as_json: Json = False,
 ) -> None:
     """Show which tokens of a text survived, and at which height of the tree the others were pruned.
@@ -50,7 +51,7 @@ def show(
     if png is not None:
         require_matplotlib()
     context = EncodedContext.load(encoded)
-    texts = piece_texts(tokenizer_of(context, model), context.token_ids)
+    texts = piece_texts(tokenizer_of(context, model, rope_scaling), context.token_ids)
     title = os.fsencode(encoded.name).decode(errors="replace")
     page = build_page(context, texts, title)
     write_atomically(output, lambda file: file.write_text(page, encoding="utf-8"))
