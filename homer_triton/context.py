@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -128,14 +129,19 @@ class EncodedContext:
                 f"{path} is not an encoded context, or is damaged: {error}; encode the text again."
             ) from error
 
-    def to_transformers(self, new_ids: Tensor | list[int]) -> dict[str, Any]:
+    def to_transformers(
+        self, new_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], copies: int = 1
+    ) -> dict[str, Any]:
         """The keyword arguments with which a transformers `LlamaForCausalLM` goes on from here,
         called or by `generate`.
 
-        new_ids: at least one token id, [n] or [1, n]. Returns input_ids, past_key_values (a copy),
-        attention_mask and position_ids. Raises `ValueError` for no new ids.
+        new_ids: at least one token id, [n], or equally many for each of a batch, [B, n]. copies: of
+        the cache for each of the batch, for a `generate` that goes on in several ways: as many as
+        its `num_beams` or `num_return_sequences`, whichever is more (it copies all the rest
+        itself). Returns input_ids, past_key_values (a copy), attention_mask and position_ids.
+        Raises `ValueError` for no new ids, or for other ones.
         """
-        return continuation(self.keys, self.values, self.next_position, new_ids)
+        return continuation(self.keys, self.values, self.next_position, new_ids, copies)
 
     def text(
         self,

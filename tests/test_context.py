@@ -288,6 +288,53 @@ def test_transformers_generates_what_we_generate(encoded: ht.EncodedContext) -> 
     assert ours.token_ids == theirs[0, len(prompt) :].tolist()
 
 
+def test_transformers_goes_on_from_a_batch(encoded: ht.EncodedContext) -> None:
+    hf_model = peers(4, 2)[0]
+    prompts = [random_tokens(3, seed) for seed in range(3)]
+    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    together = hf_model.generate(**encoded.to_transformers(prompts), **settings)
+    alone = [hf_model.generate(**encoded.to_transformers(ids), **settings) for ids in prompts]
+    assert len({tuple(ids) for ids in together.tolist()}) == 3
+    assert together.tolist() == torch.cat(alone).tolist()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_transformers_searches_with_beams(encoded: ht.EncodedContext, batch: int) -> None:
+    """The best of all continuations of two tokens, which so many beams cannot miss."""
+    hf_model = peers(4, 2)[0]
+    prompts = torch.tensor([random_tokens(3, seed) for seed in range(batch)])
+    beams = hf_model.config.vocab_size
+    settings = {"max_new_tokens": 2, "pad_token_id": 0, "eos_token_id": None, "do_sample": False}
+    found = hf_model.generate(
+        **encoded.to_transformers(prompts, copies=beams), num_beams=beams, **settings
+    )
+    for prompt, ids in zip(prompts, found.tolist(), strict=True):
+        first = torch.cat([prompt.expand(beams, -1), torch.arange(beams)[:, None]], 1)
+        with torch.no_grad():
+            logits = hf_model(**encoded.to_transformers(first)).logits[:, -2:]
+        one, two = logits.log_softmax(-1).unbind(1)
+        best = int((one[0, :, None] + two).argmax())
+        assert ids == [*prompt.tolist(), *divmod(best, beams)]
+    assert len(found) == batch
+
+
+def test_transformers_samples_several_answers(encoded: ht.EncodedContext) -> None:
+    inputs = encoded.to_transformers([5, 6], copies=4)
+    answers = peers(4, 2)[0].generate(
+        **inputs, num_return_sequences=4, do_sample=True, max_new_tokens=5, pad_token_id=0
+    )
+    assert answers.shape[0] == 4
+    assert answers[:, :2].tolist() == [[5, 6]] * 4
+
+
+@pytest.mark.parametrize("wrong", [[[5], [6, 7]], [[[5]]], [1.5], ["a"], 7, [True], [[]]])
+def test_new_ids_of_another_kind_are_refused(encoded: ht.EncodedContext, wrong: object) -> None:
+    with pytest.raises(ValueError, match="new_ids"):
+        encoded.to_transformers(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="copies=0"):
+        encoded.to_transformers([5], copies=0)
+
+
 def test_one_encoding_answers_many_prompts_and_stays_as_it_is(encoded: ht.EncodedContext) -> None:
     hf_model, model, _ = peers(4, 2)
     before = {name: getattr(encoded, name).clone() for name in TENSORS}
