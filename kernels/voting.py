@@ -198,7 +198,10 @@ def _votes_kernel(
                     values = LOGIT(values, 0.0)
                 values = tl.where((offs_a < asking)[:, None], values, 0.0)
                 mean = weight * tl.sum(values, axis=0) / asking
-            joined = joined + mean if SUMS else tl.maximum(joined, mean)
+            if SUMS:
+                joined += mean
+            else:
+                joined = tl.maximum(joined, mean, propagate_nan=tl.PropagateNan.ALL)
     if votes_ptr is not None:
         joined += tl.load(votes_ptr + batch * stride_votes_batch + row, mask=row < rows, other=0.0)
     tl.store(scores_ptr + row, joined, mask=row < rows)
@@ -258,8 +261,8 @@ def vote_and_select(
     most, and every row outside that range.
 
     The significance of row i is the largest `score_rows(q, k, prefix_k, logit, heads, weights)[j] +
-    votes[j]` of the rows j of that range at most `window // 2` rows from i; of equal ones the later
-    row is kept.
+    votes[j]` of the rows j of that range at most `window // 2` rows from i, where NaN counts as the
+    lowest; of equal ones the later row is kept.
 
     q: [B, A, HQ, D], rotated queries of the chunk's last A rows; k: [B, T, HKV, D], rotated, T at
     most `scoring.MAX_ROWS`; prefix_k: [P, HKV, D] or None; votes: [B, T] float32 that were given

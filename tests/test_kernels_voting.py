@@ -113,6 +113,30 @@ def test_the_least_significant_are_dropped(logit, join):
     assert (best.gather(1, dropped - 5).amax(1) <= lowest_kept + 1e-5).all()
 
 
+@pytest.mark.parametrize("logit", LOGITS)
+@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("window", [1, 5])
+def test_nan_is_the_lowest_score(logit, join, window):
+    q, k, prefix = random(0, 2, 4, 8, 16), random(1, 2, 90, 4, 16), random(2, 9, 4, 16)
+    votes = random(3, 2, 90) * 0.01
+    weights = torch.tensor([1.0, 1, 0, 0, 2, 1, 1, 1], device=DEVICE)
+    k[0, [3, 40, 41], 0, 5] = torch.nan
+    k[1, ::7, 3, 0] = torch.nan
+    k[1, 20, 1] = torch.nan  # of heads that are not asked
+    votes[0, 60] = torch.nan
+    arguments = (q, k, prefix, votes, 30, 2, 80, logit, join, window, weights)
+    got, expected = vote_and_select(*arguments), reference.vote_and_select(*arguments)
+    torch.testing.assert_close(got[2], expected[2], atol=1e-5, rtol=1e-5, equal_nan=True)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+    if logit == "logit":
+        nan = expected[2].isnan()
+        assert nan[0].nonzero()[:, 0].tolist() == [3, 40, 41, 60]
+        assert nan[1].nonzero()[:, 0].tolist() == list(range(0, 90, 7))
+    if logit == "logit" and window == 1:
+        assert {3, 40, 41, 60} <= set(got[1][0].tolist())
+
+
 def test_the_neighbours_of_a_found_row_are_kept():
     q = torch.ones(1, 2, 1, 16, device=DEVICE)
     k = torch.zeros(1, 60, 1, 16, device=DEVICE)
