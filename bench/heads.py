@@ -3,10 +3,10 @@
     python bench/heads.py --text NOVEL … [--model FOLDER] [--samples N] [--out FILE]
 
 One chunk of each text runs through the model with its question behind it; every way of joining the
-heads' votes then ranks the chunk's tokens. An answer's rank is the share of tokens whose
-neighbourhood has more votes than the answer's: 0 is the best, and what is kept must lie below its
-share of the text, 384 of 16,384 tokens for example below 0.023. `bench/tables.py` makes a table of
-the results.
+heads' votes then ranks the chunk's tokens. An answer's rank is the share of tokens with more votes
+in their neighbourhood than its own worst token has: 0 is the best, and it is kept where that is
+less than the share of the text that is kept, 0.023 for 384 of 16,384 tokens. `bench/tables.py`
+makes a table of the results.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool1d
 from transformers import PreTrainedTokenizerBase
 
 import homer_triton as ht
@@ -28,6 +27,7 @@ from homer_triton.evaluation.questions import Cell, draw_sample
 from homer_triton.evaluation.ruler import choose_tasks
 from homer_triton.evaluation.samples import Sample, Task
 from homer_triton.files import write_atomically
+from homer_triton.kernels.reference import spread
 from homer_triton.model.llama import Select
 from homer_triton.retrieval import retrieval_heads
 from homer_triton.selection import LONGEST_WINDOW, MOST_ROWS
@@ -107,8 +107,8 @@ def places(tokenizer: PreTrainedTokenizerBase, tokens: Tensor, sample: Sample) -
 
 def rank(own: Tensor, place: slice) -> float:
     """The share of tokens with more votes in their neighbourhood than the answer's has."""
-    best = max_pool1d(own[None], LONGEST_WINDOW, 1, LONGEST_WINDOW // 2)[0]
-    return float((best > best[place].mean()).float().mean())
+    best = spread(own[None], LONGEST_WINDOW)[0]
+    return float((best > best[place].min()).float().mean())
 
 
 def measure(

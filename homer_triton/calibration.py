@@ -4,21 +4,22 @@ whatever stands there.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from .files import save_tensors
 from .kernels.reference import score_rows
 from .model.llama import Llama, Select
+from .tensor_file import FLOATS, TensorFile, save_tensors
 from .tokens import TokensLike, tokenize
 from .tree import Plan, default_chunk_len
+
+_KIND = "homer_triton.calibration"
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +29,12 @@ class Calibration:
 
     It corrects the paper's score, the largest logit over heads. One made by `calibrate` is stamped
     with its model's fingerprint; one made from a raw tensor has no stamp and fits every model with
-    as many layers.
+    as many layers. file: where it was loaded from, if it was.
     """
 
     bias: Tensor
     model: str | None = None
+    file: Path | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.bias.ndim != 2 or not self.bias.numel() or not self.bias.is_floating_point():
@@ -50,8 +52,7 @@ class Calibration:
         """
         if Path(path).suffix != ".safetensors":
             raise ValueError(f"{path} must end in .safetensors: other files are read as torch's.")
-        stamp = json.dumps({"model": self.model})
-        save_tensors(path, {"bias": self.bias}, {"homer_triton.calibration": stamp})
+        save_tensors(path, _KIND, {"model": self.model}, {"bias": self.bias})
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -60,21 +61,21 @@ class Calibration:
         Raises `FileNotFoundError`, or `ValueError` for a file that is neither.
         """
         path = Path(path)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise FileNotFoundError(f"There is no calibration file {path}.")
         if path.suffix != ".safetensors":
-            return cls(_load_torch(path))
+            return cls(_load_torch(path), file=path)
         try:
-            with safe_open(path, "pt") as file:
-                stamp = json.loads((file.metadata() or {}).get("homer_triton.calibration", "{}"))
-                if stamp.get("score") not in (None, "max_logit"):
-                    raise ValueError(
-                        f"{path} calibrates the score {stamp['score']!r}, which is gone; calibrate "
-                        "anew."
-                    )
-                return cls(file.get_tensor("bias"), stamp.get("model"))
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a calibration file: {error}.") from error
+            file = TensorFile.open(path, _KIND, ["bias"])
+            model = file.described.get("model")
+            if not isinstance(model, str | None):
+                raise ValueError(f"model is {model!r} instead of a fingerprint")
+            file.require("bias", FLOATS, (None, None))
+            return cls(file.read()["bias"], model, path)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is not a calibration file, or is damaged: {error}; calibrate again."
+            ) from error
 
     def check(self, model: Llama, plan: Plan) -> None:
         """Raise `ValueError` if this calibration does not serve a model and a plan's chunks."""
@@ -90,10 +91,7 @@ class Calibration:
                 f"{model.fingerprint}); "
                 f"calibrate this model."
             )
-        walks = [plan] if plan.height else []
-        narrowing = plan.narrowing()
-        if narrowing is not None:
-            walks.append(narrowing)
+        walks = [walk for walk in (plan, plan.narrowing()) if walk is not None and walk.prunes]
         needed = max((walk.chunk_end - walk.prefix_len for walk in walks), default=0)
         if distances < needed:
             raise ValueError(
@@ -114,9 +112,12 @@ def calibrate(
 
     The texts, joined, are cut into `num_segments` segments of `segment_len` tokens (the default
     length of chunks) at even spacing, each run by the plain model; `bias[layer][d]` is the mean,
-    over segments, of the score at distance d from the last token. Raises `ValueError` for texts
-    shorter than one segment; with fewer tokens than all segments need, segments overlap.
+    over segments, of the score at distance d from the last token. With fewer
+    tokens than all segments need, segments overlap. Raises `ValueError` for texts shorter than one
+    segment, and for a text in place of a list.
     """
+    if isinstance(texts, str):
+        raise ValueError("texts is a list of texts, not a text; give [text].")
     limit = model.config.max_position_embeddings
     length = default_chunk_len(limit) if segment_len is None else segment_len
     if not 1 < length <= limit:
@@ -172,6 +173,10 @@ def _load_torch(path: Path) -> Tensor:
             f"{path} is neither a safetensors nor a torch file of one tensor."
         ) from error
     tensors: Sequence[object] = list(content.values()) if isinstance(content, dict) else [content]
-    if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
+    bias = tensors[0] if len(tensors) == 1 else None
+    if not isinstance(bias, Tensor):
         raise ValueError(f"{path} must hold exactly one tensor [layers, distances].")
-    return tensors[0].float()
+    if bias.layout != torch.strided or bias.nbytes > bias.untyped_storage().nbytes():
+        # Written out, it would be as large as it claims, whatever the file's size.
+        raise ValueError(f"{path} must hold a tensor with all of its numbers.")
+    return bias.float()

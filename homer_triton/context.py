@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .files import save_tensors
+from .context_file import read_context, write_context
 from .model.llama import Llama
 from .survivors import GAP, Unit, surviving_text
 from .transformers_bridge import continuation
@@ -41,6 +42,21 @@ class EncodeStats:
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain numbers."""
         return {**asdict(self), "tokens_per_second": self.tokens_per_second}
+
+    @classmethod
+    def from_dict(cls, figures: Any) -> EncodeStats:
+        """The stats of these fields. Raises `ValueError` for anything else."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(figures, dict) or figures.keys() != names:
+            raise ValueError(f"stats must be {', '.join(sorted(names))}")
+        times = figures["seconds_by_height"]
+        counts = [figures[name] for name in names - {"seconds", "seconds_by_height"}]
+        if not isinstance(times, list) or not all(type(count) is int for count in counts):
+            raise ValueError("stats are not all numbers")
+        for number in (*counts, *times, figures["seconds"]):
+            if type(number) not in (int, float) or not 0 <= number < math.inf:
+                raise ValueError(f"stats hold {number!r}")
+        return cls(**{**figures, "seconds_by_height": tuple(times)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,69 +109,39 @@ class EncodedContext:
             "next_position": self.next_position,
             "model": self.model,
         }
-        tensors = {
-            "keys": self.keys,
-            "values": self.values,
-            "positions": self.positions,
-            "source_indices": self.source_indices,
-            "token_ids": self.token_ids,
-            "pruned_at": self.pruned_at,
-            "logits": self.logits,
-        }
-        save_tensors(path, tensors, {"homer_triton.encoded": json.dumps(described)})
+        write_context(path, self, described)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> EncodedContext:
         """Read a file written by `save`. Raises `FileNotFoundError`, or `ValueError` for any other
-        file.
+        file, and for one of which a single bit has changed.
         """
         path = Path(path)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise FileNotFoundError(f"There is no encoded context {path}.")
         try:
-            with safe_open(path, "pt", device=str(device)) as file:
-                described = json.loads((file.metadata() or {})["homer_triton.encoded"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            stats = described.pop("stats")
-            stats["seconds_by_height"] = tuple(stats["seconds_by_height"])
-            encoded = cls(
-                **tensors,
-                plan=Plan.from_dict(described.pop("plan")),
-                stats=EncodeStats(**stats),
-                **described,
-            )
-            encoded._check_shapes()
-            return encoded
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            tensors, plan, described = read_context(path)
+            stats = EncodeStats.from_dict(described.pop("stats"))
+            parts: dict[str, Any] = {**tensors, "plan": plan, "stats": stats, **described}
+            return cls(**parts).to(device)
+        except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} is not an encoded context, or is damaged: {error}."
+                f"{path} is not an encoded context, or is damaged: {error}; encode the text again."
             ) from error
 
-    def _check_shapes(self) -> None:
-        """Raise `ValueError` unless the tensors fit each other and the plan."""
-        rows, tokens = self.plan.rows, self.plan.input_len
-        expected = {
-            "keys": (self.plan.num_layers, *self.keys.shape[1:2], rows, *self.keys.shape[3:]),
-            "values": tuple(self.keys.shape),
-            "positions": (rows,),
-            "source_indices": (rows,),
-            "token_ids": (tokens,),
-            "pruned_at": (tokens,),
-            "logits": (self.logits.numel(),),
-        }
-        for name, shape in expected.items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape or (name == "keys" and len(found) != 4):
-                raise ValueError(f"{name} has the shape {found} instead of {shape}")
-
-    def to_transformers(self, new_ids: Tensor | list[int]) -> dict[str, Any]:
+    def to_transformers(
+        self, new_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], copies: int = 1
+    ) -> dict[str, Any]:
         """The keyword arguments with which a transformers `LlamaForCausalLM` goes on from here,
         called or by `generate`.
 
-        new_ids: at least one token id, [n] or [1, n]. Returns input_ids, past_key_values (a copy),
-        attention_mask and position_ids. Raises `ValueError` for no new ids.
+        new_ids: at least one token id, [n], or equally many for each of a batch, [B, n]. copies: of
+        the cache for each of the batch, for a `generate` that goes on in several ways: as many as
+        its `num_beams` or `num_return_sequences`, whichever is more (it copies all the rest
+        itself). Returns input_ids, past_key_values (a copy), attention_mask and position_ids.
+        Raises `ValueError` for no new ids, or for other ones.
         """
-        return continuation(self.keys, self.values, self.next_position, new_ids)
+        return continuation(self.keys, self.values, self.next_position, new_ids, copies)
 
     def text(
         self,
@@ -201,6 +187,12 @@ class EncodedContext:
                 f"{model.fingerprint})."
             )
         cache = model.new_cache(len(self) + room)
+        layers, _, _, heads, dim = cache.shape
+        if self.keys.shape != (layers, heads, len(self), dim):
+            raise ValueError(
+                f"The context's keys have the shape {list(self.keys.shape)} instead of this "
+                f"model's {[layers, heads, len(self), dim]}; encode the text again."
+            )
         cache[:, 0, : len(self)] = self.keys.transpose(1, 2)
         cache[:, 1, : len(self)] = self.values.transpose(1, 2)
         return cache

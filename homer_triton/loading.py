@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 from . import kernels
 from .kernels import reference
 from .model.config import ModelConfig, load_config
+from .model.fingerprint import stored_fingerprint
 from .model.hub import resolve
 from .model.llama import Llama
 from .model.weights import load_weights, share_weights
@@ -82,6 +83,16 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase | None:
     Raises `FileNotFoundError` or `ValueError` as `load` does.
     """
     return _tokenizer(resolve(path_or_id, weights=False))
+
+
+def fingerprint_of(path_or_id: str | Path, rope_scaling: Mapping[str, Any] | None = None) -> str:
+    """The fingerprint that a checkpoint's model has under these RoPE parameters, without loading
+    it.
+
+    Raises `FileNotFoundError` or `ValueError` as `load` does.
+    """
+    folder = resolve(path_or_id)
+    return stored_fingerprint(load_config(folder, rope_scaling), folder)
 
 
 def choose_ops(name: OpsName, device: torch.device) -> ModuleType:

@@ -21,10 +21,10 @@ class Selection:
     the asking rows' mean, or "retrieval", the sum over the model's retrieval heads
     (`homer_triton.retrieval`) alone. layers: "last" asks the node's last layer, "all" adds up all
     of its layers, "levels" adds to the last one's what the nodes below it gave, "tree" adds up all
-    of both. window: how many
-    neighbouring rows share the best of their scores, an odd number, 1 for each its own, None for
-    `LONGEST_WINDOW` or an eighth of a short chunk. A row that is kept then brings its neighbours,
-    which a reader needs.
+    of both. window: how many rows share a row's score where it is better than their own, an odd
+    number, 1 for each its own, None for `LONGEST_WINDOW` or an eighth of a short chunk: the row
+    itself, an eighth of the window before it, and the rest behind it. A row that is kept then
+    brings its neighbours: an answer follows the words of its question, and a reader needs both.
 
     Raises `ValueError` for values out of range.
     """
@@ -41,9 +41,7 @@ class Selection:
         if self.window is not None:
             _require_count("window", self.window)
         if self.window is not None and self.window % 2 == 0:
-            raise ValueError(
-                f"selection: window={self.window} must be odd, so many rows on either side."
-            )
+            raise ValueError(f"selection: window={self.window} must be odd, as 7, 31 or 63.")
         for name, allowed in _choices().items():
             value = getattr(self, name)
             if value not in allowed:
@@ -162,8 +160,8 @@ def _read(name: str, value: str) -> Any:
         raise ValueError(f"selection: {name}={value!r} must be a whole number.") from None
 
 
-# The context of an answer in prose; shorter ones cut numbers and names in pieces.
-LONGEST_WINDOW = 31
+# Some sentences; shorter ones cut long answers, and those that follow late, in pieces.
+LONGEST_WINDOW = 63
 # More rows than a question has hardly change who is asked.
 MOST_ROWS = 32
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,26 +11,44 @@ from transformers import DynamicCache
 
 
 def continuation(
-    keys: Tensor, values: Tensor, next_position: int, new_ids: Tensor | list[int]
+    keys: Tensor,
+    values: Tensor,
+    next_position: int,
+    new_ids: Tensor | Sequence[int] | Sequence[Sequence[int]],
+    copies: int = 1,
 ) -> dict[str, Any]:
     """Keyword arguments that let a transformers model go on from a cache whose positions are not
     its row numbers.
 
-    keys, values: [L, HKV, T, D]; new_ids: [n] or [1, n]. The cache is copied, since transformers
-    appends to it.
+    keys, values: [L, HKV, T, D]; new_ids: [n] or [B, n]; copies: of the cache for each row of
+    `new_ids`. The cache is copied, since transformers appends to it. Raises `ValueError` for other
+    `new_ids`.
     """
-    ids = torch.as_tensor(new_ids, dtype=torch.int64, device=keys.device).reshape(1, -1)
-    count, rows = ids.shape[1], keys.shape[2]
-    if count == 0:
+    try:
+        ids = torch.as_tensor(new_ids, device=keys.device)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"new_ids must be token ids, [n] or [batch, n], all rows equally long: {error}."
+        ) from error
+    if ids.numel() == 0:
         raise ValueError("new_ids is empty; transformers goes on from at least one new token.")
+    if ids.ndim > 2 or ids.ndim == 0 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(
+            f"new_ids must be token ids, [n] or [batch, n], not {ids.dtype} {list(ids.shape)}."
+        )
+    if copies < 1:
+        raise ValueError(f"copies={copies} must be at least 1.")
+    ids = ids.long().reshape(-1, ids.shape[-1])
+    (batch, count), rows = ids.shape, keys.shape[2]
     cache = DynamicCache()
     for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
         cache.update(k[None].clone(), v[None].clone(), layer)
+    if batch * copies > 1:
+        cache.batch_repeat_interleave(batch * copies)
+    positions = torch.arange(next_position, next_position + count, device=keys.device)
     return {
         "input_ids": ids,
         "past_key_values": cache,
-        "attention_mask": torch.ones(1, rows + count, dtype=torch.int64, device=keys.device),
-        "position_ids": torch.arange(next_position, next_position + count, device=keys.device)[
-            None
-        ],
+        "attention_mask": ids.new_ones(batch, rows + count),
+        "position_ids": positions.repeat(batch, 1),
     }

@@ -11,11 +11,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .model.costs import ModelShape, activation_bytes, cache_bytes, layer_flops, mlp_rows
 
 Recompute = Literal["none", "suffix", "all"]
+
+# The least that a described plan's numbers can be, and the most that is still a length.
+_LEAST = {
+    "prefix_len": 0,
+    "context_len": 1,
+    "suffix_len": 1,
+    "num_layers": 1,
+    "max_chunk_len": 1,
+    "target_len": 1,
+    "layers_warmup": 0,
+    "leaf_batch": 1,
+    "layers_tree": 1,
+    "asking": 1,
+}
+_MOST = 2**48
 
 # Longer chunks take more memory and more attention for each token; shorter ones know too little of
 # what stands around a token.
@@ -102,6 +117,11 @@ class Plan:
     def survivors(self) -> int:
         """Tokens that the root keeps, prefix and suffix included."""
         return self.prefix_len + self.levels[-1].nodes[0].kept + self.suffix_len
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any chunk has to choose which of its rows it keeps."""
+        return any(node.kept < node.context for level in self.levels for node in level.nodes)
 
     def narrowing(self) -> Plan | None:
         """The tree of one chunk that chooses from the root's survivors, if they are too many."""
@@ -292,9 +312,30 @@ class Plan:
         return {**fields, "layers_tree": self.layers_tree}
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Plan:
-        """The plan that `to_dict` described."""
+    def from_dict(cls, fields: Any) -> Plan:
+        """The plan that `to_dict` described. Raises `ValueError` for anything else."""
+        cls.check_dict(fields)
         return build_plan(**fields)
+
+    @staticmethod
+    def check_dict(fields: Any) -> None:
+        """Raise `ValueError` unless these can be what `to_dict` gave, by their types and ranges:
+        whether they fit each other is only known when the plan is made, whose nodes take memory by
+        the length of the context.
+        """
+        known = {*_LEAST, "offload", "recompute"}
+        if not isinstance(fields, dict) or fields.keys() != known:
+            raise ValueError(f"a plan must have {', '.join(sorted(known))}")
+        for name, least in _LEAST.items():
+            value = fields[name]
+            if type(value) is not int or not least <= value <= _MOST:
+                raise ValueError(f"the plan's {name} is {value!r}")
+        if type(fields["offload"]) is not bool:
+            raise ValueError(f"the plan's offload is {fields['offload']!r}")
+        if fields["recompute"] not in get_args(Recompute):
+            raise ValueError(f"the plan's recompute is {fields['recompute']!r}")
+        if fields["asking"] > fields["suffix_len"]:
+            raise ValueError(f"the plan's asking is {fields['asking']}, beyond its suffix_len")
 
 
 def build_plan(

@@ -184,7 +184,8 @@ def score_rows(
 
     q: [B, A, HQ, D], rotated queries of the chunk's last A rows (a query head reads its own group's
     key head); k: [B, T, HKV, D], rotated; prefix_k: [P, HKV, D], shared by the batch, or None;
-    weights: w [HQ] float32, or None for 1. Returns [B, T], at least float32.
+    weights: w [HQ] float32, or None for 1; a head of weight 0 is not asked. Returns [B, T], at
+    least float32, NaN where a head that is asked has NaN.
     """
     check_scores(q, k, prefix_k, logit, heads, weights)
     _, asking, query_heads, dim = q.shape
@@ -204,7 +205,8 @@ def score_rows(
                 logits = logits.exp_()
         means = logits.unflatten(1, (asking, group)).mean(1)
         if weights is not None:
-            means = means * weights[head * group : (head + 1) * group, None]
+            own_weights = weights[head * group : (head + 1) * group, None]
+            means = (means * own_weights).masked_fill_(own_weights == 0, 0)
         own = means.amax(1) if heads == "max" else means.sum(1)
         if joined is None:
             joined = own
@@ -227,7 +229,8 @@ def score_and_select(
     that range: the paper's selection.
 
     The significance of row i is `score_rows(q_last[:, None], k)[i] - bias[positions[-1] -
-    positions[i]]`; of equal ones the later row is kept (HOMER, sections 3.2 and 3.3).
+    positions[i]]`, the lowest where that is NaN; of equal ones the later row is kept (HOMER,
+    sections 3.2 and 3.3).
 
     q_last: [B, HQ, D], the last row's rotated query; k: [B, T, HKV, D], rotated; positions: [B, T];
     bias: [distances] float32, longer than the largest distance, or None. Returns `(kept [B, T -
@@ -258,8 +261,8 @@ def vote_and_select(
     most, and every row outside that range.
 
     The significance of row i is the largest `score_rows(q, k, prefix_k, logit, heads, weights)[j] +
-    votes[j]` of the rows j of that range at most `window // 2` rows from i; of equal ones the later
-    row is kept.
+    votes[j]` of the rows j of that range whose neighbour i is (`spread`), where NaN counts as the
+    lowest; of equal ones the later row is kept.
 
     q: [B, A, HQ, D], rotated queries of the chunk's last A rows; k: [B, T, HKV, D], rotated;
     prefix_k: [P, HKV, D] or None; votes: [B, T] float32 that were given before, or None; window:
@@ -271,10 +274,26 @@ def vote_and_select(
     scores = score_rows(q, k, prefix_k, logit, heads, weights)
     if votes is not None:
         scores = scores + votes
-    best = scores[:, first_row:last_row]
-    if window > 1 and last_row > first_row:
-        best = F.max_pool1d(best[:, None], window, 1, window // 2)[:, 0]
+    best = _lowest_if_nan(scores[:, first_row:last_row])
+    best = spread(best, window)
     return *_select(best, k.shape[1], keep, first_row, last_row), scores
+
+
+def spread(scores: Tensor, window: int) -> Tensor:
+    """The best score of all the rows that a row is a neighbour of: [B, T] -> [B, T].
+
+    A row's neighbours are `window` rows: itself, an eighth of them before it, and the others behind
+    it, where the answer follows the words of its question.
+    """
+    if window == 1 or not scores.shape[1]:
+        return scores
+    before = window // 8
+    padded = F.pad(scores[:, None], (window - 1 - before, before), value=float("-inf"))
+    return F.max_pool1d(padded, window, 1)[:, 0]
+
+
+def _lowest_if_nan(scores: Tensor) -> Tensor:
+    return scores.masked_fill(scores.isnan(), float("-inf"))
 
 
 def _select(
@@ -282,7 +301,7 @@ def _select(
 ) -> tuple[Tensor, Tensor]:
     """The kept and the dropped of all rows by the scores [B, last_row - first_row]."""
     drop = last_row - first_row - keep
-    order = scores.argsort(dim=1, stable=True)
+    order = _lowest_if_nan(scores).argsort(dim=1, stable=True)
     dropped = first_row + order[:, :drop].sort(dim=1).values
     selected = first_row + order[:, drop:].sort(dim=1).values
     all_rows = torch.arange(rows, device=scores.device).expand(len(scores), -1)

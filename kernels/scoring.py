@@ -56,12 +56,12 @@ def score_block(
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Write a block's scores to scores [T]."""
+    """Write a block's scores to scores [T], NaN where any head's is."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_h, offs_d = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
     mask_n, mask_d = offs_n < rows, offs_d < dim
     k_rows = k_ptr + offs_n.to(tl.int64) * stride_k_row
-    best = tl.full([BLOCK_N], float("-inf"), tl.float32)
+    best = tl.full([BLOCK_N, BLOCK_H], float("-inf"), tl.float32)
     for first_head in tl.range(0, key_heads, BLOCK_H):
         heads = first_head + offs_h
         mask_h = heads < key_heads
@@ -75,8 +75,10 @@ def score_block(
             q = tl.load(q_ptrs + offs_d[None, :], mask=mask_q, other=0.0).to(tl.float32)
             logits = tl.sum(k * q[None, :, :], axis=2) * scale
             logits = tl.where(mask_h[None, :], logits, float("-inf"))
-            best = tl.maximum(best, tl.max(logits, axis=1))
-    tl.store(scores_ptr + offs_n, best, mask=mask_n)
+            best = tl.maximum(best, logits, propagate_nan=tl.PropagateNan.ALL)
+    # What a reduction makes of NaN is up to the chip.
+    is_nan = tl.max((best != best).to(tl.int32), axis=1) != 0
+    tl.store(scores_ptr + offs_n, tl.where(is_nan, float("nan"), tl.max(best, axis=1)), mask=mask_n)
 
 
 def scoring_grid(k: Tensor, sizes: dict[str, Any]) -> tuple[int, int]:

@@ -40,7 +40,8 @@ def rank_rows(
     """Write the bits of uint32 ranks that order as the significances do to ranks [T]: scores less
     the bias, or the largest score of a window of neighbours, which needs ranks of their own place.
 
-    Rows that are not prunable get the smallest rank, 0, which no number has.
+    A score that is NaN counts as -inf. Rows that are not prunable get the smallest rank, 0, which
+    no number has.
     """
     offs_t = tl.arange(0, BLOCK_T)
     for first in tl.range(0, rows, BLOCK_T):
@@ -48,17 +49,18 @@ def rank_rows(
         prunable = (row >= first_row) & (row < last_row)
         scores = tl.full([BLOCK_T], float("-inf"), tl.float32)
         for offset in tl.range(0, window):
-            near = row + offset - window // 2
+            near = row + offset - (window - 1 - window // 8)
             mask = (near >= first_row) & (near < last_row)
             # Other programs wrote these: read past the first-level cache, blind to their stores.
             own = tl.load(scores_ptr + near, mask=mask, other=float("-inf"), cache_modifier=".cg")
-            scores = tl.maximum(scores, own)
+            scores = tl.maximum(scores, tl.where(own == own, own, float("-inf")))
         if bias_ptr is not None:
             positions = tl.load(positions_ptr + row, mask=prunable, other=0)
             distance = tl.load(positions_ptr + rows - 1) - positions
             # Kept inside the bias whatever the positions are: a bad address would end the process.
             distance = tl.minimum(tl.maximum(distance, 0), distances - 1)
             scores -= tl.load(bias_ptr + distance, mask=prunable, other=0.0)
+            scores = tl.where(scores == scores, scores, float("-inf"))
         # Negative floats have all bits flipped, others only the sign; both zeros rank alike.
         bits = tl.where(scores == 0, 0.0, scores).to(tl.int32, bitcast=True)
         ranks = tl.where(prunable, bits ^ ((bits >> 31) | -2147483648), 0)
@@ -234,7 +236,8 @@ def score_and_select(
     the paper's selection.
 
     The significance of row i is `score_rows(q_last[:, None], k)[i] - bias[positions[-1] -
-    positions[i]]`; of equal ones the later row is kept (HOMER, sections 3.2 and 3.3).
+    positions[i]]`, the lowest where that is NaN; of equal ones the later row is kept (HOMER,
+    sections 3.2 and 3.3).
 
     q_last: [B, HQ, D], the last row's rotated query; k: [B, T, HKV, D], rotated, T at most
     `scoring.MAX_ROWS`; positions: [B, T]; bias: [distances] float32, longer than the largest

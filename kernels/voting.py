@@ -181,8 +181,12 @@ def _votes_kernel(
             values = tl.where((offs_a < asking)[:, None], values, 0.0)
             mean = tl.sum(values, axis=0) / asking
             if weights_ptr is not None:
-                mean *= tl.load(weights_ptr + head)
-            joined = joined + mean if SUMS else tl.maximum(joined, mean)
+                weight = tl.load(weights_ptr + head)
+                mean = tl.where(weight == 0.0, 0.0, mean * weight)
+            if SUMS:
+                joined += mean
+            else:
+                joined = tl.maximum(joined, mean, propagate_nan=tl.PropagateNan.ALL)
     if votes_ptr is not None:
         joined += tl.load(votes_ptr + batch * stride_votes_batch + row, mask=row < rows, other=0.0)
     tl.store(scores_ptr + row, joined, mask=row < rows)
@@ -242,8 +246,9 @@ def vote_and_select(
     most, and every row outside that range.
 
     The significance of row i is the largest `score_rows(q, k, prefix_k, logit, heads, weights)[j] +
-    votes[j]` of the rows j of that range at most `window // 2` rows from i; of equal ones the later
-    row is kept.
+    votes[j]` of the rows j of that range whose neighbour i is, where NaN counts as the lowest; of
+    equal ones the later row is kept. A row's neighbours are `window` rows: itself, an eighth of
+    them before it, and the others behind it, where the answer follows the words of its question.
 
     q: [B, A, HQ, D], rotated queries of the chunk's last A rows; k: [B, T, HKV, D], rotated, T at
     most `scoring.MAX_ROWS`; prefix_k: [P, HKV, D] or None; votes: [B, T] float32 that were given

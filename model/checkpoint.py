@@ -1,5 +1,6 @@
 """A checkpoint's safetensors files: what their headers list, and tensors read block by block."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,13 @@ def read_into(tensor: StoredTensor, place: Tensor) -> None:
         raise CheckpointError(
             f"{tensor.name} in {tensor.file} holds NaN or infinity (read as {place.dtype})."
         )
+
+
+def map_tensors(stored: Iterable[StoredTensor]) -> Iterator[Tensor]:
+    """Each stored tensor as a view of its file, of which no more is read than is looked at."""
+    for tensor in stored:
+        with safe_open(tensor.file, framework="pt") as shard:
+            yield shard.get_tensor(tensor.name)
 
 
 def some(names: list[str]) -> str:

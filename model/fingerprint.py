@@ -5,12 +5,15 @@ same fingerprint in float32, bfloat16 and float16; training moves enough small w
 """
 
 import hashlib
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .checkpoint import map_tensors
 from .config import ModelConfig
-from .weights import Weights, named_weights
+from .weights import Weights, check_stored, named_weights
 
 # Weights looked at in every tensor, spread over its rows and columns by steps that share no factor
 # with a power of two or another usual size.
@@ -20,6 +23,20 @@ ROW_STEP, COLUMN_STEP = 7919, 104_729
 
 def fingerprint(config: ModelConfig, weights: Weights) -> str:
     """Sixteen hexadecimal digits, read from the weights anew at every call: some milliseconds."""
+    return _fingerprint(config, named_weights(weights, config).values())
+
+
+def stored_fingerprint(config: ModelConfig, folder: Path) -> str:
+    """The fingerprint of the checkpoint in `folder`, whose weights are looked at and not loaded.
+
+    Raises `MissingCheckpointError` and `CheckpointError` as `load_weights` does, but for values
+    that are not finite.
+    """
+    return _fingerprint(config, map_tensors(check_stored(folder, config)))
+
+
+def _fingerprint(config: ModelConfig, tensors: Iterable[Tensor]) -> str:
+    """tensors: all weights, in the order of `named_weights`."""
     sizes = (
         *(config.num_hidden_layers, config.hidden_size, config.num_attention_heads),
         *(config.num_key_value_heads, config.head_dim, config.vocab_size),
@@ -28,7 +45,7 @@ def fingerprint(config: ModelConfig, weights: Weights) -> str:
     digest = hashlib.sha256(repr((sizes, rope)).encode())
     places: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
     signs = []
-    for tensor in named_weights(weights, config).values():
+    for tensor in tensors:
         shape = tuple(tensor.shape)
         if shape not in places:
             places[shape] = _places(shape, tensor.device)

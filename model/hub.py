@@ -1,5 +1,6 @@
 """Where a checkpoint is: a local folder, or a copy of a Hugging Face hub repository."""
 
+import os
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -23,6 +24,10 @@ def resolve(path_or_id: str | Path, weights: bool = True) -> Path:
     """
     path = Path(path_or_id).expanduser()
     if path.is_dir():
+        if os.fsencode(path) != str(path).encode(errors="replace"):
+            raise MissingCheckpointError(
+                f"The checkpoint's path {path} is not UTF-8, which its readers need; rename it."
+            )
         return path
     if path.exists():
         raise MissingCheckpointError(f"{path} is a file; give the folder that holds config.json.")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from .checkpoint import catalogue, read_into, some
+from .checkpoint import StoredTensor, catalogue, read_into, some
 from .config import ModelConfig
 from .errors import CheckpointError
 
@@ -67,14 +67,22 @@ def load_weights(
     """
     if not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype} but weights need a float type.")
-    stored = catalogue(folder)
     # Every header is checked before any memory is allocated.
-    expected = named_weights(_allocate(config, "meta", dtype), config)
-    _check_shapes({name: tensor.shape for name, tensor in stored.items()}, expected, str(folder))
+    stored = check_stored(folder, config)
     weights = _allocate(config, device, dtype)
-    for name, place in named_weights(weights, config).items():
-        read_into(stored[name], place)
+    for tensor, place in zip(stored, named_weights(weights, config).values(), strict=True):
+        read_into(tensor, place)
     return weights
+
+
+def check_stored(folder: Path, config: ModelConfig) -> list[StoredTensor]:
+    """Where the weights of the checkpoint in `folder` are, in the order of `named_weights`, from
+    the headers of its files alone. Raises as `load_weights` does.
+    """
+    stored = catalogue(folder)
+    expected = named_weights(_allocate(config, "meta", config.dtype), config)
+    _check_shapes({name: tensor.shape for name, tensor in stored.items()}, expected, str(folder))
+    return [stored[name] for name in expected]
 
 
 def share_weights(hf_model: LlamaForCausalLM) -> Weights:

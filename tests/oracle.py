@@ -280,12 +280,16 @@ class Oracle:
 
 
 def _widen(scores: Tensor, window: int, before: int, after: int) -> Tensor:
-    """Each context row's best score among the context rows at most window // 2 away."""
-    context, reach = range(before, len(scores) - after), window // 2
-    best = scores.clone()
+    """Each context row's best score among the context rows that it is a neighbour of: an eighth of
+    a row's window lies before it, the rest behind it.
+    """
+    context = range(before, len(scores) - after)
+    best = torch.full_like(scores, -torch.inf)
     for row in context:
-        near = [i for i in range(row - reach, row + reach + 1) if i in context]
-        best[row] = max(scores[i] for i in near)
+        first = row - window // 8
+        for near in range(first, first + window):
+            if near in context:
+                best[near] = max(best[near], scores[row])
     return best
 
 

@@ -1,5 +1,6 @@
 """Bad input: one sentence on stderr, exit code 2, no traceback, nothing half-written."""
 
+import json
 import os
 import signal
 import subprocess
@@ -186,6 +187,98 @@ def test_output_that_cannot_be_written_is_refused_first(
     assert_refused(run(*command, "-o", tmp_path / "no" / "out.safetensors"), "Cannot write")
     assert_refused(run(*command, "-o", tmp_path), "Cannot write", "it is a folder")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_command_writes_over_what_it_reads(place: Workplace) -> None:
+    model, context = place.model, place.context
+    encoded, bias = place.folder / "out.safetensors", place.folder / "bias.safetensors"
+    assert place.encode().exit_code == 0
+    Calibration(torch.zeros(3, 64)).save(bias)
+    weights = model / "model.safetensors"
+    source = ("--model", model, "--context-file", context)
+    settings = ("--calibration", bias)
+    page = ("show", encoded, "--model", model)
+    run_folder = place.folder / "run"
+    run_folder.mkdir()
+    novel = place.folder / "novel.txt"
+    novel.write_text(text(400))
+    os.link(novel, run_folder / "metrics.json")
+    asked = ("--model", model, "--methods", "plain", "--no-plots")
+    calibrate = ("calibrate", "--model", model, "--text", context)
+    cases: list[tuple[tuple[object, ...], str]] = [
+        (("encode", *source, "-o", context), "--context-file"),
+        (("encode", *source, "-o", weights), "--model"),
+        (("encode", *source, *settings, "-o", bias), "--calibration"),
+        (("compress", *source, "-o", weights), "--model"),
+        (("compress", *source, *settings, "-o", bias), "--calibration"),
+        ((*calibrate, "-o", weights), "--model"),
+        ((*calibrate[:-1], bias, "-o", bias), "--text"),
+        ((*page, "-o", encoded), "ENCODED"),
+        ((*page, "-o", weights), "--model"),
+        ((*page, "-o", place.folder / "page.html", "--png", encoded), "ENCODED"),
+        (("eval", "perplexity", *asked, "--text", novel, "-o", run_folder), "--text"),
+        (("eval", "passkey", *asked, "--lengths", 200, "-o", model), "--model"),
+    ]
+    before = {path: path.read_bytes() for path in place.folder.rglob("*") if path.is_file()}
+    for command, option in cases:
+        result = run(*command)
+        assert_refused(result, f"which {option} reads; give another name")
+        assert {p: p.read_bytes() for p in place.folder.rglob("*") if p.is_file()} == before
+    same = run(*page, "-o", place.folder / "a", "--png", place.folder / "a")
+    assert_refused(same, "-o and --png both name")
+
+
+def test_standard_input_may_be_the_output_too(place: Workplace) -> None:
+    command = [sys.executable, "-c", "from homer_triton.cli import main; main()", "encode"]
+    the_text = place.context.read_text()
+    with place.context.open() as stdin:
+        done = subprocess.run(
+            [*command, "--model", place.model, "--context-file", "-", "-o", place.context],
+            stdin=stdin,
+            capture_output=True,
+            text=True,
+        )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "which --context-file reads" in done.stderr
+    assert place.context.read_text() == the_text
+
+
+def test_names_that_are_not_utf8(place: Workplace) -> None:
+    folder = os.fsencode(place.folder)
+    context, output, page = (folder + b"/" + x for x in (b"\xe9.txt", b"\xe9.st", b"\xe9.html"))
+    os.rename(place.context, context)
+    command = [sys.executable, "-c", "from homer_triton.cli import main; main()"]
+    model = os.fsencode(place.model)
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    for arguments in (
+        [b"encode", b"--context-file", context, b"-o", output],
+        [b"encode", b"--context-file", context, b"-o", output, b"--json"],
+        [b"show", output, b"-o", page],
+        [b"generate", b"--encoded", output, b"--max-new-tokens", b"3"],
+    ):
+        done = subprocess.run(
+            [*command, *arguments, b"--model", model], capture_output=True, env=strict
+        )
+        assert done.returncode == 0, done.stderr
+        if b"--json" in arguments:
+            written = json.loads(done.stdout)["output"]
+            assert os.fsencode(written) == output
+    os.remove(output)
+    os.rename(model, model + b"\xe9")
+    for arguments, reason in (
+        ([b"show", output, b"-o", page], b"There is no encoded context"),
+        ([b"encode", b"--context-file", context, b"-o", output], b"is not UTF-8, which"),
+    ):
+        other = [*command, *arguments, b"--model", model + b"\xe9"]
+        done = subprocess.run(other, capture_output=True, env=strict)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert reason in done.stderr
+        assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("output", ["", "."])
+def test_an_output_without_a_name(place: Workplace, output: str) -> None:
+    assert_refused(place.encode("-o", output), "give the name of a file")
 
 
 def test_calibration_named_so_that_it_cannot_be_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,31 @@ def test_torch_files_of_one_tensor_are_read(tmp_path: Path, wrap: Callable) -> N
     assert loaded.model is None
 
 
-def test_one_of_a_score_that_is_gone_is_refused(tmp_path: Path) -> None:
+def test_one_without_a_checksum_is_refused(tmp_path: Path) -> None:
     stamp = {"homer_triton.calibration": json.dumps({"model": None, "score": "log_softmax"})}
     save_file({"bias": random_bias(20)}, tmp_path / "bias.safetensors", metadata=stamp)
-    with pytest.raises(ValueError, match="calibrates the score 'log_softmax', which is gone"):
+    with pytest.raises(ValueError, match="an earlier version must have written it"):
         ht.Calibration.load(tmp_path / "bias.safetensors")
+
+
+def test_any_changed_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "bias.safetensors"
+    calibrated(segment_len=18).save(path)
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for place in (start, start + 9, len(whole) - 1, whole.index(b"model") + 12):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"or is damaged: .* has changed.*; calibrate again"):
+            ht.Calibration.load(path)
+
+
+@pytest.mark.parametrize("stamp", ["null", "7", "[]", "{", "[" * 100_000, '{"model": 7}'])
+def test_stamps_of_another_kind_are_refused(tmp_path: Path, stamp: str) -> None:
+    path = tmp_path / "bias.safetensors"
+    metadata = {"homer_triton.calibration": stamp, "homer_triton.checksum": "0" * 32}
+    save_file({"bias": random_bias(20)}, path, metadata)
+    with pytest.raises(ValueError, match="is not a calibration file, or is damaged"):
+        ht.Calibration.load(path)
 
 
 class Malicious:
@@ -102,6 +123,9 @@ class Malicious:
         ("code.pt", Malicious(), "neither a safetensors nor a torch file"),
         ("flat.pt", torch.ones(4), "layers, distances"),
         ("whole.pt", torch.ones(4, 4) / 0, "NaN or infinite"),
+        # A few bytes that would take terabytes.
+        ("wide.pt", torch.ones(1, 1).expand(10**6, 10**6), "with all of its numbers"),
+        ("sparse.pt", torch.ones(2, 2).to_sparse(), "with all of its numbers"),
     ],
 )
 def test_other_torch_files_are_refused(
@@ -168,6 +192,25 @@ def test_a_calibration_must_reach_across_a_chunk() -> None:
     again = ht.HomerConfig(18, 16, 2, ht.Calibration(random_bias(needed)))
     with pytest.raises(ValueError, match="segments of at least 17 tokens"):
         ht.encode(model, tokens, [1], [2], again)
+
+
+def test_a_calibration_must_reach_across_a_text_of_one_chunk() -> None:
+    model, tokens = peers(4, 2)[1], random_tokens(15)
+    config = ht.HomerConfig.paper(max_chunk_len=18, layers_warmup=2)
+    for target_len, needed in ((10, 16), (17, 0)):
+        short = replace(config, target_len=target_len, calibration=ht.Calibration(random_bias(12)))
+        plan = ht.plan(model, 15, 1, 1, short)
+        assert plan.height == 0
+        if needed:
+            with pytest.raises(ValueError, match=f"segments of at least {needed} tokens"):
+                short.calibration.check(model, plan)
+        else:  # nothing is pruned, so nothing is corrected
+            assert len(ht.encode(model, tokens, [1], [2], short)) == 17
+
+
+def test_a_text_in_place_of_texts_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"texts is a list of texts, not a text; give \[text\]"):
+        ht.calibrate(peers(4, 2)[1], "The sky is blue.")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`homer compress` on the demo checkpoint: the short text, where it goes, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from homer_triton.demo import CHECKPOINT
 FILLER = "The grass is green.\nThe sky is blue. " * 30
 STORY = f"{FILLER}\n\nThe pass key is 71432. Remember it. 71432 is the pass key.\n\n{FILLER}"
 QUESTION = "What is the pass key? The pass key is"
+LINEAR = '{"rope_type": "linear", "factor": 4.0}'
 SETTINGS = ("--max-chunk-len", 128, "--layers-warmup", 1, "--dtype", "float32")
 
 
@@ -113,6 +115,16 @@ def test_an_encoding_is_compressed_by_its_tokenizer_alone(
     assert report["tokens_out"] <= 30
 
 
+def test_an_encoding_under_another_rope_is_compressed_under_it(tmp_path: Path) -> None:
+    path = tmp_path / "scaled.safetensors"
+    model = ht.load(CHECKPOINT, dtype="float32", rope_scaling=json.loads(LINEAR))
+    config = ht.HomerConfig(max_chunk_len=128, layers_warmup=1, target_len=100)
+    ht.encode(model, STORY, suffix=QUESTION, config=config).save(path)
+    options = ("compress", "--model", CHECKPOINT, "--encoded", path)
+    assert run(*options).exit_code == 2
+    assert "grass" in run(*options, "--rope-scaling", LINEAR).stdout
+
+
 def test_an_encoding_without_a_question_has_its_end_on_demand(folder: Path) -> None:
     options = ("compress", "--model", CHECKPOINT, "--encoded", folder / "unasked.safetensors")
     without, whole = run(*options, "--json"), run(*options, "--with-suffix", "--json")
@@ -132,11 +144,11 @@ def test_bad_input_is_one_sentence(folder: Path, tmp_path: Path) -> None:
         ((*text_source, "--encoded", encoded), "Give a text with --context-file"),
         (("--encoded", encoded, "--prompt", "Where?"), "--prompt cannot change what"),
         (("--encoded", encoded, "--max-chunk-len", 64), "--max-chunk-len cannot change what"),
-        (("--encoded", encoded, "--rope-scaling", "{}"), "--rope-scaling cannot change what"),
+        (("--encoded", encoded, "--rope-scaling", LINEAR), "was made by another model"),
         ((*text_source, "--with-suffix"), "--with-suffix goes with --encoded"),
-        ((*text_source, "-o", story), "is what is to be compressed"),
-        ((*text_source, "-o", link), "is what is to be compressed"),
-        (("--encoded", encoded, "-o", encoded), "is what is to be compressed"),
+        ((*text_source, "-o", story), "story.txt, which --context-file reads"),
+        ((*text_source, "-o", link), "link.txt, which --context-file reads"),
+        (("--encoded", encoded, "-o", encoded), "asked.safetensors, which --encoded reads"),
         ((*text_source, "-o", tmp_path), "Cannot write"),
         (("--encoded", encoded, "--target-len", 1, "--unit", "sentence"), "a single sentence"),
         (("--encoded", story), "is not an encoded context"),
@@ -151,6 +163,13 @@ def test_bad_input_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     assert (story.read_bytes(), encoded.read_bytes()) == before
     small = checkpoint(tmp_path / "model", words=20)
     other = run("compress", "--model", small, "--encoded", encoded)
+    assert (other.exit_code, other.stdout) == (2, "")
+    assert f"was made by another model than {small} (" in other.stderr
+    fewer = tmp_path / "fewer"
+    shutil.copytree(CHECKPOINT, fewer)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(small / name, fewer / name)
+    other = run("compress", "--model", fewer, "--encoded", encoded)
     assert (other.exit_code, other.stdout) == (2, "")
     assert "has only 20 tokens, the encoding holds higher ones" in other.stderr
     for option, value in (("--unit", "line"), ("--target-len", 0)):

@@ -236,6 +236,15 @@ def test_what_cannot_be_asked_is_refused_first(
     check_lengths(model, replace(questions, samples={96: 1}, depths=(None,)), layout)
 
 
+def test_every_depth_has_records_of_its_own() -> None:
+    depths = (0.0, 0.1, 1 / 3, 0.333333, 0.3333333, 1e-7, 1.0)
+    questions = Questions("passkey", (PASSKEY,), {64: 2}, 0, depths)
+    ids = [str(questions.describe("plain", cell)["id"]) for cell in questions.cells()]
+    assert len(set(ids)) == len(questions) == 14
+    # As runs of earlier versions have them.
+    assert {"plain/64/0/0", "plain/64/0.1/1", "plain/64/1/0", "plain/64/1e-07/0"} < set(ids)
+
+
 def test_texts_differ_by_seed_length_depth_and_number(model: ht.Llama, layout: Layout) -> None:
     def key(length: int, depth: float, number: int, seed: int) -> str:
         return draw_sample(model, Cell(PASSKEY, length, depth, number), seed, layout).answer

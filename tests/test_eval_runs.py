@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 from pathlib import Path
 
@@ -92,6 +93,34 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"config\.json is not a run's config"):
         open_run(tmp_path)
+
+
+def test_what_a_killed_process_left_is_no_hindrance(tmp_path: Path) -> None:
+    left = [f".{'0a' * 16}.tmp", f".config.json.{'f0' * 16}.tmp"]
+    for name in left:
+        (tmp_path / name).write_text("{")
+    open_run(tmp_path).complete(answer(1), lambda: {})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "predictions.jsonl"]
+    (tmp_path / left[0]).write_text("{")
+    assert "plain/1" in open_run(tmp_path).records
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "predictions.jsonl"]
+
+
+def test_a_folder_whose_files_cannot_be_written_is_refused_and_stays(tmp_path: Path) -> None:
+    open_run(tmp_path)
+    for name in ("predictions.jsonl", "metrics.json"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match="it is a pipe"):
+            open_run(tmp_path, samples=9)
+        (tmp_path / name).unlink()
+    assert "samples" not in (tmp_path / "config.json").read_text()
+
+
+def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    run = open_run(tmp_path, texts=[name])
+    run.complete({"id": name}, lambda: {})
+    assert list(open_run(tmp_path, texts=[name]).records) == [name]
 
 
 def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:

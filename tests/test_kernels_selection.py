@@ -86,6 +86,29 @@ def test_both_zeros_tie():
     assert score_and_select(q, k, positions, bias, 2, 0, 4)[0].tolist() == [[2, 3]]
 
 
+@pytest.mark.parametrize("key_heads", [1, 3, 8])
+@pytest.mark.parametrize("biased", [False, True])
+def test_nan_is_the_lowest_score(key_heads, biased):
+    q, k = random(0, 2, 8 if key_heads == 8 else 6, 16), random(1, 2, 70, key_heads, 16)
+    k[0, [5, 30], 0, 2] = torch.nan
+    k[1, ::4, -1, 0] = -torch.nan
+    positions = torch.arange(70, device=DEVICE).expand(2, -1)
+    bias = random(2, 70) if biased else None
+    if bias is not None:
+        bias[12] = torch.nan
+    arguments = (q, k, positions, bias, 20, 3, 64)
+    got, expected = score_and_select(*arguments), reference.score_and_select(*arguments)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+    dropped = set(got[1][0].tolist())
+    assert {5, 30} <= dropped
+    assert not biased or 69 - 12 in dropped
+    # Where all are, they are equal: the last rows stay.
+    every_row = torch.full_like(k, torch.nan)
+    kept, _ = score_and_select(q, every_row, *arguments[2:])
+    assert kept.tolist() == [[0, 1, 2, *range(44, 70)]] * 2
+
+
 @pytest.mark.parametrize("rows", [32_768, 70_000])
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_most_rows_that_counts_hold(rows, ties):

@@ -98,7 +98,7 @@ def test_the_least_significant_are_dropped(logit, join):
     q, k, prefix = random(0, 2, 5, 8, 32), random(1, 2, 300, 4, 32), random(2, 9, 4, 32)
     votes = random(3, 2, 300) * 0.01
     weights = torch.tensor([1.0, 0, 0, 2, 1, 0, 0, 0.5], device=DEVICE)
-    kept, dropped, own = vote_and_select(q, k, prefix, votes, 120, 5, 290, logit, join, 7, weights)
+    kept, dropped, own = vote_and_select(q, k, prefix, votes, 120, 5, 290, logit, join, 17, weights)
     together = torch.cat([kept, dropped], dim=1).sort(dim=1).values
     assert torch.equal(together, torch.arange(300, device=DEVICE).expand(2, -1))
     assert (kept.diff(dim=1) > 0).all()
@@ -106,19 +106,44 @@ def test_the_least_significant_are_dropped(logit, join):
     scores = reference.score_rows(q, k, prefix, logit, join, weights) + votes
     torch.testing.assert_close(own, scores, atol=1e-5, rtol=1e-5)
     best = torch.stack(
-        [scores[:, max(5, i - 3) : min(290, i + 4)].amax(1) for i in range(5, 290)], dim=1
+        [scores[:, max(5, i - 14) : min(290, i + 3)].amax(1) for i in range(5, 290)], dim=1
     )
     lowest_kept = best.gather(1, kept[:, 5:125] - 5).amin(1)
     # Scores closer than rounding may change places.
     assert (best.gather(1, dropped - 5).amax(1) <= lowest_kept + 1e-5).all()
 
 
+@pytest.mark.parametrize("logit", LOGITS)
+@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("window", [1, 5])
+def test_nan_is_the_lowest_score(logit, join, window):
+    q, k, prefix = random(0, 2, 4, 8, 16), random(1, 2, 90, 4, 16), random(2, 9, 4, 16)
+    votes = random(3, 2, 90) * 0.01
+    weights = torch.tensor([1.0, 1, 0, 0, 2, 1, 1, 1], device=DEVICE)
+    k[0, [3, 40, 41], 0, 5] = torch.nan
+    k[1, ::7, 3, 0] = torch.nan
+    k[1, 20, 1] = torch.nan  # of heads that are not asked
+    votes[0, 60] = torch.nan
+    arguments = (q, k, prefix, votes, 30, 2, 80, logit, join, window, weights)
+    got, expected = vote_and_select(*arguments), reference.vote_and_select(*arguments)
+    torch.testing.assert_close(got[2], expected[2], atol=1e-5, rtol=1e-5, equal_nan=True)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+    if logit == "logit":
+        nan = expected[2].isnan()
+        assert nan[0].nonzero()[:, 0].tolist() == [3, 40, 41, 60]
+        assert nan[1].nonzero()[:, 0].tolist() == list(range(0, 90, 7))
+    if logit == "logit" and window == 1:
+        assert {3, 40, 41, 60} <= set(got[1][0].tolist())
+
+
 def test_the_neighbours_of_a_found_row_are_kept():
     q = torch.ones(1, 2, 1, 16, device=DEVICE)
     k = torch.zeros(1, 60, 1, 16, device=DEVICE)
     k[:, [20, 45]] = torch.tensor([2.0, 1.0], device=DEVICE)[:, None, None]
-    kept, *_ = vote_and_select(q, k, None, None, 8, 0, 58, window=5)
-    assert kept.tolist() == [[*range(18, 23), 45, 46, 47, 58, 59]]
+    kept, *_ = vote_and_select(q, k, None, None, 12, 0, 58, window=9)
+    # One before it, seven behind it; of the other's equal neighbours the last ones.
+    assert kept.tolist() == [[*range(19, 28), 50, 51, 52, 58, 59]]
 
 
 def test_the_prefix_takes_its_share_of_attention():

@@ -12,7 +12,7 @@ import homer_triton as ht
 from homer_triton import kernels
 from homer_triton.demo import CHECKPOINT
 from homer_triton.kernels import reference
-from homer_triton.loading import choose_ops
+from homer_triton.loading import choose_ops, fingerprint_of
 
 WITHOUT_TRITON = """
 import sys
@@ -81,6 +81,15 @@ def test_the_fingerprint_is_the_same_in_every_float_type(tmp_path: Path) -> None
     prints = {ht.load(tmp_path, device="cpu", dtype=dtype).fingerprint for dtype in dtypes}
     assert len(prints) == 1
     assert prints == {ht.from_transformers(random_model(), ops="torch").fingerprint}
+
+
+@pytest.mark.parametrize("shape", ["llama-2", "llama-3.1", "llama-3.2"])
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_fingerprint_needs_no_loading(tmp_path: Path, shape: str, shards: bool) -> None:
+    save_checkpoint(tmp_path, shape, shards=shards)
+    for scaling in (None, {"rope_type": "linear", "factor": 2.0}):
+        loaded = ht.load(tmp_path, device="cpu", rope_scaling=scaling)
+        assert fingerprint_of(tmp_path, scaling) == loaded.fingerprint
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from browser import CHROMIUM, Browser
 from command_line import run
 from eval_model import save_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import homer_triton as ht
@@ -180,6 +182,17 @@ def test_long_texts_are_drawn_only_where_they_are_seen(
         at = "pages[218].firstChild.children[70000 - 218 * 320].getBoundingClientRect().top"
         wait(browser, f"{at} > 100 && {at} < innerHeight")
         assert browser.run(drawn) < count / 5
+
+
+def test_another_models_encoding_is_refused(model: Path, encoded: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: -tensor for name, tensor in weights.items()}, other / "model.safetensors")
+    result = run("show", encoded, "--model", other, "-o", tmp_path / "kept.html")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"was made by another model than {other}" in result.stderr
+    assert not (tmp_path / "kept.html").exists()
 
 
 def test_json_says_what_was_written(model: Path, encoded: Path, tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ Commands import the library inside their functions, and nothing here imports tor
 and a misspelt option answer at once.
 """
 
+import sys
+from io import TextIOWrapper
+
 import typer
 
 from .calibrate import calibrate
@@ -37,4 +40,8 @@ app.add_typer(evaluations, name="eval")
 
 def main() -> None:
     """Run the command line and exit: 0, 2 for bad input, 130 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A file's name may hold bytes that are no text; to show it must not fail.
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="homer")

@@ -52,9 +52,9 @@ def calibrate(
           -o llama.calibration.safetensors
     """
     from .. import calibrate as measure
-    from ..files import check_writable
+    from ..files import check_outputs
 
-    check_writable(output)
+    check_outputs({"-o": output}, {"--text": text, "--model": model})
     if output.suffix != ".safetensors":
         raise ValueError(f"The calibration {output} must be named .safetensors to be read again.")
     texts = [read_text(file) for file in text]

@@ -30,7 +30,7 @@ from .options import (
     Suffix,
 )
 from .output import at_terminal, note, note_kept, print_json, summary
-from .settings import given_options, with_settings
+from .settings import files_of, given_options, with_settings
 
 if TYPE_CHECKING:
     from .. import EncodedContext, HomerConfig, Llama
@@ -108,21 +108,15 @@ def compress(
           --prompt "Who tells the story?" --target-len 1000 -o short.txt
     """
     from .. import EncodedContext
-    from ..files import check_writable, write_atomically
+    from ..files import check_outputs, write_atomically
 
-    texts = {
-        "--prompt": prompt,
-        "--prefix": prefix,
-        "--suffix": suffix,
-        "--rope-scaling": rope_scaling,
-    }
+    texts = {"--prompt": prompt, "--prefix": prefix, "--suffix": suffix}
     fixed = [option for option, value in texts.items() if value is not None]
     require_one_source(context_file, encoded, [*fixed, *given_options(config)])
     if with_suffix and encoded is None:
         raise ValueError("--with-suffix goes with --encoded; with --context-file, leave it out.")
-    if output is not None:
-        _refuse_to_overwrite(output, Path(context_file or encoded or ""))
-        check_writable(output)
+    inputs = {"--context-file": context_file, "--encoded": encoded, "--model": model}
+    check_outputs({"-o": output}, {**inputs, **files_of(config)})
 
     source = None
     if context_file is not None:
@@ -142,7 +136,7 @@ def compress(
     else:
         assert encoded is not None
         context = EncodedContext.load(encoded)
-        tokenizer = tokenizer_of(context, model)
+        tokenizer = tokenizer_of(context, model, rope_scaling)
     note_kept(context)
 
     text = context.text(tokenizer, target_len, unit, gap, with_suffix, source)
@@ -175,9 +169,3 @@ def _encode(
     if target_len is not None:
         config = replace(config, target_len=len(before) + target_len + len(after))
     return merge(model, middle, before, after, config, progress=at_terminal())
-
-
-def _refuse_to_overwrite(output: Path, source: Path) -> None:
-    """Raise `ValueError` where the result would take the place of what it is made from."""
-    if output.exists() and source.exists() and output.samefile(source):
-        raise ValueError(f"-o {output} is what is to be compressed; give another file.")

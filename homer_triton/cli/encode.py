@@ -21,7 +21,7 @@ from .options import (
     Suffix,
 )
 from .output import at_terminal, note_kept, print_json, readable_bytes, summary
-from .settings import with_settings
+from .settings import files_of, with_settings
 
 if TYPE_CHECKING:
     from .. import HomerConfig
@@ -65,9 +65,10 @@ def encode(
           -o book.safetensors
     """
     from .. import encode as merge
-    from ..files import check_writable
+    from ..files import check_outputs
 
-    check_writable(output)
+    inputs = {"--context-file": context_file, "--model": model, **files_of(config)}
+    check_outputs({"-o": output}, inputs)
     context = read_text(context_file)
     llama, tokenizer = open_model(model, device, dtype, ops, rope_scaling)
     note_long_chunks(config, llama.config)

@@ -128,7 +128,7 @@ def perplexity(
         "suffix_len": task.suffix,
         "seed": seed,
     }
-    folder = open_folder(output, llama, checkpoint, config, settings)
+    folder = open_folder(output, llama, checkpoint, config, settings, {"--text": text})
     with progress("perplexity", len(task) * len(readers)) as advance:
         metrics = run_perplexity(llama, readers, task, folder, seed, advance)
     folder.finish(metrics)
@@ -177,7 +177,7 @@ def quality(
         "data_digest": digest([data.read_bytes()]),
         "chat_template": not no_chat_template,
     }
-    folder = open_folder(output, llama, checkpoint, config, settings)
+    folder = open_folder(output, llama, checkpoint, config, settings, {"--data": data})
     layout = layout_of(tokenizer, not no_chat_template)
     with progress("quality", len(questions.questions) * len(readers)) as advance:
         metrics = run_quality(llama, readers, questions, layout, folder, advance)

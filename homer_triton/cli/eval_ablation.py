@@ -127,7 +127,7 @@ def ablation(
         "chat_template": not no_chat_template,
         **describe_texts(texts),
     }
-    folder = open_folder(output, llama, checkpoint, config, settings)
+    folder = open_folder(output, llama, checkpoint, config, settings, {"--text": text})
     with progress("ablation", len(questions) * len(readers)) as advance:
         metrics = ask(llama, readers, questions, layout, folder, advance)
     folder.finish({**metrics, "task": "ablation"})

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .. import HomerConfig, Llama
     from ..evaluation.questions import Questions
     from ..evaluation.runs import Record, RunFolder
+    from ..files import Inputs
 
 _DEPTHS = "0.1,0.3,0.5,0.7,0.9"
 
@@ -127,7 +128,9 @@ def needles(
     task = needles_in(list(texts.values()), lambda part: len(tokenize(opened[0], part, "--text")))
     questions = Questions("needles", (task,), numbers, seed, parse_depths(depths))
     folder, metrics = _run(
-        *(opened, questions, methods, config, not no_chat_template, output), describe_texts(texts)
+        *(opened, questions, methods, config, not no_chat_template, output),
+        describe_texts(texts),
+        {"--text": text},
     )
     _report(folder, metrics, opened[0], no_plots, as_json)
 
@@ -193,10 +196,11 @@ def _run(
     chat: bool,
     output: Path,
     named: Record | None = None,
+    inputs: Inputs | None = None,
 ) -> tuple[RunFolder, Record]:
     """Let the methods answer all questions; the folder, and the figures.
 
-    named: settings of the run beside those that all have.
+    named: settings of the run beside those that all have; inputs: files that were read, by option.
     """
     from ..evaluation.methods import make_readers
     from ..evaluation.questions import ask, check_lengths
@@ -215,7 +219,7 @@ def _run(
         **({"depths": questions.depths} if questions.has_depths else {}),
         **(named or {}),
     }
-    folder = open_folder(output, model, checkpoint, config, settings)
+    folder = open_folder(output, model, checkpoint, config, settings, inputs)
     with progress(questions.name, len(questions) * len(readers)) as advance:
         metrics = ask(model, readers, questions, layout, folder, advance)
     folder.finish(metrics)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .eval_options import describe_config
 from .inputs import compose, open_model
 from .output import at_terminal, note, print_json, readable_bytes, table
+from .settings import files_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .. import HomerConfig, Llama
     from ..evaluation.questions import Layout
     from ..evaluation.runs import Record, RunFolder
+    from ..files import Inputs
 
 
 def open_checkpoint(
@@ -30,12 +32,23 @@ def open_checkpoint(
 
 
 def open_folder(
-    output: Path, model: Llama, checkpoint: str, config: HomerConfig, settings: Record
+    output: Path,
+    model: Llama,
+    checkpoint: str,
+    config: HomerConfig,
+    settings: Record,
+    inputs: Inputs | None = None,
 ) -> RunFolder:
-    """The run's folder; a stopped run of the same settings goes on."""
+    """The run's folder; a stopped run of the same settings goes on.
+
+    inputs: what else is read than the checkpoint and the calibration. Raises as `RunFolder` does,
+    and `ValueError` where the folder's files are among all these.
+    """
     from ..evaluation.environment import describe_environment
     from ..evaluation.runs import RunFolder
+    from ..files import check_folder
 
+    check_folder("-o", output, {**(inputs or {}), "--model": checkpoint, **files_of(config)})
     settings = {
         **settings,
         "fingerprint": model.fingerprint,

@@ -74,29 +74,32 @@ def open_model(
     return model, model.tokenizer
 
 
-def tokenizer_of(encoded: EncodedContext, model: str | None) -> PreTrainedTokenizerBase:
+def tokenizer_of(
+    encoded: EncodedContext, model: str | None, rope_scaling: str | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of the checkpoint that made an encoding; None is the small one that ships.
 
-    Raises `ValueError` where that did not make it, has no tokenizer, or cannot be the right one.
+    rope_scaling: the RoPE parameters that it was encoded with, as JSON. Raises `ValueError` where
+    that checkpoint did not make it, has no tokenizer, or has one that cannot be the right one.
     """
-    from .. import load
     from ..demo import CHECKPOINT
-    from ..loading import load_tokenizer
+    from ..loading import fingerprint_of, load_tokenizer
 
-    if model is None:
-        if not CHECKPOINT.is_dir() or load(CHECKPOINT, "cpu").fingerprint != encoded.model:
-            raise ValueError(
-                "The encoding was made by another model than the one that ships; name it with "
-                "--model."
-            )
-        model = str(CHECKPOINT)
-    tokenizer = load_tokenizer(model)
+    checkpoint = model or str(CHECKPOINT)
+    tokenizer = load_tokenizer(checkpoint)
     if tokenizer is None:
-        raise ValueError(f"The checkpoint {model} has no tokenizer, which text needs.")
+        raise ValueError(f"The checkpoint {checkpoint} has no tokenizer, which text needs.")
+    found = fingerprint_of(checkpoint, parse_rope_scaling(rope_scaling))
+    if found != encoded.model:
+        whose = "the one that ships" if model is None else model
+        raise ValueError(
+            f"The encoding was made by another model than {whose} ({encoded.model}, this is "
+            f"{found}); name it with --model, and with --rope-scaling if it was encoded so."
+        )
     if int(encoded.token_ids.max()) >= len(tokenizer):
         raise ValueError(
-            f"The tokenizer of {model} has only {len(tokenizer)} tokens, the encoding holds higher "
-            "ones; name the checkpoint that made it with --model."
+            f"The tokenizer of {checkpoint} has only {len(tokenizer)} tokens, the encoding holds "
+            "higher ones; name the checkpoint that made it with --model."
         )
     return tokenizer
 

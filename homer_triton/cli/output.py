@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def print_json(result: dict[str, Any]) -> None:
     """Print the only thing that a command with `--json` writes to stdout."""
-    print(json.dumps(result, ensure_ascii=False))
+    text = json.dumps(result, ensure_ascii=False)
+    # JSON may escape what UTF-8 has no bytes for, as in the name of a file.
+    print(text.encode(errors="backslashreplace").decode())
 
 
 def note(sentence: str) -> None:

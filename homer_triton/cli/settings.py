@@ -164,6 +164,11 @@ def given_options(config: HomerConfig) -> list[str]:
     return [SETTINGS[name].__metadata__[0].default for name in given]
 
 
+def files_of(config: HomerConfig) -> dict[str, Path | None]:
+    """The files that a config was made from, by the options that name them."""
+    return {"--calibration": None if config.calibration is None else config.calibration.file}
+
+
 def _parameter(name: str) -> str:
     """A setting's name among a command's parameters, some of which are called alike."""
     return f"homer_{name}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .inputs import tokenizer_of
-from .options import Json
+from .options import Json, RopeScaling
 from .output import print_json, readable_bytes
 
 
@@ -30,6 +31,7 @@ def show(
         Path | None,
         typer.Option("--png", metavar="FILE", help="Also draw what was kept where, for a paper."),
     ] = None,
+    rope_scaling: RopeScaling = None,
     as_json: Json = False,
 ) -> None:
     """Show which tokens of a text survived, and at which height of the tree the others were pruned.
@@ -42,16 +44,16 @@ def show(
     from .. import EncodedContext
     from ..evaluation.kept_page import build_page
     from ..evaluation.plots import plot_kept, require_matplotlib
-    from ..files import check_writable, write_atomically
+    from ..files import check_outputs, write_atomically
     from ..pieces import piece_texts
 
-    check_writable(output)
+    check_outputs({"-o": output, "--png": png}, {"ENCODED": encoded, "--model": model})
     if png is not None:
-        check_writable(png)
         require_matplotlib()
     context = EncodedContext.load(encoded)
-    texts = piece_texts(tokenizer_of(context, model), context.token_ids)
-    page = build_page(context, texts, title=encoded.name)
+    texts = piece_texts(tokenizer_of(context, model, rope_scaling), context.token_ids)
+    title = os.fsencode(encoded.name).decode(errors="replace")
+    page = build_page(context, texts, title)
     write_atomically(output, lambda file: file.write_text(page, encoding="utf-8"))
     if png is not None:
         plot_kept(context, png)

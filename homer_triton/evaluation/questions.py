@@ -90,7 +90,7 @@ class Questions:
             named["task"] = cell.task.name
         named["length"] = cell.length
         if cell.depth is not None:
-            parts.insert(-1, f"{cell.depth:g}")
+            parts.insert(-1, str(cell.depth).removesuffix(".0"))  # all digits: no two share an id
             named["depth"] = cell.depth
         return {"id": "/".join(map(str, parts)), **named}
 

@@ -10,9 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from ..files import write_atomically
+from ..files import check_writable, is_leftover, write_atomically
 
 Record = dict[str, Any]
+
+# What JSON may write, and UTF-8 may not: half a character, as in a file's name of other bytes.
+_ESCAPED = "backslashreplace"
 
 # Settings that say which predictions there are and not what they are: a run may grow.
 COUNTS = ("methods", "tasks", "lengths", "depths", "samples", "segments", "max_length")
@@ -38,17 +41,21 @@ class RunFolder:
         config = self.path / "config.json"
         try:
             if config.is_file():
+                for name in ("predictions.jsonl", "metrics.json"):
+                    check_writable(self.path / name)
                 there = _read_config(config)
                 _refuse_other_settings(config, there["settings"], settings)
                 if there["settings"] != settings:
                     self._write("config.json", {**there, "settings": settings})
-            elif self.path.is_dir() and any(self.path.iterdir()):
+            elif self.path.is_dir() and not all(map(is_leftover, self.path.iterdir())):
                 raise ValueError(
                     f"The folder {self.path} is not empty and holds no run; name another."
                 )
             else:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._write("config.json", {"settings": settings, "environment": environment})
+            for file in filter(is_leftover, self.path.iterdir()):
+                file.unlink()
         except OSError as error:
             raise ValueError(f"Cannot write {self.path}: {error.strerror}.") from error
         self.records = self._read_predictions()
@@ -66,7 +73,7 @@ class RunFolder:
         except Exception as error:  # one bad sample must not end hours of work, nor be left out
             outcome = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
         record = {**cell, **outcome}
-        with self._predictions.open("a", encoding="utf-8") as file:
+        with self._predictions.open("a", encoding="utf-8", errors=_ESCAPED) as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self.records[cell["id"]] = record
 
@@ -76,7 +83,8 @@ class RunFolder:
 
     def _write(self, name: str, content: Record) -> None:
         text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-        write_atomically(self.path / name, lambda file: file.write_text(text, encoding="utf-8"))
+        encoded = text.encode(errors=_ESCAPED)
+        write_atomically(self.path / name, lambda file: file.write_bytes(encoded))
 
     def _read_predictions(self) -> dict[str, Record]:
         """The predictions so far, by id; a last line cut short is dropped from the file."""

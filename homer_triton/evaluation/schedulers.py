@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool1d
 
+from ..kernels.reference import spread
 from ..model.llama import Select
 from ..scheduler import POSITIONS, SLOTS, Scheduler
 from ..tree import Node
@@ -107,4 +107,4 @@ class LayerwiseScheduler(Scheduler):
         if self.bias is not None:
             positions = labels[:, POSITIONS]
             return scores - self.bias[layer][positions[:, -1:] - positions]
-        return max_pool1d(scores[:, None], self.window, 1, self.window // 2)[:, 0]
+        return spread(scores, self.window)
