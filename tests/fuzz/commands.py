@@ -315,7 +315,7 @@ def check_streams(command: Command, ended: Ended, as_json: bool, full: bool) -> 
     if ended.code not in ((0, 1, 2, INTERRUPTED) if ended.interrupted else (0, 1, 2)):
         yield f"exit code {ended.code}"
     sentences = [line for line in ended.stderr.splitlines() if line.startswith("homer: ")]
-    usage = ended.stderr.startswith("Usage: ")
+    usage = re.search("^(Usage|Error): ", ended.stderr, re.MULTILINE) is not None
     if ended.code and not usage and len(sentences) != 1:
         yield f"{len(sentences)} sentences for exit code {ended.code}"
     if ended.code and sentences and not ended.stderr.endswith(f"{sentences[-1]}\n"):

@@ -224,9 +224,9 @@ def _watch_files(place: Path, pipe: int, after: int, number: signal.Signals) -> 
         nonlocal seen
         if event in FILE_EVENTS and _is_in(root, arguments[0]):
             os.write(pipe, bytes([FILE_EVENTS.index(event)]))
-            if seen == after:
+            seen += 1  # first: an interrupt leaves from here
+            if seen == after + 1:
                 os.kill(os.getpid(), number)
-            seen += 1
 
     os.write(pipe, b".")
     sys.addaudithook(watch)
