@@ -4,8 +4,10 @@ BIN := .venv/bin
 OUT ?= out/gpu
 
 REAL ?= out/smollm2
+MINUTES ?= 10
+SEED ?= 0
 
-.PHONY: demo test lint compile bench real gpu clean
+.PHONY: demo test fuzz lint compile bench real gpu clean
 
 demo: .venv/ready
 	$(BIN)/homer demo
@@ -13,6 +15,11 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest -q
 	$(BIN)/python bench/compile.py
+
+# FUZZ="--trees 10000 --kills 200" bounds what is tried; a failing seed is tried again by
+# FUZZ="--kinds trees --seed N --trees 1".
+fuzz: .venv/ready
+	PYTHONPATH=tests $(BIN)/python -m fuzz --minutes $(MINUTES) --seed $(SEED) $(FUZZ)
 
 compile: .venv/ready
 	$(BIN)/python bench/compile.py

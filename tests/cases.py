@@ -24,6 +24,9 @@ torch.set_num_threads(1)
 # The same examples on every machine and in every run: a failure is a bug, never bad luck.
 REPEATABLE = settings(derandomize=True, deadline=None, database=None)
 
+# Both sides compute in float64, but with float32 angles: a cosine may differ in its last bit.
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+
 # Query and key heads of the models that trees are run on.
 HEADS = ((4, 4), (4, 2), (4, 1))
 LAYERS = 7
@@ -138,6 +141,17 @@ def encode_both(
     with retrieving(model, case.settings.weights):
         encoded = ht.encode(model, context, prefix, suffix, config)
     return encoded, oracle.encode(prefix, context, suffix, case.settings)
+
+
+def assert_equal(encoded: ht.EncodedContext, expected: Encoding) -> None:
+    """Rows, positions and sources exactly, numbers to rounding."""
+    assert encoded.positions.tolist() == expected.positions.tolist()
+    assert encoded.source_indices.tolist() == expected.sources.tolist()
+    assert encoded.pruned_at.tolist() == expected.pruned_at
+    assert encoded.next_position == expected.next_position
+    torch.testing.assert_close(encoded.keys, expected.keys, **TOLERANCE)
+    torch.testing.assert_close(encoded.values, expected.values, **TOLERANCE)
+    torch.testing.assert_close(encoded.logits, expected.logits.float(), **TOLERANCE)
 
 
 def to_config(s: Settings) -> ht.HomerConfig:

@@ -64,6 +64,7 @@ class Oracle:
     ) -> Encoding:
         """Run the whole tree, one height after the other."""
         before, after = len(prefix), len(suffix)
+        in_chunks = _with_window(settings, settings.max_chunk_len - before - after)
         tree = lay_out(before, len(context), after, self.layers, settings)
         chunks: list[Chunk] = []
         pruned_at = [-1] * (before + len(context) + after)
@@ -78,7 +79,7 @@ class Oracle:
                 ]
             merged = chunks
             chunks = [
-                self._run(chunk, tree.layers[height], node.target, before, after, settings, given)
+                self._run(chunk, tree.layers[height], node.target, before, after, in_chunks, given)
                 for chunk, node in zip(chunks, nodes, strict=True)
             ]
             for whole, pruned in zip(merged, chunks, strict=True):
@@ -116,7 +117,8 @@ class Oracle:
         layers, given = range(settings.layers_tree or self.layers), torch.zeros(len(rows)).double()
         chunk = Chunk(hidden, [], [], rows, rows)
         target = settings.target_len
-        return sources[self._run(chunk, layers, target, before, after, settings, given).sources]
+        anew = _with_window(settings, len(sources) - before - after)
+        return sources[self._run(chunk, layers, target, before, after, anew, given).sources]
 
     def _plain(self, tokens: list[int], sources: Tensor) -> Chunk:
         """The ordinary model over an ordinary prompt."""
@@ -277,6 +279,16 @@ class Oracle:
 
     def _logits(self, last: Tensor) -> Tensor:
         return self._norm(last, "model.norm") @ self.weights["lm_head.weight"].T
+
+
+def _with_window(settings: Settings, room: int) -> Settings:
+    """The settings with their window, or its default in chunks of `room` context tokens: an eighth,
+    an odd number, at most 31.
+    """
+    if settings.window is not None:
+        return settings
+    eighth = room // 8
+    return replace(settings, window=min(eighth if eighth % 2 else eighth + 1, 31))
 
 
 def _widen(scores: Tensor, window: int, before: int, after: int) -> Tensor:

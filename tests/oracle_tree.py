@@ -10,7 +10,7 @@ from torch import Tensor
 class Settings:
     """What an encoding is made with: by default, the paper's. bias is [L, distances] or None;
     layers_tree is how many layers the tree runs, None for all; of the suffix the last `asking` rows
-    select; weights [L][HQ] are the heads', None for 1.
+    select; window None is its default; weights [L][HQ] are the heads', None for 1.
     """
 
     max_chunk_len: int
@@ -23,7 +23,7 @@ class Settings:
     logit: str = "logit"
     heads: str = "max"
     layers: str = "last"
-    window: int = 1
+    window: int | None = 1
     weights: list[list[float]] | None = None
 
 

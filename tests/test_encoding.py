@@ -12,7 +12,9 @@ from cases import (
     HEADS,
     LAYERS,
     REPEATABLE,
+    TOLERANCE,
     Lengths,
+    assert_equal,
     encode_both,
     lengths,
     peers,
@@ -23,25 +25,11 @@ from cases import (
 from checkpoints import random_model
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import Encoding, Oracle
+from oracle import Oracle
 from oracle_tree import Settings
 
 import homer_triton as ht
 from homer_triton.tree import Node
-
-# Both sides compute in float64, but with float32 angles: a cosine may differ in its last bit.
-TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
-
-
-def assert_equal(encoded: ht.EncodedContext, expected: Encoding) -> None:
-    """Rows, positions and sources exactly, numbers to rounding."""
-    assert encoded.positions.tolist() == expected.positions.tolist()
-    assert encoded.source_indices.tolist() == expected.sources.tolist()
-    assert encoded.pruned_at.tolist() == expected.pruned_at
-    assert encoded.next_position == expected.next_position
-    torch.testing.assert_close(encoded.keys, expected.keys, **TOLERANCE)
-    torch.testing.assert_close(encoded.values, expected.values, **TOLERANCE)
-    torch.testing.assert_close(encoded.logits, expected.logits.float(), **TOLERANCE)
 
 
 @REPEATABLE
