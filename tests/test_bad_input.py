@@ -82,6 +82,21 @@ def _no_tokenizer(place: Workplace) -> None:
         (place.model / name).unlink()
 
 
+def _own_code(place: Workplace, name: str = "tokenizer_config.json") -> None:
+    (place.model / "own.py").write_text("open('ran', 'w')\nclass Own: ...\n")
+    own = {"AutoTokenizer": ["own.Own", "own.Own"]}
+    edit_json(place.model / name, lambda config: config | {"auto_map": own})
+
+
+def _own_code_of_an_unknown_class(place: Workplace) -> None:
+    _own_code(place)
+    edit_json(place.model / "tokenizer_config.json", lambda c: c | {"tokenizer_class": "Own"})
+
+
+def _own_code_named_by_the_config(place: Workplace) -> None:
+    _own_code(place, "config.json")
+
+
 def _truncated_shard(place: Workplace) -> None:
     weights = place.model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -129,6 +144,9 @@ def _no_context(place: Workplace) -> None:
         (_other_architecture, "'gpt2'"),
         (_corrupt_tokenizer, "The tokenizer in"),
         (_no_tokenizer, "no tokenizer"),
+        (_own_code, "code of its own (auto_map in tokenizer_config.json), which is never run"),
+        (_own_code_of_an_unknown_class, "code of its own"),
+        (_own_code_named_by_the_config, "code of its own (auto_map in config.json)"),
         (_truncated_shard, "model.safetensors"),
         (_missing_shard, "names the shard model-00002"),
         (_nan_weights, "model.norm.weight"),
