@@ -46,7 +46,7 @@ def parse_rope_scaling(text: str | None) -> Mapping[str, Any] | None:
         return None
     try:
         parsed = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--rope-scaling is not valid JSON: {error}.") from error
     if not isinstance(parsed, dict):
         raise ValueError(

@@ -58,7 +58,7 @@ def read_quality(path: str | Path) -> QualityData:
             entry = json.loads(line)
             article = _text(entry, "article")
             questions += _questions(entry, len(articles))
-        except (ValueError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"Line {number} of {path} cannot be used: {error}") from error
         articles.append(article)
     if not questions:
