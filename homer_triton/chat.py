@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from .controls import Affix, words
 
 # Stands for the user's text while the template is applied; no template has it in its own.
 _TEXT = "⟦the user's text goes here⟧"
 
 
-def chat_affixes(tokenizer: PreTrainedTokenizerBase, question: str = "") -> tuple[str, str]:
+def chat_affixes(tokenizer: PreTrainedTokenizerBase, question: str = "") -> tuple[str, Affix]:
     """The prefix and the suffix that make a context and a question after it the user's turn, up to
     where the reply begins.
 
-    The prefix holds the beginning-of-sequence token where the template has it. Raises `ValueError`
+    The prefix holds the beginning-of-sequence token where the template has it. Control tokens count
+    in what is the template's; those that the question spells do not. Raises `ValueError`
     for a tokenizer without a chat template, and for a template that does not take a plain user
     turn.
     """
@@ -23,10 +25,10 @@ def chat_affixes(tokenizer: PreTrainedTokenizerBase, question: str = "") -> tupl
         turn = tokenizer.apply_chat_template(
             [{"role": "user", "content": _TEXT}], tokenize=False, add_generation_prompt=True
         )
-    except (TemplateError, ValueError) as error:
+    except Exception as error:  # a template is a program of the checkpoint's
         raise ValueError(f"The chat template fails on a user turn ({error}).") from error
     pieces = str(turn).split(_TEXT)
     if len(pieces) != 2:
         raise ValueError("The chat template does not repeat the user's text just once.")
     opening, closing = pieces
-    return opening, f"\n{question}{closing}" if question else closing
+    return opening, "\n" + words(question) + closing if question else Affix(closing)

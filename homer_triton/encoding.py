@@ -30,6 +30,7 @@ def encode(
     config: HomerConfig | None = None,
     progress: bool | Callable[[Node], None] = False,
     scheduler: Callable[..., Scheduler] = Scheduler,
+    special_tokens: bool = False,
 ) -> EncodedContext:
     """Merge a long input into a cache of at most `config.target_len` rows (HOMER, Song et al., ICLR
     2024).
@@ -40,12 +41,17 @@ def encode(
     `chat_affixes` makes both for a model that chats.
     progress: show a bar over the tree's nodes, or call a function with each finished one.
     scheduler: another walk of the tree, for experiments on the method.
+    special_tokens: let control tokens that the context spells, such as those that end a chat's
+    turn, be control tokens. Left out, it is read as nothing but text; in prefix and suffix they
+    always count, but for the question that `chat_affixes` was given.
 
     Raises `ValueError` for inputs and settings that do not fit the model or each other, for a
     calibration made for something else, and for a model whose weights yield NaN.
     """
     suffixes = None if suffix is None else [suffix]
-    (encoded,) = encode_batch(model, [context], prefix, suffixes, config, progress, 1, scheduler)
+    (encoded,) = encode_batch(
+        model, [context], prefix, suffixes, config, progress, 1, scheduler, special_tokens
+    )
     return encoded
 
 
@@ -59,6 +65,7 @@ def encode_batch(
     progress: bool | Callable[[Node], None] = False,
     batch_size: int = 8,
     scheduler: Callable[..., Scheduler] = Scheduler,
+    special_tokens: bool = False,
 ) -> list[EncodedContext]:
     """`encode` of several documents, in their order; each as if it were alone, to rounding.
 
@@ -77,7 +84,7 @@ def encode_batch(
     ends: list[TokensLike | None]
     ends = list(suffixes) if suffixes else [None] * len(contexts)
     inputs = [
-        split_input(model, context, prefix, end, chunk_len)
+        split_input(model, context, prefix, end, chunk_len, special_tokens)
         for context, end in zip(contexts, ends, strict=True)
     ]
     groups: dict[tuple[int, int], list[int]] = {}

@@ -53,7 +53,8 @@ def generate(
 ) -> Generation:
     """Continue after an encoded context, which stays as it is.
 
-    prompt: text or token ids to append at `encoded.next_position` first. temperature: 0 takes the
+    prompt: text or token ids to append at `encoded.next_position` first; control tokens count in
+    it, as in a suffix. temperature: 0 takes the
     likeliest token; above 0 samples, within the `top_k` likeliest or the smallest set with
     probability `top_p` if given, repeatable by `seed`. on_text: called with each finished piece of
     text as it comes. Stops at the model's end tokens.
@@ -70,7 +71,8 @@ def generate(
         generator.seed()
     stream = _stream(model, on_text)
     start = perf_counter()
-    prompt_ids = tokenize(model, [] if prompt is None else prompt, "prompt").to(model.device)
+    prompt_ids = tokenize(model, [] if prompt is None else prompt, "prompt", special_tokens=True)
+    prompt_ids = prompt_ids.to(model.device)
     cache = encoded.open_cache(model, room=len(prompt_ids) + max_new_tokens)
     filled, position = len(encoded), encoded.next_position
     logits = encoded.logits.to(model.device)

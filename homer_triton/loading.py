@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 
 from . import kernels
 from .kernels import reference
-from .model.config import ModelConfig, load_config
+from .model.config import ModelConfig, load_config, read_json
 from .model.fingerprint import stored_fingerprint
 from .model.hub import resolve
 from .model.llama import Llama
@@ -47,8 +47,8 @@ def load(
         dtype = config.dtype if dtype == "auto" else DTYPES.get(dtype, dtype)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype={dtype!r} is not known; choose auto, {', '.join(DTYPES)}.")
-    weights = load_weights(folder, config, target, dtype)
-    return Llama(config, weights, choose_ops(ops, target), _tokenizer(folder))
+    module, tokenizer = choose_ops(ops, target), _tokenizer(folder)
+    return Llama(config, load_weights(folder, config, target, dtype), module, tokenizer)
 
 
 def from_transformers(
@@ -122,8 +122,22 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
     if not any((folder / name).is_file() for name in names):
         return None
+    _refuse_own_code(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file
         reason = " ".join(str(error).split())
         raise ValueError(f"The tokenizer in {folder} cannot be read: {reason}.") from error
+
+
+def _refuse_own_code(folder: Path) -> None:
+    """Raise `ValueError` for a tokenizer that is a program of the checkpoint's: none is ever run,
+    and what transformers would load in its place may read texts otherwise.
+    """
+    for name in ("tokenizer_config.json", "config.json"):
+        asked = read_json(folder / name).get("auto_map") if (folder / name).is_file() else None
+        if isinstance(asked, list) or (isinstance(asked, dict) and "AutoTokenizer" in asked):
+            raise ValueError(
+                f"The tokenizer in {folder} is code of its own (auto_map in {name}), which is "
+                "never run; save the checkpoint with one of transformers' own tokenizers."
+            )

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-# Where in a text a token's characters begin and end, in characters.
-Span = tuple[int, int]
+from .controls import Span, control_spans, plain_spans
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 # The most tokens that the bytes of one character are spread over.
@@ -83,16 +82,19 @@ def _by_offsets(
     """What `locate` returns, from the tokenizer's own word on where its tokens come from; None
     where the text has other tokens.
     """
-    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    if read["input_ids"] not in (ids, ids + tail):
+    for read in (plain_spans, control_spans):
+        own, offsets = read(tokenizer, text)
+        if own in (ids, ids + tail):
+            break
+    else:
         return None
     spans: list[Span] = []
     reached = 0
-    for start, end in read["offset_mapping"][: len(ids)]:
+    for start, end in offsets[: len(ids)]:
         # Some tokenizers leave white space out of the spans; it goes with the token after it.
         start, reached = min(start, reached), max(end, reached)
         spans.append((start, reached))
-    if len(read["input_ids"]) == len(ids) and spans:
+    if len(own) == len(ids) and spans:
         reached = len(text)
         spans[-1] = (spans[-1][0], reached)
     return text[:reached], spans

@@ -11,7 +11,8 @@ from typing import Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from .pieces import Span, locate
+from .controls import Span, plain_ids
+from .pieces import locate
 
 Unit = Literal["token", "word", "sentence"]
 GAP = " … "
@@ -66,7 +67,7 @@ def surviving_text(
     sizes, kept_sizes = _count_tokens(units, spans, kept)
 
     def count(some: str) -> int:
-        return len(tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"])
+        return len(plain_ids(tokenizer, some))
 
     def lay_out(chosen: Sequence[int]) -> str:
         return _join(text, units, sorted(chosen), gap)

@@ -7,16 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .controls import affix_ids, plain_ids
 from .model.llama import Llama
 
 TokensLike = str | Sequence[int] | Tensor
 
 
-def tokenize(model: Llama, text_or_ids: TokensLike, name: str) -> Tensor:
-    """Token ids [tokens] int64 on the CPU; text gets no special tokens.
+def tokenize(
+    model: Llama, text_or_ids: TokensLike, name: str, special_tokens: bool = False
+) -> Tensor:
+    """Token ids [tokens] int64 on the CPU; text gets no special tokens of its own.
 
-    Raises `ValueError`, naming the argument `name`, for text without a tokenizer, ids that are not
-    a flat list of whole numbers, and ids outside the vocabulary.
+    special_tokens: what spells a control token is one, as in a template; else it is text like any
+    other, so that a document cannot end its turn (`controls`). Raises `ValueError`, naming the
+    argument `name`, for text that is not Unicode or has no tokenizer, ids that are not a flat list
+    of whole numbers, and ids outside the vocabulary.
     """
     if not isinstance(model, Llama):
         raise ValueError(
@@ -28,8 +33,9 @@ def tokenize(model: Llama, text_or_ids: TokensLike, name: str) -> Tensor:
             raise ValueError(
                 f"{name} is text, but the checkpoint has no tokenizer; give token ids."
             )
-        encoded = model.tokenizer(text_or_ids, add_special_tokens=False, verbose=False)
-        ids = torch.tensor(encoded["input_ids"], dtype=torch.int64, device="cpu")
+        check_text(text_or_ids, name)
+        read = affix_ids if special_tokens else plain_ids
+        ids = torch.tensor(read(model.tokenizer, text_or_ids), dtype=torch.int64, device="cpu")
     else:
         ids = _as_tensor(text_or_ids, name)
         if ids.ndim != 1:
@@ -50,6 +56,20 @@ def tokenize(model: Llama, text_or_ids: TokensLike, name: str) -> Tensor:
     return ids
 
 
+def check_text(text: str, name: str) -> None:
+    """Raise `ValueError` for text with half of a surrogate pair, which no encoding of Unicode has:
+    Python puts some where bytes were not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise ValueError(
+            f"{name} is not Unicode text: character {error.start} is half of a surrogate pair "
+            f"(U+{code:04X}), or a byte that was not UTF-8."
+        ) from None
+
+
 def _as_tensor(ids: Sequence[int] | Tensor, name: str) -> Tensor:
     try:
         return torch.as_tensor(ids, device="cpu").detach()
@@ -66,14 +86,16 @@ def split_input(
     prefix: TokensLike | None,
     suffix: TokensLike | None,
     max_chunk_len: int,
+    special_tokens: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids of prefix, context and suffix, with their defaults.
 
     A prefix left out is the beginning-of-sequence token, if the model has one. A suffix left out is
-    taken from the end of the context: 100 tokens, or an eighth of a chunk if that is less. Raises
+    taken from the end of the context: 100 tokens, or an eighth of a chunk if that is less. Control
+    tokens count in prefix and suffix, in the context only with `special_tokens`. Raises
     `ValueError` for an empty context.
     """
-    ids = tokenize(model, context, "context")
+    ids = tokenize(model, context, "context", special_tokens)
     if len(ids) == 0:
         raise ValueError("The context is empty; give at least one token.")
     if suffix is None:
@@ -82,10 +104,10 @@ def split_input(
             raise ValueError("The context is one token long; give a suffix too, or more context.")
         ids, last = ids[:-count], ids[-count:]
     else:
-        last = tokenize(model, suffix, "suffix")
+        last = tokenize(model, suffix, "suffix", special_tokens=True)
     if prefix is None:
         prefix = beginning(model)
-    return tokenize(model, prefix, "prefix"), ids, last
+    return tokenize(model, prefix, "prefix", special_tokens=True), ids, last
 
 
 def beginning(model: Llama) -> list[int]:

@@ -1,6 +1,7 @@
 """The sizes and settings of a Llama checkpoint, read through transformers' own config class."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,10 @@ _SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
+# What no Llama comes near: a config that asks for more is damaged, or means harm.
+_MOST_LAYERS = 2**16
+_MOST_NUMBERS = 2**48
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _ROPE_NUMBERS = (
     "rope_theta",
     "factor",
@@ -84,6 +89,7 @@ class ModelConfig:
         Raises `CheckpointError` for a model that is not a plain Llama.
         """
         sizes = {name: getattr(hf_config, name) for name in _SIZES}
+        _refuse_sizes(sizes)
         _refuse_unsupported(hf_config, sizes)
         if eos_token_id is None:
             eos_token_id = hf_config.eos_token_id
@@ -93,7 +99,7 @@ class ModelConfig:
             tie_word_embeddings=hf_config.tie_word_embeddings,
             dtype=_dtype(hf_config.dtype or torch.float32),
             eos_token_ids=_token_ids(eos_token_id),
-            bos_token_id=hf_config.bos_token_id,
+            bos_token_id=_bos(hf_config.bos_token_id, sizes["vocab_size"]),
             hf=hf_config,
         )
 
@@ -103,18 +109,23 @@ class ModelConfig:
 
         Raises `ValueError` for parameters that give no tables.
         """
-        raw = self.hf.to_dict()
+        named = {
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": list(self.eos_token_ids) or None,
+        }
+        raw = {**self.hf.to_dict(), **named}
         raw.pop("rope_scaling", None)
         try:
             raw["rope_parameters"] = {"rope_theta": self.rope_theta, **rope_scaling}
-            return _parse(raw, list(self.eos_token_ids) or None)
+            return _parse(raw)
         except (CheckpointError, TypeError) as error:
             raise ValueError(f"rope_scaling={rope_scaling!r} cannot be used: {error}") from error
 
 
 def load_config(folder: Path, rope_scaling: Mapping[str, Any] | None = None) -> ModelConfig:
     """The config of the checkpoint in `folder`: its config.json, and the end-of-sequence ids of its
-    generation_config.json where it has one.
+    generation_config.json where it has one. What neither names as the first and last token of a
+    text is none, whatever transformers would take.
 
     rope_scaling: RoPE parameters in either of transformers' styles, `{"rope_type": "yarn",
     "factor": 4.0}` or `{"type": ...}`, that replace the checkpoint's; its rope_theta stays unless
@@ -131,9 +142,9 @@ def load_config(folder: Path, rope_scaling: Mapping[str, Any] | None = None) -> 
         )
     generation_file = folder / "generation_config.json"
     generation = read_json(generation_file) if generation_file.exists() else {}
-    eos_token_id = generation.get("eos_token_id")
+    named = {"bos_token_id": generation.get("bos_token_id"), "eos_token_id": None}
     try:
-        config = _parse(raw, eos_token_id)
+        config = _parse({**named, **raw}, generation.get("eos_token_id"))
     except CheckpointError as error:
         raise CheckpointError(f"{file} cannot be used: {error}") from error
     return config if rope_scaling is None else config.with_rope(rope_scaling)
@@ -149,18 +160,22 @@ def read_json(file: Path) -> dict[str, Any]:
         raise MissingCheckpointError(f"{file.parent} is not a checkpoint: it has no {file.name}.")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {file}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} must hold a JSON object, not a {type(content).__name__}.")
     return content
 
 
-def _parse(raw: dict[str, Any], eos_token_id: Any) -> ModelConfig:
+def _parse(raw: dict[str, Any], eos_token_id: Any = None) -> ModelConfig:
     """The config in a parsed config.json."""
     rope = raw.get("rope_scaling") or raw.get("rope_parameters")
     if isinstance(rope, dict):
         _refuse_rope(rope)  # transformers would only warn
+    # transformers makes lists as long as some of these say.
+    _refuse_sizes({name: raw[name] for name in _SIZES if raw.get(name) is not None})
     try:
         hf_config = LlamaConfig.from_dict(raw)
     except Exception as error:  # what transformers raises depends on the field and on its version
@@ -169,22 +184,36 @@ def _parse(raw: dict[str, Any], eos_token_id: Any) -> ModelConfig:
     return ModelConfig.from_hf(hf_config, eos_token_id)
 
 
+def _refuse_sizes(sizes: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` for sizes that no model has; some may be missing."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise CheckpointError(f"{name} is {size!r} but must be a positive whole number.")
+        most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST_NUMBERS
+        if size > most:
+            raise CheckpointError(f"{name} is more than {most}, which no Llama has.")
+
+
 def _refuse_unsupported(hf_config: LlamaConfig, sizes: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` for a model that the layers here do not compute."""
     if hf_config.model_type != "llama":
         raise CheckpointError(
             f"the model is of type {hf_config.model_type!r}; only 'llama' is supported."
         )
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise CheckpointError(f"{name} is {size!r} but must be a positive whole number.")
     heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
+    wide = (heads + 2 * kv_heads) * sizes["head_dim"]
+    numbers = sizes["hidden_size"] * max(sizes["vocab_size"], 2 * sizes["intermediate_size"], wide)
+    if numbers > _MOST_NUMBERS:
+        raise CheckpointError(f"its sizes make a matrix of more than {_MOST_NUMBERS} numbers.")
     if heads % kv_heads:
         raise CheckpointError(
             f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})."
         )
     if sizes["head_dim"] % 2:
         raise CheckpointError(f"head_dim is {sizes['head_dim']} but RoPE needs an even one.")
+    epsilon = hf_config.rms_norm_eps
+    if not _is_number(epsilon) or not 0 <= epsilon < 1:
+        raise CheckpointError(f"rms_norm_eps is {epsilon!r} but must be a small number.")
     for name in ("attention_bias", "mlp_bias"):
         if getattr(hf_config, name):
             raise CheckpointError(f"{name} is true; Llamas with biases are not supported.")
@@ -209,8 +238,10 @@ def _refuse_rope(rope: Mapping[str, Any]) -> None:
         raise CheckpointError(f"the RoPE type is {rope_type!r}; known are {', '.join(ROPE_TYPES)}.")
     for name in _ROPE_NUMBERS:
         value = rope.get(name)
-        if value is not None and not (isinstance(value, int | float) and value > 0):
-            raise CheckpointError(f"the RoPE parameter {name} is {value!r} but must be positive.")
+        if value is not None and not (_is_number(value) and value > 0):
+            raise CheckpointError(
+                f"the RoPE parameter {name} is {value!r} but must be positive and finite."
+            )
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise CheckpointError("partial_rotary_factor is set; a Llama rotates whole heads.")
 
@@ -218,9 +249,31 @@ def _refuse_rope(rope: Mapping[str, Any]) -> None:
 def _dtype(value: Any) -> torch.dtype:
     """A float type, or the name of one (to which transformers goes back when it saves a model)."""
     dtype = getattr(torch, value, None) if isinstance(value, str) else value
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise CheckpointError(f"dtype is {value!r} but must be a float type.")
+    if not isinstance(dtype, torch.dtype) or not is_computable(dtype):
+        raise CheckpointError(f"dtype is {value!r} but must be a float type of 16 bits or more.")
     return dtype
+
+
+def is_computable(dtype: torch.dtype) -> bool:
+    """Whether the layers run in a dtype."""
+    return dtype in _DTYPES
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number that a float holds; true and false are none."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
+
+
+def _bos(value: Any, vocabulary: int) -> int | None:
+    """The token that a text begins with, if there is one."""
+    if value is None or (type(value) is int and 0 <= value < vocabulary):
+        return value
+    raise CheckpointError(
+        f"bos_token_id is {value!r} but must be a token id of the vocabulary of {vocabulary}."
+    )
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:
@@ -228,7 +281,7 @@ def _token_ids(value: Any) -> tuple[int, ...]:
     if value is None:
         return ()
     ids = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if not all(isinstance(i, int) for i in ids):
+    if not all(type(i) is int for i in ids):
         raise CheckpointError(
             f"eos_token_id is {value!r} but must be a token id or a list of them."
         )

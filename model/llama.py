@@ -42,6 +42,8 @@ class Select:
     observe: Callable[[int, Tensor, Tensor], None] | None = None
 
 
+# Positions that have their tables from the start, as far as the context limit goes.
+_ROTARY_ROWS = 2**17
 # Every layer's [2, slots, HKV, D].
 Cache = Tensor | Sequence[Tensor]
 
@@ -98,10 +100,10 @@ class Llama:
         tables = self._rotary
         filled = 0 if tables is None else len(tables[0])
         if self.config.rope_type == "dynamic":  # past the limit, its frequencies follow the length
-            rows = max(limit, length)
+            rows = max(min(limit, _ROTARY_ROWS), length)
             stale = filled != rows
         else:
-            rows = max(limit, 2 * length)
+            rows = max(min(limit, _ROTARY_ROWS), 2 * length)
             stale = filled < length
         if tables is None or stale:
             tables = self._rotary = rotary_tables(self.config, rows, self.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from .checkpoint import StoredTensor, catalogue, read_into, some
-from .config import ModelConfig
+from .config import ModelConfig, is_computable
 from .errors import CheckpointError
 
 # Tables that old checkpoints carry and that follow from the config.
@@ -65,8 +65,8 @@ def load_weights(
     files that are not there, `CheckpointError` for corrupt ones, for missing, unexpected or
     misshapen tensors and for NaN or infinity, `ValueError` for a `dtype` that is no float type.
     """
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype is {dtype} but weights need a float type.")
+    if not is_computable(dtype):
+        raise ValueError(f"dtype is {dtype} but weights need a float type of 16 bits or more.")
     # Every header is checked before any memory is allocated.
     stored = check_stored(folder, config)
     weights = _allocate(config, device, dtype)
@@ -80,6 +80,7 @@ def check_stored(folder: Path, config: ModelConfig) -> list[StoredTensor]:
     the headers of its files alone. Raises as `load_weights` does.
     """
     stored = catalogue(folder)
+    _check_count(len(stored), config, str(folder))
     expected = named_weights(_allocate(config, "meta", config.dtype), config)
     _check_shapes({name: tensor.shape for name, tensor in stored.items()}, expected, str(folder))
     return [stored[name] for name in expected]
@@ -100,6 +101,7 @@ def share_weights(hf_model: LlamaForCausalLM) -> Weights:
         name: parameter.detach()
         for name, parameter in hf_model.named_parameters(remove_duplicate=False)
     }
+    _check_count(len(found), config, "The model")
     expected = named_weights(_allocate(config, "meta", config.dtype), config)
     _check_shapes({name: tensor.shape for name, tensor in found.items()}, expected, "The model")
     _check_uniform(found.values())
@@ -141,6 +143,17 @@ def _check_uniform(tensors: Collection[Tensor]) -> None:
         names = ", ".join(sorted(map(str, dtypes)))
         raise CheckpointError(
             f"The model's weights are of {names}; they must be of one float type."
+        )
+
+
+def _check_count(tensors: int, config: ModelConfig, source: str) -> None:
+    """Raise `CheckpointError` where there are fewer tensors than layers, before a list of them all
+    is made.
+    """
+    if tensors < config.num_hidden_layers:
+        raise CheckpointError(
+            f"{source} holds {tensors} tensors, too few for the {config.num_hidden_layers} layers "
+            "that its config calls for."
         )
 
 

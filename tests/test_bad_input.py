@@ -83,6 +83,25 @@ def _no_tokenizer(place: Workplace) -> None:
         (place.model / name).unlink()
 
 
+def _nested_tokenizer_config(place: Workplace) -> None:
+    (place.model / "tokenizer_config.json").write_text('{"a": ' + "[" * 200_000)
+
+
+def _own_code(place: Workplace, name: str = "tokenizer_config.json") -> None:
+    (place.model / "own.py").write_text("open('ran', 'w')\nclass Own: ...\n")
+    own = {"AutoTokenizer": ["own.Own", "own.Own"]}
+    edit_json(place.model / name, lambda config: config | {"auto_map": own})
+
+
+def _own_code_of_an_unknown_class(place: Workplace) -> None:
+    _own_code(place)
+    edit_json(place.model / "tokenizer_config.json", lambda c: c | {"tokenizer_class": "Own"})
+
+
+def _own_code_named_by_the_config(place: Workplace) -> None:
+    _own_code(place, "config.json")
+
+
 def _truncated_shard(place: Workplace) -> None:
     weights = place.model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -130,6 +149,10 @@ def _no_context(place: Workplace) -> None:
         (_other_architecture, "'gpt2'"),
         (_corrupt_tokenizer, "The tokenizer in"),
         (_no_tokenizer, "no tokenizer"),
+        (_nested_tokenizer_config, "tokenizer_config.json is not valid JSON"),
+        (_own_code, "code of its own (auto_map in tokenizer_config.json), which is never run"),
+        (_own_code_of_an_unknown_class, "code of its own"),
+        (_own_code_named_by_the_config, "code of its own (auto_map in config.json)"),
         (_truncated_shard, "model.safetensors"),
         (_missing_shard, "names the shard model-00002"),
         (_nan_weights, "model.norm.weight"),
@@ -335,7 +358,13 @@ def test_generate_refuses_sampling_settings_before_it_reads_the_text(
     assert_refused(result, message)
 
 
-@pytest.mark.parametrize("scaling", ["{", "[]", '{"rope_type": "magic"}'])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        *("{", "[]", '{"rope_type": "magic"}', "[" * 200_000),
+        '{"rope_type": "yarn", "factor": Infinity}',
+    ],
+)
 def test_rope_scaling_that_is_none(place: Workplace, scaling: str) -> None:
     assert_refused(place.encode("--rope-scaling", scaling), "rope")
 

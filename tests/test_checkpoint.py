@@ -1,12 +1,14 @@
 """A checkpoint's files: blocks, and what is refused when they are damaged, absent or not finite."""
 
 import re
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import edit_json, edit_tensors, save_checkpoint
 
+import homer_triton as ht
 from homer_triton.model.config import load_config
 from homer_triton.model.errors import CheckpointError, MissingCheckpointError
 from homer_triton.model.weights import Weights, load_weights
@@ -98,3 +100,48 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(MissingCheckpointError, match=r"\.bin or \.pth files are not read"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"num_hidden_layers": 60_000}, "holds 30 tensors, too few for the 60000 layers"),
+        ({"num_hidden_layers": 30}, "lacks model.layers.10."),
+        ({"vocab_size": 10**9}, "its config calls for [1000000000, 64]"),
+        ({"intermediate_size": 10**9}, "its config calls for [1000000000, 64]"),
+        ({"max_position_embeddings": 10**12, "num_key_value_heads": 4}, "its config calls for"),
+    ],
+)
+def test_a_config_that_asks_for_too_much_is_refused_before_memory_is_taken(
+    tmp_path: Path, change: dict, sentence: str
+) -> None:
+    save_checkpoint(tmp_path)
+    edit_json(tmp_path / "config.json", lambda content: content | change)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    with pytest.raises(CheckpointError, match=re.escape(sentence)):
+        load(tmp_path)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_utime - before.ru_utime < 1
+    assert after.ru_maxrss - before.ru_maxrss < 64 * 1024
+
+
+def test_a_limit_without_end_makes_no_tables_for_it(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path)
+    edit_json(tmp_path / "config.json", lambda c: c | {"max_position_embeddings": 10**12})
+    model = ht.load(tmp_path, "cpu")
+    encoded = ht.encode(model, [5, 6, 7] * 20, suffix=[8])
+    assert len(ht.generate(model, encoded, max_new_tokens=2).token_ids) > 0
+
+
+def test_an_index_nested_without_end_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, shards=True)
+    (tmp_path / INDEX).write_text('{"weight_map": ' + "[" * 200_000)
+    with pytest.raises(CheckpointError, match=r"index\.json is not valid JSON"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.complex64])
+def test_a_dtype_that_no_layer_runs_in_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="weights need a float type of 16 bits or more"):
+        load(tmp_path, dtype)

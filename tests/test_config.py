@@ -71,6 +71,10 @@ def test_rope_scaling_may_name_theta_and_the_original_limit(tmp_path: Path) -> N
         ({"rope_type": "spiral", "factor": 2.0}, "'spiral'; known are default, linear"),
         ({"rope_type": "yarn"}, "factor"),
         ({"rope_type": "linear", "factor": -1.0}, "factor is -1.0 but must be positive"),
+        ({"rope_type": "yarn", "factor": float("inf")}, "factor is inf but must be positive"),
+        ({"rope_type": "linear", "factor": float("nan")}, "factor is nan but must be positive"),
+        ({"rope_type": "linear", "factor": 10**400}, "but must be positive and finite"),
+        ({"rope_type": "linear", "factor": True}, "factor is True but must be positive"),
         ({"rope_type": "dynamic", "factor": "two"}, "factor is 'two' but must be positive"),
         ({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}, "whole heads"),
         ("yarn", "rope_scaling='yarn' cannot be used"),
@@ -97,6 +101,22 @@ def test_bad_rope_scaling_is_refused(tmp_path: Path, given: object, sentence: st
         ({"head_dim": 15}, "15"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"vocab_size": "many"}, "vocab_size"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"hidden_size": 64.0}, "hidden_size is 64.0"),
+        ({"intermediate_size": -112}, "intermediate_size is -112"),
+        ({"head_dim": float("nan")}, "head_dim is nan"),
+        ({"max_position_embeddings": float("inf")}, "max_position_embeddings is inf"),
+        ({"max_position_embeddings": 10**400}, "max_position_embeddings is more than"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is more than 65536"),
+        ({"num_attention_heads": 10**9, "num_key_value_heads": 10**9}, "1000000000"),
+        ({"head_dim": 10**14}, "a matrix of more than"),
+        ({"hidden_size": 10**9, "vocab_size": 10**9}, "a matrix of more than"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rms_norm_eps": -1e-5}, "rms_norm_eps is -1e-05"),
+        ({"bos_token_id": 96}, "bos_token_id is 96"),
+        ({"bos_token_id": "<s>"}, "bos_token_id"),
+        ({"bos_token_id": [1, 2]}, "bos_token_id"),
         ({"num_attention_heads": 0}, "config.json cannot be used"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is set"),
         ({"rope_parameters": {"rope_type": "spiral"}}, "'spiral'; known are default"),
@@ -105,6 +125,7 @@ def test_bad_rope_scaling_is_refused(tmp_path: Path, given: object, sentence: st
         ({"eos_token_id": "stop"}, "eos_token_id"),
         ({"dtype": "int8"}, "int8"),
         ({"dtype": "quick"}, "quick"),
+        ({"dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
     ],
 )
 def test_unsupported_configs_are_refused_by_name(
@@ -130,7 +151,26 @@ def test_a_transformers_config_of_another_architecture_is_refused() -> None:
         ModelConfig.from_hf(hf_config)
 
 
-@pytest.mark.parametrize("content", [b'{"model_type": "lla', b"\xff\xfe\x00", b"[1, 2]", b""])
+def test_what_names_no_first_or_last_token_has_none(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path)
+    config, generation = tmp_path / "config.json", tmp_path / "generation_config.json"
+    edit_json(generation, lambda content: {"do_sample": False})
+    names = ("bos_token_id", "eos_token_id")
+    edit_json(config, lambda raw: {key: raw[key] for key in raw if key not in names})
+    found = load_config(tmp_path, {"rope_type": "linear", "factor": 2.0})
+    assert (found.bos_token_id, found.eos_token_ids) == (None, ())
+    edit_json(generation, lambda content: {"bos_token_id": 7})
+    assert load_config(tmp_path).bos_token_id == 7
+    edit_json(config, lambda raw: raw | {"bos_token_id": None})
+    assert load_config(tmp_path).bos_token_id is None
+
+
+NESTED = b'{"model_type": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"model_type": "lla', b"\xff\xfe\x00", b"[1, 2]", b"", NESTED]
+)
 def test_a_corrupt_config_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):

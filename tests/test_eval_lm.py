@@ -221,7 +221,8 @@ def test_samples_are_refused(lm: HomerLM) -> None:
 
 def test_a_text_begins_just_once(folder: Path) -> None:
     model = ht.load(folder, ops="torch")
-    lm = HomerLM(model, "homer", CONFIG)
+    assert 1 not in HomerLM(model, "homer", CONFIG).tok_encode("the <s> grass")[1:]
+    lm = HomerLM(model, "homer", CONFIG, chat_template=True)
     bare = lm.tok_encode("the grass", add_special_tokens=False)
     assert lm.tok_encode("the grass") == [1, *bare]
     assert lm.tok_encode("<s> the grass") == [1, *bare]

@@ -27,6 +27,7 @@ from .options import (
     OptionalContextFile,
     Prefix,
     RopeScaling,
+    SpecialTokens,
     Suffix,
 )
 from .output import at_terminal, note, note_kept, print_json, summary
@@ -89,6 +90,7 @@ def compress(
     prefix: Prefix = None,
     suffix: Suffix = None,
     no_chat_template: NoChatTemplate = False,
+    special_tokens: SpecialTokens = False,
     rope_scaling: RopeScaling = None,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -108,9 +110,15 @@ def compress(
           --prompt "Who tells the story?" --target-len 1000 -o short.txt
     """
     from .. import EncodedContext
+    from ..controls import plain_ids
     from ..files import check_outputs, write_atomically
 
-    texts = {"--prompt": prompt, "--prefix": prefix, "--suffix": suffix}
+    texts = {
+        "--prompt": prompt,
+        "--prefix": prefix,
+        "--suffix": suffix,
+        "--special-tokens": special_tokens or None,
+    }
     fixed = [option for option, value in texts.items() if value is not None]
     require_one_source(context_file, encoded, [*fixed, *given_options(config)])
     if with_suffix and encoded is None:
@@ -130,9 +138,10 @@ def compress(
             [] if prompt is None else [prompt],
             chat=not no_chat_template,
             ask_later=prompt is None,
+            special_tokens=special_tokens,
         )
         with_suffix = parts.suffix is None
-        context = _encode(llama, source, parts, config, target_len)
+        context = _encode(llama, source, parts, config, target_len, special_tokens)
     else:
         assert encoded is not None
         context = EncodedContext.load(encoded)
@@ -143,7 +152,7 @@ def compress(
     if output is not None:
         write_atomically(output, lambda file: file.write_bytes(text.encode()))
     tokens_in = context.plan.context_len + (context.plan.suffix_len if with_suffix else 0)
-    tokens_out = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    tokens_out = len(plain_ids(tokenizer, text))
     ratio = tokens_in / tokens_out if tokens_out else None
     shorter = f"{tokens_out:,} of {tokens_in:,} tokens"
     if as_json:
@@ -158,14 +167,20 @@ def compress(
 
 
 def _encode(
-    model: Llama, text: str, parts: Parts, config: HomerConfig, target_len: int | None
+    model: Llama,
+    text: str,
+    parts: Parts,
+    config: HomerConfig,
+    target_len: int | None,
+    special_tokens: bool,
 ) -> EncodedContext:
     """The text's encoding, with room for `target_len` of its tokens beside the affix."""
     from .. import encode as merge
     from ..tokens import split_input
 
     chunk_len = config.chunk_len(model.config)
-    before, middle, after = split_input(model, text, parts.prefix, parts.suffix, chunk_len)
+    affixes = parts.prefix, parts.suffix
+    before, middle, after = split_input(model, text, *affixes, chunk_len, special_tokens)
     if target_len is not None:
         config = replace(config, target_len=len(before) + target_len + len(after))
     return merge(model, middle, before, after, config, progress=at_terminal())

@@ -18,6 +18,7 @@ from .options import (
     Ops,
     Prefix,
     RopeScaling,
+    SpecialTokens,
     Suffix,
 )
 from .output import at_terminal, note_kept, print_json, readable_bytes, summary
@@ -46,6 +47,7 @@ def encode(
         ),
     ] = None,
     no_chat_template: NoChatTemplate = False,
+    special_tokens: SpecialTokens = False,
     rope_scaling: RopeScaling = None,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -79,8 +81,17 @@ def encode(
         [] if prompt is None else [prompt],
         chat=not no_chat_template,
         ask_later=prompt is None,
+        special_tokens=special_tokens,
     )
-    encoded = merge(llama, context, parts.prefix, parts.suffix, config, progress=at_terminal())
+    encoded = merge(
+        llama,
+        context,
+        parts.prefix,
+        parts.suffix,
+        config,
+        progress=at_terminal(),
+        special_tokens=special_tokens,
+    )
     encoded.save(output)
     note_kept(encoded)
     if as_json:

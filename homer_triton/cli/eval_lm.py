@@ -111,7 +111,7 @@ def lm(
     llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
     if apply_chat_template and not tokenizer.chat_template:
         raise ValueError("The tokenizer has no chat template; leave --apply-chat-template out.")
-    harness = HomerLM(llama, method, config)
+    harness = HomerLM(llama, method, config, apply_chat_template)
     settings = {
         "task": "lm",
         "method": method,

@@ -20,6 +20,7 @@ from .options import (
     OptionalContextFile,
     Prefix,
     RopeScaling,
+    SpecialTokens,
     Suffix,
 )
 from .output import at_terminal, note_kept, print_json, summary
@@ -47,6 +48,7 @@ def generate(
     prefix: Prefix = None,
     suffix: Suffix = None,
     no_chat_template: NoChatTemplate = False,
+    special_tokens: SpecialTokens = False,
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Most tokens in an answer.")
     ] = 256,
@@ -120,10 +122,19 @@ def generate(
         prompts,
         chat=not no_chat_template,
         ask_later=encoded is not None or len(prompts) > 1,
+        special_tokens=special_tokens,
     )
     if encoded is None:
         note_long_chunks(config, llama.config)
-        context = merge(llama, text, parts.prefix, parts.suffix, config, progress=at_terminal())
+        context = merge(
+            llama,
+            text,
+            parts.prefix,
+            parts.suffix,
+            config,
+            progress=at_terminal(),
+            special_tokens=special_tokens,
+        )
     else:
         context = EncodedContext.load(encoded, llama.device)
     note_kept(context)

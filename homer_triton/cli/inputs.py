@@ -46,7 +46,7 @@ def parse_rope_scaling(text: str | None) -> Mapping[str, Any] | None:
         return None
     try:
         parsed = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--rope-scaling is not valid JSON: {error}.") from error
     if not isinstance(parsed, dict):
         raise ValueError(
@@ -147,18 +147,27 @@ def compose(
     prompts: Sequence[str],
     chat: bool,
     ask_later: bool,
+    special_tokens: bool = False,
 ) -> Parts:
     """Lay the texts out around the context: `prefix ‖ context ‖ suffix ‖ prompt`.
 
     ask_later: append each prompt after the encoding, one per answer; otherwise the prompt, if any,
     ends the suffix, so that it decides what is kept. chat: put all of it into the user's turn of
-    the tokenizer's chat template, if it has one, which the prompt closes.
+    the tokenizer's chat template, if it has one, which the prompt closes. special_tokens: let the
+    prompts hold control tokens, as prefix and suffix may.
 
-    Raises `ValueError` for a chat template that does not take a plain user turn.
+    Raises `ValueError` for a chat template that does not take a plain user turn, and for texts that
+    are not Unicode.
     """
     from ..chat import chat_affixes
+    from ..controls import Affix, words
+    from ..tokens import check_text
 
-    opening, closing = "", ""
+    given = {"--prefix": prefix, "--suffix": suffix, "--prompt": "".join(prompts)}
+    for option, text in given.items():
+        check_text(text or "", option)
+
+    opening, closing = "", Affix("")
     if chat and tokenizer.chat_template:
         try:
             opening, closing = chat_affixes(tokenizer)
@@ -167,7 +176,8 @@ def compose(
     elif prefix is not None and isinstance(tokenizer.bos_token, str):
         opening = tokenizer.bos_token
     before = opening + (prefix or "") or None
-    endings = tuple(f"\n{prompt}{closing}" for prompt in prompts)
+    read = Affix if special_tokens else words
+    endings = tuple("\n" + read(prompt) + closing for prompt in prompts)
     if ask_later:
         return Parts(before, suffix, endings or (None,))
     after = (suffix or "") + (endings[0] if endings else closing)

@@ -84,6 +84,14 @@ NoChatTemplate = Annotated[
         help="Give the model the bare text even where its tokenizer has a chat template.",
     ),
 ]
+SpecialTokens = Annotated[
+    bool,
+    typer.Option(
+        "--special-tokens",
+        help="Take what spells a control token in the text or the prompt for one, such as the end "
+        "of a chat's turn; left out, both are nothing but text.",
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")
 ]

@@ -12,6 +12,7 @@ from .options import (
     ModelPath,
     OptionalContextFile,
     RopeScaling,
+    SpecialTokens,
 )
 from .output import print_json, readable_bytes, readable_flops, table
 from .settings import with_settings
@@ -39,6 +40,7 @@ def plan(
         int,
         typer.Option(metavar="N", min=1, help="Tokens after the context, the question's included."),
     ] = 32,
+    special_tokens: SpecialTokens = False,
     rope_scaling: RopeScaling = None,
     dtype: Annotated[
         str,
@@ -81,7 +83,7 @@ def plan(
     on_gpu = device == "cuda"
     folder = resolve(model, weights=False)
     shape = load_config(folder, parse_rope_scaling(rope_scaling))
-    tokens = _context_tokens(context_len, context_file, folder)
+    tokens = _context_tokens(context_len, context_file, folder, special_tokens)
     itemsize = DTYPES.get(dtype, shape.dtype).itemsize
     note_long_chunks(config, shape)
     tree = lay_out(shape, tokens, prefix_len, suffix_len, config, itemsize, on_gpu=on_gpu)
@@ -99,7 +101,9 @@ _AGAIN = {
 }
 
 
-def _context_tokens(length: int | None, file: str | None, folder: Path) -> int:
+def _context_tokens(
+    length: int | None, file: str | None, folder: Path, special_tokens: bool
+) -> int:
     """The length given, or that of a file under the tokenizer of the checkpoint in `folder`.
 
     Raises `ValueError` unless just one is given, and for a file without a tokenizer.
@@ -108,13 +112,14 @@ def _context_tokens(length: int | None, file: str | None, folder: Path) -> int:
         return length
     if length is not None or file is None:
         raise ValueError("Give the context's length with --context-len, or --context-file.")
+    from ..controls import affix_ids, plain_ids
     from ..loading import load_tokenizer
 
     text = read_text(file)
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer; give --context-len in place of the text.")
-    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return len(affix_ids(tokenizer, text) if special_tokens else plain_ids(tokenizer, text))
 
 
 def _describe(tree: Plan, shape: ModelConfig, itemsize: int, on_gpu: bool) -> dict[str, Any]:

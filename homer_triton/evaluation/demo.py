@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from ..config import HomerConfig
+from ..controls import plain_ids
 from ..encoding import encode
 from ..generation import generate
 from ..loading import load
@@ -111,7 +112,7 @@ def _measure(task: tuple[str | Path, str, int, int, int]) -> Measurement:
     config = SYSTEMS[system]
 
     def count(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return len(plain_ids(tokenizer, text))
 
     # A short first question makes the libraries set themselves up; what they take is not counted.
     _ask(model, "What is the pass key?", "The pass key is", config)

@@ -40,14 +40,19 @@ LOGIT_ROWS = 512
 class HomerLM(TemplateLM):
     """The harness's view of a model and the method that reads what is too long for it."""
 
-    def __init__(self, model: Llama, method: str, config: HomerConfig) -> None:
-        """method: a name in `methods.METHODS`. Raises `ValueError` for another name, and for a
-        model without a tokenizer or without a token that begins or ends a text.
+    def __init__(
+        self, model: Llama, method: str, config: HomerConfig, chat_template: bool = False
+    ) -> None:
+        """method: a name in `methods.METHODS`; chat_template: requests are conversations in the
+        tokenizer's template, whose control tokens count; they are nothing but text otherwise.
+        Raises `ValueError` for another name, and for a model without a tokenizer or without a token
+        that begins or ends a text.
         """
         super().__init__()
         if model.tokenizer is None:
             raise ValueError("The harness gives text, and the checkpoint has no tokenizer.")
         self.model = model
+        self._in_template = chat_template
         self.tokenizer: PreTrainedTokenizerBase = model.tokenizer
         self._reader = make_readers((method,), model, config)[method]
         self._suffix_len = min(SUFFIX_LEN, max(1, config.chunk_len(model.config) // SUFFIX_SHARE))
@@ -97,7 +102,9 @@ class HomerLM(TemplateLM):
         """Token ids; the beginning-of-sequence token comes first, unless it is there already or
         `add_special_tokens` is false.
         """
-        ids: list[int] = tokenize(self.model, string, "the request").tolist()
+        ids: list[int] = tokenize(
+            self.model, string, "the request", special_tokens=self._in_template
+        ).tolist()
         begins = self._bos is None or ids[:1] == [self._bos]
         if add_special_tokens is False or (begins and not add_special_tokens):
             return ids

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..controls import words
 from ..model.llama import Llama
 from ..tokens import split_input, tokenize
 from .methods import Reader, token_losses
@@ -57,7 +58,7 @@ def read_quality(path: str | Path) -> QualityData:
             entry = json.loads(line)
             article = _text(entry, "article")
             questions += _questions(entry, len(articles))
-        except (ValueError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"Line {number} of {path} cannot be used: {error}") from error
         articles.append(article)
     if not questions:
@@ -125,8 +126,11 @@ def _choose(
 
 def _option_ids(model: Llama, suffix: str, option: str) -> torch.Tensor:
     """An option's token ids where it follows the suffix; tokenizers may mark a word's beginning."""
-    joined = suffix + ("" if suffix[-1:].isspace() else " ") + option
-    before, whole = tokenize(model, suffix, "suffix"), tokenize(model, joined, "option")
+    joined = suffix + ("" if suffix[-1:].isspace() else " ") + words(option)
+    before, whole = (
+        tokenize(model, text, name, special_tokens=True)
+        for text, name in ((suffix, "suffix"), (joined, "option"))
+    )
     if len(whole) > len(before) and torch.equal(whole[: len(before)], before):
         return whole[len(before) :]
     return tokenize(model, option, "option")
