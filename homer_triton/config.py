@@ -186,6 +186,9 @@ def plan(
             recompute=recompute,
             asking=asking,
         )
+        narrowing = tree.narrowing()
+        if narrowing is not None:
+            selection.width(narrowing.max_chunk_len - prefix_len - suffix_len)
         if recompute == "all" and tree.rows > limit and not model.reaches_beyond_limit:
             raise ValueError(
                 f"{tree.rows} survivors are read once more as one prompt, beyond the model's "

@@ -2,12 +2,14 @@
 takes the place of an input, of another output, or of what is no ordinary file.
 """
 
+import hashlib
 import os
 import re
 import stat
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -95,15 +97,19 @@ def write_atomically(
     Raises `ValueError` as `find_target` does, and where the folder is missing or cannot be written.
     """
     target = find_target(path)
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    # Half of it tells for which file.
+    kind = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    temporary = target.with_name(f".{kind}{uuid.uuid4().hex[:16]}.tmp")
     try:
-        temporary.open("xb").close()
-        mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
-        _set_mode(temporary, mode | stat.S_IWUSR)
-        write(temporary)
-        _set_mode(temporary, mode)  # `write` may have put another file there
-        if keep:
-            os.replace(temporary, target)
+        with temporary.open("xb") as lock:
+            flock(lock, LOCK_EX)
+            _sweep(target.parent, kind)
+            mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
+            _set_mode(temporary, mode | stat.S_IWUSR)
+            write(temporary)
+            _set_mode(temporary, mode)  # `write` may have put another file there
+            if keep:
+                os.replace(temporary, target)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"Cannot write {path}: {reason}.") from error
@@ -115,6 +121,14 @@ def write_atomically(
 def is_leftover(path: Path) -> bool:
     """Whether this is a temporary file that was being written when its process was killed."""
     return _LEFTOVER.fullmatch(path.name) is not None
+
+
+def _sweep(folder: Path, kind: str) -> None:
+    """Remove what processes left that were killed while they wrote this file: nobody locks it."""
+    for file in folder.glob(f".{kind}*.tmp"):
+        with suppress(OSError), file.open("rb") as lock:
+            flock(lock, LOCK_EX | LOCK_NB)
+            file.unlink()
 
 
 def _set_mode(path: Path, mode: int) -> None:

@@ -92,7 +92,7 @@ class Scheduler:
         self.bias = bias
         # Which heads of a layer count, [L, HQ]; None for all of them.
         self.heads = None
-        if selection.heads == "retrieval" and plan.survivors < plan.input_len:
+        if selection.heads == "retrieval" and plan.prunes:
             self.heads = retrieval_heads(model)
         if selection.heads == "retrieval" and self.heads is None:
             selection = selection.without_retrieval()

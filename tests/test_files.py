@@ -169,3 +169,20 @@ def test_a_temporary_file_is_known_by_its_name(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", seen.append)
     assert is_leftover(seen[0])
     assert not is_leftover(tmp_path / "file")
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    seen: list[Path] = []
+
+    def look(temporary: Path) -> None:
+        write_atomically(tmp_path / "file", seen.append)  # another process, at the same time
+        seen.append(temporary)
+        assert temporary.exists()
+
+    write_atomically(tmp_path / "file", seen.append)
+    left = seen[0]
+    left.write_text("half")  # nobody locks it
+    other = tmp_path / ("." + "0" * 32 + ".tmp")
+    other.write_text("another file's")
+    write_atomically(tmp_path / "file", look)
+    assert sorted(tmp_path.iterdir()) == [other, tmp_path / "file"]

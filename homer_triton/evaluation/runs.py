@@ -17,6 +17,8 @@ Record = dict[str, Any]
 # What JSON may write, and UTF-8 may not: half a character, as in a file's name of other bytes.
 _ESCAPED = "backslashreplace"
 
+# What records say in numbers, where they say it.
+FIGURES = ("right", "held", "seconds", "peak_bytes")
 # Settings that say which predictions there are and not what they are: a run may grow.
 COUNTS = ("methods", "tasks", "lengths", "depths", "samples", "segments", "max_length")
 
@@ -98,8 +100,16 @@ class RunFolder:
                     break
                 try:
                     record = json.loads(line)
+                    if not all(isinstance(record.get(x, 0), float | int | None) for x in FIGURES):
+                        raise TypeError("a figure is no number")
                     records[record["id"]] = record
-                except (ValueError, KeyError, TypeError) as error:
+                except (
+                    ValueError,
+                    LookupError,
+                    TypeError,
+                    AttributeError,
+                    RecursionError,
+                ) as error:
                     raise ValueError(
                         f"Line {number} of {self._predictions} is damaged; delete that line."
                     ) from error
@@ -110,8 +120,9 @@ def _read_config(config: Path) -> Record:
     """A run's settings and environment."""
     try:
         there: Record = json.loads(config.read_text(encoding="utf-8"))
-        dict(there["settings"])
-    except (ValueError, KeyError, TypeError) as error:
+        if not isinstance(there["settings"], dict):
+            raise TypeError("settings are by name")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{config} is not a run's config; name another folder.") from error
     return there
 
