@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .graphs import Replays
+from .kernels.reference import spread
 from .model.llama import Llama, Select
 from .offload import HostStore, Stored
 from .pool import SlotPool
@@ -377,10 +378,23 @@ class Scheduler:
         kept = root.kept_labels()
         prefix = torch.arange(self.plan.prefix_len, device=kept.device)
         labels = torch.cat([prefix.expand(*kept.shape[:2], -1), kept], dim=2)
+        sources = labels[:, SOURCES]
+        if self._voted is not None and self.plan.recompute == "all" and self.plan.height:
+            sources = self._sources_by_votes(sources)
         return Merged(
-            root.hidden[:, -1],
-            labels[:, POSITIONS],
-            labels[:, SOURCES],
-            labels[:, SLOTS:],
-            self._pruned_at,
+            root.hidden[:, -1], labels[:, POSITIONS], sources, labels[:, SLOTS:], self._pruned_at
         )
+
+    def _sources_by_votes(self, sources: Tensor) -> Tensor:
+        """As many tokens of the inputs as the root kept, chosen from all of them: where a vote's
+        neighbours were in another chunk, they come back. [D, T'] to the same.
+        """
+        assert self._voted is not None
+        first, stop = self.plan.prefix_len, self.plan.prefix_len + self.plan.context_len
+        best = spread(self._voted[:, first:stop], self.window)
+        dropped = stop - (sources.shape[1] - self.plan.suffix_len)
+        kept = best.argsort(dim=1, stable=True)[:, dropped:].sort(dim=1).values + first
+        self._pruned_at.masked_fill_(self._pruned_at < 0, self.plan.height)
+        sources = torch.cat([sources[:, :first], kept, sources[:, -self.plan.suffix_len :]], dim=1)
+        self._pruned_at.scatter_(1, sources, -1)
+        return sources

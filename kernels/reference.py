@@ -274,8 +274,7 @@ def vote_and_select(
     scores = score_rows(q, k, prefix_k, logit, heads, weights)
     if votes is not None:
         scores = scores + votes
-    best = _lowest_if_nan(scores[:, first_row:last_row])
-    best = spread(best, window)
+    best = spread(scores[:, first_row:last_row], window)
     return *_select(best, k.shape[1], keep, first_row, last_row), scores
 
 
@@ -283,8 +282,9 @@ def spread(scores: Tensor, window: int) -> Tensor:
     """The best score of all the rows that a row is a neighbour of: [B, T] -> [B, T].
 
     A row's neighbours are `window` rows: itself, an eighth of them before it, and the others behind
-    it, where the answer follows the words of its question.
+    it, where the answer follows the words of its question. NaN counts as the lowest.
     """
+    scores = _lowest_if_nan(scores)
     if window == 1 or not scores.shape[1]:
         return scores
     before = window // 8

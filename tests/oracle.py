@@ -91,6 +91,14 @@ class Oracle:
             root = self._recompute(root, suffix)
         elif settings.recompute == "all":
             tokens = [*prefix, *context, *suffix]
+            if settings.layers in ("levels", "tree") and len(tree.heights) > 1:
+                chosen = self._choose_from_all(len(root.sources), before, after, settings, given)
+                for source, height in enumerate(pruned_at):
+                    if source in chosen:
+                        pruned_at[source] = -1
+                    elif height == -1:
+                        pruned_at[source] = len(tree.heights) - 1
+                root = replace(root, sources=torch.tensor(chosen))
             if len(root.sources) > settings.target_len:
                 fewer = self._narrow(tokens, root.sources, before, after, settings)
                 for source in {*root.sources.tolist()} - {*fewer.tolist()}:
@@ -107,6 +115,18 @@ class Oracle:
             self._logits(root.hidden[-1]),
             pruned_at,
         )
+
+    def _choose_from_all(
+        self, count: int, before: int, after: int, settings: Settings, given: Tensor
+    ) -> list[int]:
+        """As many sources as the root kept: those that the nodes gave most, neighbours included, of
+        equal ones the later, and the affixes.
+        """
+        best = _widen(given, settings.window, before, after).tolist()
+        context = range(before, len(best) - after)
+        keep = sorted(context, key=lambda source: (best[source], source))
+        keep = keep[len(context) - (count - before - after) :]
+        return sorted([*range(before), *keep, *range(len(best) - after, len(best))])
 
     def _narrow(
         self, tokens: list[int], sources: Tensor, before: int, after: int, settings: Settings

@@ -33,7 +33,7 @@ def copying_model() -> LlamaForCausalLM:
     rows = torch.arange(head * DIM, (head + 1) * DIM).view(2, -1)
     matrix = torch.zeros(DIM, 64)
     slow = torch.arange(DIM).view(2, -1)[:, DIM // 4 :].flatten()
-    matrix[slow, torch.arange(len(slow))] = 6.0
+    matrix[slow, torch.arange(len(slow))] = 9.0
     for weight in (attention.q_proj.weight, attention.k_proj.weight):
         weight.data[rows.flatten()] = matrix
     return hf_model
@@ -109,7 +109,18 @@ def test_what_a_text_repeats_of_the_question_is_kept() -> None:
     model = ht.from_transformers(copying_model(), ops="torch")
     tokens = torch.randperm(4000, generator=torch.Generator().manual_seed(1))[:600]
     question = tokens[300:306]
-    config = ht.HomerConfig(max_chunk_len=160, target_len=60)
+    config = ht.HomerConfig(max_chunk_len=160, target_len=80)
     encoded = ht.encode(model, tokens, [1], question, config)
     kept = set(encoded.source_indices.tolist())
     assert {*range(301, 307)} <= kept  # the prefix stands before them
+
+
+def test_what_follows_in_the_next_chunk_is_kept_too() -> None:
+    """The question's words end one leaf, and their neighbours begin the next one."""
+    model = ht.from_transformers(copying_model(), ops="torch")
+    tokens = torch.randperm(4000, generator=torch.Generator().manual_seed(1))[:600]
+    config = ht.HomerConfig(max_chunk_len=160, target_len=80)
+    edge = ht.plan(model, 600, 1, 6, config).leaf_context
+    encoded = ht.encode(model, tokens, [1], tokens[edge - 6 : edge], config)
+    kept = set(encoded.source_indices.tolist())
+    assert {*range(edge - 5, edge + 9)} <= kept  # the prefix stands before them
