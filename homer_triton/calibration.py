@@ -67,13 +67,15 @@ class Calibration:
         try:
             with safe_open(path, "pt") as file:
                 stamp = json.loads((file.metadata() or {}).get("homer_triton.calibration", "{}"))
+                if not isinstance(stamp, dict) or type(stamp.get("model")) not in (str, type(None)):
+                    raise ValueError(f"{path} is damaged: its stamp is none of a calibration's.")
                 if stamp.get("score") not in (None, "max_logit"):
                     raise ValueError(
                         f"{path} calibrates the score {stamp['score']!r}, which is gone; calibrate "
                         "anew."
                     )
                 return cls(file.get_tensor("bias"), stamp.get("model"))
-        except (SafetensorError, json.JSONDecodeError) as error:
+        except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is not a calibration file: {error}.") from error
 
     def check(self, model: Llama, plan: Plan) -> None:

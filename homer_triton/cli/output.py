@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 def print_json(result: dict[str, Any]) -> None:
     """Print the only thing that a command with `--json` writes to stdout."""
-    print(json.dumps(result, ensure_ascii=False))
+    text = json.dumps(result, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(result)
+    print(text)
 
 
 def note(sentence: str) -> None:
