@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Literal, get_args
 
 from .calibration import Calibration
+from .checks import whole_number
 from .model.config import ModelConfig
 from .model.llama import Llama
 from .selection import PAPER, VOTES, Selection
@@ -73,12 +73,8 @@ class HomerConfig:
             ("leaf_batch", 1),
         ):
             value = getattr(self, name)
-            if value is None:
-                continue
-            if not isinstance(value, Integral):
-                raise ValueError(f"{name}={value!r} must be a whole number.")
-            if value < least:
-                raise ValueError(f"{name}={value} must be at least {least}.")
+            if value is not None:
+                object.__setattr__(self, name, whole_number(name, value, least))
         if not isinstance(self.calibration, Calibration | None):
             raise ValueError(
                 f"calibration is a {type(self.calibration).__name__}; make one with "
@@ -147,6 +143,10 @@ def plan(
     Raises `ValueError` where the lengths or settings do not fit together, or no way to run them
     fits the budget; the message says what to change.
     """
+    context_len = whole_number("context_len", context_len, 0)
+    prefix_len = whole_number("prefix_len", prefix_len, 0)
+    suffix_len = whole_number("suffix_len", suffix_len, 0)
+    documents = whole_number("documents", documents, 1)
     config = config or HomerConfig()
     model = model.config if isinstance(model, Llama) else model
     chunk_len = config.chunk_len(model)

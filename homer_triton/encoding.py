@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .checks import whole_number
 from .config import HomerConfig, plan
 from .context import EncodedContext, EncodeStats
 from .graphs import Replays
@@ -77,12 +78,11 @@ def encode_batch(
         raise ValueError("contexts and suffixes are lists, an entry for each document, not texts.")
     if suffixes is not None and len(suffixes) != len(contexts):
         raise ValueError(f"There are {len(contexts)} contexts but {len(suffixes)} suffixes.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    batch_size = whole_number("batch_size", batch_size, 1)
     config = config or HomerConfig()
     chunk_len = config.chunk_len(model.config)
     ends: list[TokensLike | None]
-    ends = list(suffixes) if suffixes else [None] * len(contexts)
+    ends = [None] * len(contexts) if suffixes is None else list(suffixes)
     inputs = [
         split_input(model, context, prefix, end, chunk_len, special_tokens)
         for context, end in zip(contexts, ends, strict=True)

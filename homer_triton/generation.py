@@ -4,6 +4,7 @@ encoding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -19,9 +20,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from .checks import SEEDS, whole_number
 from .context import EncodedContext
 from .model.llama import Llama
 from .tokens import TokensLike, tokenize
+
+# Logits over less overflow, and their likeliest token is the only one long before.
+LEAST_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,11 @@ def generate(
 
     Raises `ValueError` for settings out of range and for a context that another model encoded.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1.")
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     warpers = make_warpers(temperature, top_k, top_p)
     generator = torch.Generator(model.device)
     if seed is not None:
-        generator.manual_seed(seed)
+        generator.manual_seed(whole_number("seed", seed, *SEEDS))
     elif temperature:
         generator.seed()
     stream = _stream(model, on_text)
@@ -115,14 +119,19 @@ def make_warpers(temperature: float, top_k: int | None, top_p: float | None) -> 
     Raises `ValueError` for settings out of range.
     """
     warpers = LogitsProcessorList()
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature} must not be negative.")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature} must be a number from 0 on.")
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise ValueError(
+            f"temperature={temperature} must be at least {LEAST_TEMPERATURE}, or 0 for the "
+            "likeliest token."
+        )
     if not temperature:
         if top_k is not None or top_p is not None:
             raise ValueError("top_k and top_p shape sampling; set temperature above 0 too.")
         return warpers
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k} must be at least 1.")
+    if top_k is not None:
+        top_k = whole_number("top_k", top_k, 1)
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p} must be above 0 and at most 1.")
     warpers.append(TemperatureLogitsWarper(float(temperature)))

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from .checks import check_text
 from .controls import Span, plain_ids
 from .pieces import locate
 
@@ -58,6 +59,7 @@ def surviving_text(
     """
     if unit not in get_args(Unit):
         raise ValueError(f"unit={unit!r} is not known; choose one of {', '.join(get_args(Unit))}.")
+    check_text(gap, "gap")
     if target_len < 1:
         raise ValueError(f"target_len={target_len} must be at least 1.")
     if len(kept) != len(token_ids):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .checks import check_text
 from .controls import affix_ids, plain_ids
 from .model.llama import Llama
 
@@ -54,20 +55,6 @@ def tokenize(
                 f"{name} holds token id {wrong}, outside the vocabulary of {size} tokens."
             )
     return ids
-
-
-def check_text(text: str, name: str) -> None:
-    """Raise `ValueError` for text with half of a surrogate pair, which no encoding of Unicode has:
-    Python puts some where bytes were not UTF-8.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        raise ValueError(
-            f"{name} is not Unicode text: character {error.start} is half of a surrogate pair "
-            f"(U+{code:04X}), or a byte that was not UTF-8."
-        ) from None
 
 
 def _as_tensor(ids: Sequence[int] | Tensor, name: str) -> Tensor:

@@ -22,14 +22,21 @@ def resolve(path_or_id: str | Path, weights: bool = True) -> Path:
     Raises `MissingCheckpointError` if there is no such folder, no such repository, or no way to
     reach it.
     """
-    path = Path(path_or_id).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(path_or_id).expanduser()
+        is_folder, there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # too long, not to be entered, or of no known user
+        reason = getattr(error, "strerror", None) or error
+        raise MissingCheckpointError(
+            f"There is no checkpoint folder at {_short(path_or_id)}: {reason}."
+        ) from None
+    if is_folder:
         if os.fsencode(path) != str(path).encode(errors="replace"):
             raise MissingCheckpointError(
                 f"The checkpoint's path {path} is not UTF-8, which its readers need; rename it."
             )
         return path
-    if path.exists():
+    if there:
         raise MissingCheckpointError(f"{path} is a file; give the folder that holds config.json.")
     try:
         validate_repo_id(str(path_or_id))
@@ -43,3 +50,9 @@ def resolve(path_or_id: str | Path, weights: bool = True) -> Path:
         raise MissingCheckpointError(
             f"{str(path_or_id)!r} is neither a local folder nor a readable hub repository: {reason}"
         ) from error
+
+
+def _short(name: str | Path) -> str:
+    """A name's beginning, where it is longer than a sentence."""
+    text = str(name)
+    return text if len(text) <= 200 else f"{text[:200]}…"

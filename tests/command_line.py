@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
-from homer_triton.cli import app
+from homer_triton.cli.commands import app
 
 VOCABULARY = 96
 CHAT_TEMPLATE = (

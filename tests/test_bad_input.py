@@ -1,10 +1,13 @@
 """Bad input: one sentence on stderr, exit code 2, no traceback, nothing half-written."""
 
+import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +20,8 @@ from command_line import checkpoint, run, text
 from safetensors.torch import load_file, save_file
 from typer.testing import Result
 
-from homer_triton import Calibration, load
+from homer_triton import Calibration, encode, load
+from homer_triton.cli.output import print_json
 
 
 @dataclass
@@ -423,6 +427,185 @@ def test_interrupt_and_traceback_in_a_real_process(place: Workplace) -> None:
         stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout, stderr) == (130, "", "homer: interrupted.\n")
     assert sorted(place.folder.iterdir()) == sorted([place.context, place.model, pipe])
+
+
+HOMER = [sys.executable, "-c", "from homer_triton.cli import main; main()"]
+
+
+def plan_in_a_process(place: Workplace, redirection: str, **settings: str) -> tuple[int, str, str]:
+    """A real process's exit code, stdout and stderr, run by a shell."""
+    command = shlex.join([*HOMER, "plan", "--model", str(place.model), "--context-len", "60"])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {redirection}"],
+        capture_output=True,
+        env={**os.environ, **settings},
+    )
+    return done.returncode, done.stdout.decode("latin-1"), done.stderr.decode("latin-1")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.parametrize("option", ["", "--json"])
+def test_a_result_that_cannot_be_written(place: Workplace, option: str) -> None:
+    found = plan_in_a_process(place, f"{option} > /dev/full")
+    assert found == (2, "", "homer: Cannot write the result: No space left on device.\n")
+
+
+def test_a_reader_that_has_heard_enough(place: Workplace) -> None:
+    found = plan_in_a_process(place, "| true; exit ${PIPESTATUS[0]}")
+    assert found == (1, "", "")
+
+
+def test_closed_streams(place: Workplace) -> None:
+    shape = shlex.join([*HOMER, "plan", "--model", str(place.model), "--context-file", "-"])
+    done = subprocess.run(["bash", "-c", f"{shape} <&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "homer: Cannot read standard input: it is closed.\n"
+    assert plan_in_a_process(place, ">&-") == (0, "", "")
+    code, shown, _ = plan_in_a_process(place, "2>&-")
+    assert (code, shown.startswith("93 tokens")) == (0, True)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_terminals_of_few_letters(place: Workplace, encoding: str) -> None:
+    code, shown, said = plan_in_a_process(place, "", PYTHONIOENCODING=encoding)
+    assert (code, said) == (0, "")
+    assert "------  ------" in shown
+    place.model = place.model.rename(place.folder / "modèle─𝔸")
+    place.context.write_text("")
+    command = [*HOMER, "encode", "--model", "─é\udcff", "--context-file", str(place.context)]
+    done = subprocess.run(
+        [*command, "-o", str(place.folder / "out")],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 2
+    assert done.stderr.decode(encoding).count("\n") == 1
+
+
+def test_json_holds_whatever_the_terminal_can_show(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result = {"text": "─é𝔸\udcff"}
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        written = io.BytesIO()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+            print_json(result)
+            sys.stdout.flush()
+            assert json.loads(written.getvalue().decode(encoding)) == result
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--prefix", "--suffix"])
+def test_text_that_is_none(place: Workplace, option: str) -> None:
+    assert_refused(place.encode(option, "what\udcff"), f"{option} is not Unicode text: character 4")
+    with pytest.raises(ValueError, match=r"context is not Unicode text: character 2.*U\+D800"):
+        encode(load(place.model), "w3\ud800")
+
+
+def test_a_gap_that_is_no_text(place: Workplace) -> None:
+    result = run(
+        "compress", "--model", place.model, "--context-file", place.context, "--gap", "\udcff"
+    )
+    assert result.exit_code == 2
+    assert "gap is not Unicode text" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["encode", "generate", "compress", "plan"])
+def test_a_model_of_a_name_too_long(place: Workplace, command: str) -> None:
+    output = ("-o", place.folder / "out") if command == "encode" else ()
+    result = run(command, "--model", "x" * 5000, "--context-file", place.context, *output)
+    assert_refused(result, "There is no checkpoint folder at xxx", "File name too long")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("--max-new-tokens", 10**20),
+        ("--temperature", "1e-40"),
+        ("--temperature", "nan"),
+        ("--seed", 2**64),
+    ],
+)
+def test_generate_refuses_numbers_before_it_reads_the_text(
+    place: Workplace, settings: tuple[object, ...]
+) -> None:
+    result = run("generate", "--model", place.model, "--context-file", "absent.txt", *settings)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert str(settings[0]).strip("-").replace("-", "_") in result.stderr.replace("-", "_")
+    assert "absent.txt" not in result.stderr
+
+
+def test_evaluations_refuse_seeds_before_the_work(place: Workplace) -> None:
+    output = ("-o", place.folder / "run")
+    result = run("eval", "passkey", "--model", place.model, "--seed", 2**64, *output)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--seed" in result.stderr
+    assert not (place.folder / "run").exists()
+
+
+def test_a_chat_template_that_fails(place: Workplace) -> None:
+    checkpoint(place.model, chat=True)
+    (place.model / "chat_template.jinja").write_text("{{ 1 // 0 }}")
+    assert_refused(place.encode(), "The chat template fails", "use --no-chat-template")
+
+
+SLOW_IMPORT = """
+import sys, time
+from importlib.abc import MetaPathFinder
+
+class Slow:
+    def __del__(self):
+        {drop}
+
+class Finder(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == {name!r}:
+            print("importing", file=sys.stderr, flush=True)
+            {meanwhile}
+
+sys.meta_path.insert(0, Finder())
+from homer_triton.cli import main
+main()
+"""
+WAIT = "time.sleep(20)"
+
+
+@pytest.mark.parametrize(
+    ("name", "drop", "meanwhile"),
+    [
+        ("typer", "pass", WAIT),
+        ("torch", "pass", WAIT),
+        # Where Python drops the exception, and where a library does.
+        ("torch", WAIT, "Slow()"),
+        ("torch", "pass", "\n            ".join(["try:", f"    {WAIT}", "except: pass"])),
+        (
+            "torch",
+            "pass",
+            "\n            ".join(["try:", f"    {WAIT}", "except: raise ImportError"]),
+        ),
+    ],
+    ids=["typer", "torch", "destructor", "swallowed", "converted"],
+)
+def test_interrupts_while_libraries_are_imported(
+    place: Workplace, name: str, drop: str, meanwhile: str
+) -> None:
+    script = SLOW_IMPORT.format(name=name, drop=drop, meanwhile=meanwhile)
+    command = ["generate", "--model", place.model, "--context-file", place.context]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *command, "--max-new-tokens", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "importing\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr.splitlines()[-1]) == (130, "homer: interrupted.")
+    assert "Traceback" not in stderr
 
 
 def test_json_errors_leave_stdout_empty(place: Workplace) -> None:

@@ -227,3 +227,11 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message:
         ht.calibrate(peers(4, 2)[1], [random_tokens(50)], **settings)
     with pytest.raises(ValueError, match="0 tokens"):
         ht.calibrate(peers(4, 2)[1], [])
+
+
+@pytest.mark.parametrize("stamp", ["null", "3", "[]", '"x"', '{"model": 3}', "[" * 200_000])
+def test_a_stamp_of_another_kind_is_refused(tmp_path: Path, stamp: str) -> None:
+    file = tmp_path / "bias.safetensors"
+    save_file({"bias": torch.ones(2, 3)}, file, metadata={"homer_triton.calibration": stamp})
+    with pytest.raises(ValueError, match=r"bias\.safetensors is"):
+        ht.Calibration.load(file)

@@ -31,6 +31,10 @@ def test_without_a_question_nothing_is_added(tokenizer: PreTrainedTokenizerBase)
     [
         (None, "has no chat template"),
         ("{{ raise_exception('system turn needed') }}", "fails on a user turn .system turn needed"),
+        ("{{ 1 // 0 }}", "fails on a user turn"),
+        ("{{ messages[0].content.nothing() }}", "fails on a user turn"),
+        ("{% for %}", "fails on a user turn"),
+        ("{% for x in range(10 ** 9) %}a{% endfor %}", "fails on a user turn"),
         ("w10", "does not repeat the user's text just once"),
         (CHAT_TEMPLATE + CHAT_TEMPLATE, "does not repeat the user's text just once"),
     ],

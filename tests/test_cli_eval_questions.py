@@ -127,6 +127,15 @@ def test_some_of_rulers_tasks_go_on_where_they_stopped(model: Path, tmp_path: Pa
         (("needles", "--text", "EMPTY"), "the texts hold 0 tokens"),
         (("passkey", "--samples", "1x:2"), "has no number for 4,096 tokens"),
         (("ablation", "--samples", "-1"), "must be a number from 1 on"),
+        (("ablation", "--parts", ""), "No part is named"),
+        (("passkey", "--methods", ""), "No method is named; choose from plain"),
+        (("needles", "--text", "NOVEL", "--methods", " , "), "No method is named"),
+        (("passkey", "--lengths", "1e400x"), "'1e400x' must be at most"),
+        (("passkey", "--lengths", "1e999999999"), "'1e999999999' must be at most"),
+        (("passkey", "--lengths", "1e-999999999x"), "must be at least one token"),
+        (("passkey", "--lengths", "nan"), "The length 'nan' is neither"),
+        (("passkey", "--lengths", "inf"), "'inf' must be at most"),
+        (("passkey", "--samples", "9" * 30), "must be a number from 1 on"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_no_folder(

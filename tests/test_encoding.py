@@ -4,8 +4,10 @@ nothing.
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import (
@@ -338,6 +340,8 @@ def test_defaults_take_the_prefix_from_the_model_and_the_suffix_from_the_context
         ([[1], [2, 3]], {}, "context must be text or a flat list of token ids, not this list"),
         ([1, 2], {"max_chunk_len": 12.0}, "max_chunk_len=12.0 must be a whole number"),
         ([1, 2], {"max_chunk_len": "12"}, "max_chunk_len='12' must be a whole number"),
+        ([1, 2], {"max_chunk_len": True}, "max_chunk_len=True must be a whole number"),
+        ([1, 2], {"leaf_batch": 2**100}, "leaf_batch=.* must be at most"),
         ([1, 2], {"calibration": torch.ones(2, 3)}, "calibration is a Tensor; make one with"),
         ([1, 2], {"max_chunk_len": 2, "target_len": 2}, "max_chunk_len=2 no room"),
         ([1, 2], {"layers_warmup": LAYERS}, f"layers_warmup={LAYERS} must"),
@@ -361,3 +365,42 @@ def test_refuses_weights_that_yield_nan() -> None:
     model = ht.from_transformers(hf_model, ops="torch")
     with pytest.raises(ValueError, match="not finite"):
         ht.encode(model, random_tokens(40))
+
+
+def test_numpy_integers_are_numbers(tmp_path: Path) -> None:
+    model = peers(4, 2)[1]
+    own = ht.HomerConfig(np.int64(20), np.int32(16), np.uint8(1), leaf_batch=np.int16(2))
+    plain = ht.HomerConfig(20, 16, 1, leaf_batch=2)
+    assert own == plain
+    encoded = ht.encode(model, np.array(random_tokens(90)), config=own)
+    encoded.save(tmp_path / "out.safetensors")
+    assert ht.EncodedContext.load(tmp_path / "out.safetensors").plan == encoded.plan
+    lengths = np.array([90, 1, 5])
+    assert ht.plan(model, *lengths, config=own) == ht.plan(model, 90, 1, 5, plain)
+
+
+def test_suffixes_may_be_the_rows_of_a_tensor() -> None:
+    model = peers(4, 2)[1]
+    contexts, suffixes = torch.tensor(random_tokens(80)).view(2, 40), torch.tensor([[5, 6], [7, 8]])
+    both = ht.encode_batch(model, contexts, suffixes=suffixes)
+    alone = ht.encode(model, contexts[1], suffix=suffixes[1])
+    assert torch.equal(both[1].token_ids, alone.token_ids)
+    with pytest.raises(ValueError, match=r"suffix must be text or a flat list .*2-dimensional"):
+        ht.encode(model, contexts[0], suffix=suffixes)
+    with pytest.raises(ValueError, match="2 contexts but 0 suffixes"):
+        ht.encode_batch(model, contexts, suffixes=[])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ((9, -1), "prefix_len=-1 must be at least 0"),
+        ((-9,), "context_len=-9 must be at least 0"),
+        ((9, 1, -2), "suffix_len=-2 must be at least 0"),
+        ((9.5,), "context_len=9.5 must be a whole number"),
+        ((10**30,), "context_len=.* must be at most"),
+    ],
+)
+def test_a_plan_refuses_lengths_that_no_text_has(lengths: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ht.plan(peers(4, 2)[1], *lengths)

@@ -141,7 +141,15 @@ def test_without_a_tokenizer_there_are_tokens_but_no_text() -> None:
     ("settings", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"max_new_tokens": 10**20}, "max_new_tokens=100000000000000000000 must be at most"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens=2.5 must be a whole number"),
+        ({"max_new_tokens": True}, "max_new_tokens=True must be a whole number"),
         ({"temperature": -0.5}, "temperature=-0.5"),
+        ({"temperature": 1e-40}, "temperature=1e-40 must be at least 1e-06, or 0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"temperature": float("inf")}, "temperature=inf"),
+        ({"temperature": 1.0, "seed": 2**64}, "seed=18446744073709551616 must be at most"),
+        ({"temperature": 1.0, "seed": -(2**63) - 1}, "seed=-9223372036854775809 must be at least"),
         ({"temperature": 1.0, "top_k": 0}, "top_k=0"),
         ({"temperature": 1.0, "top_p": 1.5}, "top_p=1.5"),
         ({"top_k": 5}, "set temperature above 0"),
@@ -153,3 +161,12 @@ def test_settings_out_of_range_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         ht.generate(model, encoded, **settings)
+
+
+def test_the_least_temperature_and_seed_are_those_that_work(
+    model: ht.Llama, encoded: ht.EncodedContext
+) -> None:
+    greedy = ht.generate(model, encoded, None, 8).token_ids
+    for seed in (-(2**63), 2**64 - 1):
+        drawn = ht.generate(model, encoded, None, 8, temperature=1e-6, seed=seed)
+        assert drawn.token_ids == greedy

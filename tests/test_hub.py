@@ -26,6 +26,13 @@ def test_resolve_refuses_files_and_absent_folders(tmp_path: Path) -> None:
             resolve(absent)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 3000, "~nobody-of-that-name/model"])
+def test_resolve_refuses_names_that_no_folder_has(name: str) -> None:
+    with pytest.raises(MissingCheckpointError, match="There is no checkpoint folder") as error:
+        resolve(name)
+    assert len(str(error.value)) < 300
+
+
 def test_resolve_downloads_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 

@@ -1,47 +1,20 @@
 """The `homer` command: one module per subcommand.
 
-Commands import the library inside their functions, and nothing here imports torch: `homer --help`
-and a misspelt option answer at once.
+Commands import the library inside their functions, and nothing else here imports torch: `homer
+--help` and a misspelt option answer at once.
 """
 
-import sys
-from io import TextIOWrapper
-
-import typer
-
-from .calibrate import calibrate
-from .compress import compress
-from .demo import demo
-from .encode import encode
-from .errors import ReportingGroup
-from .eval import app as evaluations
-from .generate import generate
-from .plan import plan
-from .show import show
-
-app = typer.Typer(
-    name="homer",
-    cls=ReportingGroup,
-    help="""Long contexts on pre-trained Llama models, without training: a text many times the
-    model's context limit is merged, chunk by chunk and layer by layer, into a short KV cache
-    (HOMER, ICLR 2024).
-
-    Start with `homer demo`, then `homer generate --help`.""",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for command in (demo, generate, encode, compress, calibrate, plan, show):
-    app.command()(command)
-app.add_typer(evaluations, name="eval")
+from .interrupts import heard_interrupts, leave_interrupted
 
 
 def main() -> None:
     """Run the command line and exit: 0, 2 for bad input, 130 when interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            # A file's name may hold bytes that are no text; to show it must not fail.
-            stream.reconfigure(errors="backslashreplace")
-    app(prog_name="homer")
+    try:
+        with heard_interrupts():
+            from .commands import app
+            from .streams import checked_streams
+
+            with checked_streams():
+                app(prog_name="homer")
+    except KeyboardInterrupt:
+        leave_interrupted()

@@ -1,12 +1,14 @@
 """What users see when something goes wrong: one sentence on stderr and an exit code."""
 
+import errno
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 from typer.core import TyperGroup
 
+from .interrupts import leave_interrupted, was_interrupted
+
 BAD_INPUT = 2
-INTERRUPTED = 130
 
 _OUT_OF_MEMORY = (
     "out of memory; lower --max-chunk-len, --target-len, --leaf-batch or --max-new-tokens, load in "
@@ -18,20 +20,41 @@ class ReportingGroup(TyperGroup):
     """The commands, with every error that a user can mend turned into one sentence.
 
     The library raises `ValueError` and `FileNotFoundError` for bad input, with a message that says
-    what to change. Anything else is a bug and keeps its traceback.
+    what to change; where the system refuses, it says why. Anything else is a bug and keeps its
+    traceback.
     """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, FileNotFoundError) as error:
-            _fail(" ".join(str(error).split()), BAD_INPUT)
         except KeyboardInterrupt:
-            _fail("interrupted.", INTERRUPTED)
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            leave_interrupted()
+        except Exception as error:
+            if was_interrupted():
+                leave_interrupted()
+            sentence = _describe(error)
+            if sentence is None:
                 raise
-            _fail(_OUT_OF_MEMORY, BAD_INPUT)
+            print(f"homer: {sentence}", file=sys.stderr)
+            sys.exit(BAD_INPUT)
+
+
+def _describe(error: Exception) -> str | None:
+    """What a user can do about an error, in a sentence; None for a bug."""
+    if isinstance(error, ValueError | FileNotFoundError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        # Whoever reads the output may have heard enough.
+        return None if error.errno == errno.EPIPE else describe_failure(error)
+    return _OUT_OF_MEMORY if _is_out_of_memory(error) else None
+
+
+def describe_failure(error: OSError) -> str:
+    """What the system refused, in a sentence."""
+    reason = error.strerror or str(error)
+    if error.filename is None:
+        return f"Cannot write the result: {reason}."
+    return f"Cannot use {str(error.filename)[:200]}: {reason}."
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -40,8 +63,3 @@ def _is_out_of_memory(error: Exception) -> bool:
         sign in str(error)
         for sign in ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
     )
-
-
-def _fail(sentence: str, code: int) -> NoReturn:
-    print(f"homer: {sentence}", file=sys.stderr)
-    sys.exit(code)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..checks import MOST, SEEDS
 from .inputs import read_text
 
 if TYPE_CHECKING:
@@ -76,7 +78,12 @@ Texts = Annotated[
         help="A document in UTF-8; give the option again for more of them.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Draws whatever is random.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", metavar="N", min=SEEDS[0], max=SEEDS[1], help="Draws whatever is random."
+    ),
+]
 NoPlots = Annotated[bool, typer.Option("--no-plots", help="Write the figures as numbers only.")]
 
 DEFAULT_METHODS = "plain,pi,ntk,yarn,window,independent,homer"
@@ -91,18 +98,21 @@ def parse_length(text: str, limit: int) -> int:
     """Tokens, from a number or a multiple of the context limit such as 4x; a broken token is left
     out.
 
-    Raises `ValueError` for anything else, and for less than one token.
+    Raises `ValueError` for anything else, and for less than one token and more than any text has.
     """
     number, times = (text[:-1], limit) if text[-1:] in ("x", "×") else (text, 1)
     try:
-        tokens = int(Fraction(number) * times)
-    except (ValueError, ZeroDivisionError):
+        # A decimal's exponent is not written out, however large it is.
+        tokens = (Fraction if "/" in number else Decimal)(number) * times
+        fits = 1 <= tokens <= MOST
+    except (ValueError, ArithmeticError):
         raise ValueError(
             f"The length {text!r} is neither a number of tokens nor one such as 4x."
         ) from None
-    if tokens < 1:
-        raise ValueError(f"The length {text!r} must be at least one token.")
-    return tokens
+    if not fits:
+        bound = "at least one token" if tokens < 1 else f"at most {MOST:,} tokens"
+        raise ValueError(f"The length {text!r} must be {bound}.")
+    return int(tokens)
 
 
 def parse_lengths(text: str, limit: int) -> tuple[int, ...]:
@@ -137,7 +147,7 @@ def parse_samples(text: str, lengths: tuple[int, ...], limit: int) -> dict[int, 
 
 
 def _parse_number(entry: str, text: str) -> int:
-    if not entry.isdecimal() or int(entry) < 1:
+    if not entry.isdecimal() or len(entry) > 9 or int(entry) < 1:
         raise ValueError(
             f"--samples {text!r} must be a number from 1 on, or one for each length as in "
             "4x:12,8x:6."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..checks import SEEDS
 from .inputs import compose, note_long_chunks, open_model, read_text, require_one_source
 from .options import (
     Device,
@@ -79,7 +80,13 @@ def generate(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Makes sampling repeatable.", show_default="none"),
+        typer.Option(
+            metavar="N",
+            min=SEEDS[0],
+            max=SEEDS[1],
+            help="Makes sampling repeatable.",
+            show_default="none",
+        ),
     ] = None,
     rope_scaling: RopeScaling = None,
     device: Device = None,
@@ -104,13 +111,16 @@ def generate(
     from .. import EncodedContext
     from .. import encode as merge
     from .. import generate as go_on
+    from ..checks import whole_number
     from ..generation import make_warpers
 
     fixed = [
         name for name, value in (("--prefix", prefix), ("--suffix", suffix)) if value is not None
     ]
     require_one_source(context_file, encoded, [*fixed, *given_options(config)])
-    make_warpers(temperature, top_k, top_p)  # refuses bad settings before the long work
+    # Bad settings are refused before the long work.
+    make_warpers(temperature, top_k, top_p)
+    whole_number("max_new_tokens", max_new_tokens, 1)
     prompts = prompt or []
     questions: list[str | None] = [*prompts] or [None]
     text = "" if context_file is None else read_text(context_file)

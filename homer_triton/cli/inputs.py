@@ -23,6 +23,8 @@ def read_text(file: str) -> str:
     Raises `FileNotFoundError`, or `ValueError` for a file that cannot be read or is not UTF-8.
     """
     name = "standard input" if file == "-" else file
+    if file == "-" and sys.stdin is None:
+        raise ValueError("Cannot read standard input: it is closed.")
     try:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         return content.decode("utf-8-sig")
@@ -160,11 +162,11 @@ def compose(
     are not Unicode.
     """
     from ..chat import chat_affixes
+    from ..checks import check_text
     from ..controls import Affix, words
-    from ..tokens import check_text
 
-    given = {"--prefix": prefix, "--suffix": suffix, "--prompt": "".join(prompts)}
-    for option, text in given.items():
+    given = [("--prefix", prefix), ("--suffix", suffix), *(("--prompt", p) for p in prompts)]
+    for option, text in given:
         check_text(text or "", option)
 
     opening, closing = "", Affix("")

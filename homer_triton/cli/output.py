@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 def print_json(result: dict[str, Any]) -> None:
     """Print the only thing that a command with `--json` writes to stdout."""
     text = json.dumps(result, ensure_ascii=False)
-    # JSON may escape what UTF-8 has no bytes for, as in the name of a file.
-    print(text.encode(errors="backslashreplace").decode())
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # JSON may escape what the terminal has no letters for
+        text = json.dumps(result)
+    print(text)
 
 
 def note(sentence: str) -> None:

@@ -111,8 +111,12 @@ def make_variants(
 
 
 def choose_parts(variants: tuple[Variant, ...], parts: tuple[str, ...]) -> tuple[Variant, ...]:
-    """The variants of some parts, in their order. Raises `ValueError` for one that is not known."""
+    """The variants of some parts, in their order. Raises `ValueError` for one that is not known,
+    and for none.
+    """
     known = list(dict.fromkeys(variant.group for variant in variants))
+    if not parts:
+        raise ValueError(f"No part is named; choose from {', '.join(known)}.")
     for part in parts:
         if part not in known:
             raise ValueError(f"The part {part!r} is not known; choose from {', '.join(known)}.")

@@ -86,15 +86,19 @@ class HomerLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as the text that the model was trained on."""
-        return str(
-            self.tokenizer.apply_chat_template(
+        """A conversation as the text that the model was trained on. Raises `ValueError` where the
+        template does not take it.
+        """
+        try:
+            turns = self.tokenizer.apply_chat_template(
                 chat_history,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
             )
-        )
+        except Exception as error:  # a template is a program of the checkpoint's
+            raise ValueError(f"The chat template fails on a conversation ({error}).") from error
+        return str(turns)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any

@@ -45,8 +45,11 @@ def make_readers(names: tuple[str, ...], model: Llama, config: HomerConfig) -> M
 
     config: HOMER's settings; the target is also that of retrieval and of independent and sequential
     chunks, the chunks those of the latter two, the score that of independent ones. Raises
-    `ValueError` for an unknown name, the same one twice, and a method whose package is missing.
+    `ValueError` for no name, an unknown one, the same one twice, and a method whose package is
+    missing.
     """
+    if not names:
+        raise ValueError(f"No method is named; choose from {', '.join(METHODS)}.")
     if "retrieval" in names:
         require_bm25s()
     for name in names:
