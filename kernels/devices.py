@@ -19,8 +19,7 @@ def launching_on(x: Tensor) -> AbstractContextManager[object]:
     Raises `ValueError` when no kernel can run there or none is compiled for x's dtype.
     """
     require(x.dtype in DTYPES, "the dtype", x.dtype, "float16, bfloat16 or float32 for Triton")
-    runs = INTERPRETED or x.device.type != "cpu"
-    require(runs, "the device", x.device, "a GPU for Triton; kernels.reference runs on any")
+    _require_gpu(x.device)
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
@@ -39,6 +38,12 @@ def warp_size(device: torch.device) -> int:
     return 32 if INTERPRETED else _target(device).warp_size
 
 
+def _require_gpu(device: torch.device) -> None:
+    runs = INTERPRETED or device.type != "cpu"
+    require(runs, "the device", device, "a GPU for Triton; kernels.reference runs on any")
+
+
 def _target(device: torch.device) -> triton.backends.compiler.GPUTarget:
+    _require_gpu(device)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         return triton.runtime.driver.active.get_current_target()

@@ -1,6 +1,10 @@
 """Arguments that do not fit together: one sentence that names the argument and its value."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,3 +213,33 @@ def test_without_rows_the_queries_are_the_chunk():
 def test_kernels_refuse_dtypes_they_are_not_compiled_for():
     with pytest.raises(ValueError, match=r"the dtype is torch.float64: it must be float16, bfloat"):
         kernels.silu_mul(torch.zeros(3, 4, dtype=torch.float64, device=DEVICE))
+
+
+WITHOUT_THE_INTERPRETER = """
+from homer_triton import kernels
+from test_kernels_checks import good
+
+for op in kernels.__all__:
+    try:
+        getattr(kernels, op)(**good(op))
+        print(op, "runs")
+    except ValueError as error:
+        print(op, error)
+"""
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="there is a GPU")
+def test_without_a_gpu_and_the_interpreter_every_kernel_says_what_runs() -> None:
+    here = Path(__file__).resolve().parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_INTERPRETER],
+        env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    sentence = "the device is cpu: it must be a GPU for Triton; kernels.reference runs on any"
+    expected = dict.fromkeys(kernels.__all__, sentence)
+    expected |= {"linear": "runs", "gated_linear": "runs"}
+    assert dict(line.split(" ", 1) for line in done.stdout.splitlines()) == expected
