@@ -8,6 +8,7 @@ Where a CPU has no instructions for half precision, its products are many times 
 float32: many rows are multiplied in float32 there, a block of the matrix at a time.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -22,8 +23,15 @@ from .checks import check_linear
 _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _HALVES = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
-# Multiply-adds from which oneDNN pays: it compiles a kernel for every new number of rows and keeps
-# it, some hundred kilobytes each.
+# oneDNN compiles a kernel for every new number of rows, and both it and PyTorch keep a thousand of
+# them, some hundred kilobytes each: a process that reads texts of every length would never stop
+# growing. A tree needs some dozens, which a next one of its shape finds again. Both read this when
+# they compile the first one; what somebody has set stays.
+KERNELS_KEPT = 64
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, str(KERNELS_KEPT))
+
+# Multiply-adds from which oneDNN pays, the compiling included.
 LEAST_WORK = 2**26
 # Rows of x from which widening pays: below, reading a matrix takes the time, and half is read.
 LEAST_WIDE_ROWS = 8

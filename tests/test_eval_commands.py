@@ -265,6 +265,7 @@ def test_quality_chooses_the_likeliest_option(model: Path, tmp_path: Path) -> No
     ("line", "reason"),
     [
         ("{", "Line 3 of .* cannot be used"),
+        ("[" * 200_000, "Line 3 of .* cannot be used"),
         ("[]", "Line 3 .* it has no article"),
         ('{"article": "a"}', "Line 3 .* it has no list of questions"),
         ('{"article": "a", "questions": [7]}', "question 1 is not an object"),

@@ -1,5 +1,10 @@
 """Matrix products with what follows them, against the same in float64."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from kernel_cases import DEVICE
@@ -113,3 +118,43 @@ def test_autograd_goes_through(least_work: int) -> None:
     with torch.no_grad():
         available = torch.backends.mkldnn.is_available()
         assert products.fuses(x, weights) == (available and least_work == 0)
+
+
+EVER_NEW_ROWS = """
+from pathlib import Path
+import torch
+from homer_triton.heap import trim_heap
+from homer_triton.kernels.products import fuses, linear
+
+def resident():
+    trim_heap()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+weights = (torch.randn(1024, 512),)
+assert fuses(torch.randn(200, 512), weights)
+for rows in range(100, 200):
+    linear(torch.randn(rows, 512), weights)
+before = resident()
+for rows in range(200, 400):
+    linear(torch.randn(rows, 512), weights)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists() or not products._is_x86(), reason="x86 Linux"
+)
+def test_texts_of_every_length_cost_no_memory_of_their_own() -> None:
+    own = {name: value for name, value in os.environ.items() if "CACHE_CAPACITY" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", EVER_NEW_ROWS], env=own, capture_output=True, text=True
+    )
+    # 200 more kernels of half a megabyte each would take 100 MiB.
+    assert float(done.stdout) < 10, done.stderr
+
+
+def test_a_capacity_that_was_set_stays() -> None:
+    script = "import os, homer_triton.kernels.products; print(os.environ['LRU_CACHE_CAPACITY'])"
+    own = {**os.environ, "LRU_CACHE_CAPACITY": "7"}
+    done = subprocess.run([sys.executable, "-c", script], env=own, capture_output=True, text=True)
+    assert done.stdout == "7\n", done.stderr
