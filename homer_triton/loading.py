@@ -124,7 +124,11 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         return None
     _refuse_own_code(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False
+        )
+        tokenizer("a word")  # some settings are first read when a text is
+        return tokenizer
     except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file
         reason = " ".join(str(error).split())
         raise ValueError(f"The tokenizer in {folder} cannot be read: {reason}.") from error

@@ -92,7 +92,7 @@ class Oracle:
         elif settings.recompute == "all":
             tokens = [*prefix, *context, *suffix]
             if settings.layers in ("levels", "tree") and len(tree.heights) > 1:
-                chosen = self._choose_from_all(len(root.sources), before, after, settings, given)
+                chosen = self._choose_from_all(len(root.sources), before, after, in_chunks, given)
                 for source, height in enumerate(pruned_at):
                     if source in chosen:
                         pruned_at[source] = -1

@@ -136,9 +136,17 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         run.complete(answer(number), lambda: {})
     file = tmp_path / "predictions.jsonl"
-    file.write_text(file.read_text().replace('"plain/2"', "plain/2"))
-    with pytest.raises(ValueError, match=r"Line 2 of .* is damaged"):
-        open_run(tmp_path)
+    whole = file.read_text()
+    huge = "1" + "0" * 400
+    for damage in (
+        "plain/2",
+        '"plain/2", "right": "yes"',
+        f'"plain/2", "right": {huge}',
+        "[" * 9999,
+    ):
+        file.write_text(whole.replace('"plain/2"', damage))
+        with pytest.raises(ValueError, match=r"Line 2 of .* is damaged"):
+            open_run(tmp_path)
 
 
 def test_wilson_intervals_are_the_published_ones() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,9 @@ Record = dict[str, Any]
 
 # What JSON may write, and UTF-8 may not: half a character, as in a file's name of other bytes.
 _ESCAPED = "backslashreplace"
+
+# What reading a damaged file raises.
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 # What records say in numbers, where they say it.
 FIGURES = ("right", "held", "seconds", "peak_bytes")
@@ -100,16 +104,11 @@ class RunFolder:
                     break
                 try:
                     record = json.loads(line)
-                    if not all(isinstance(record.get(x, 0), float | int | None) for x in FIGURES):
-                        raise TypeError("a figure is no number")
+                    for figure in filter(None, map(record.get, FIGURES)):
+                        if not isinstance(figure, float | int) or not isfinite(figure):
+                            raise TypeError("a figure is no number")
                     records[record["id"]] = record
-                except (
-                    ValueError,
-                    LookupError,
-                    TypeError,
-                    AttributeError,
-                    RecursionError,
-                ) as error:
+                except _DAMAGED as error:
                     raise ValueError(
                         f"Line {number} of {self._predictions} is damaged; delete that line."
                     ) from error
@@ -122,7 +121,7 @@ def _read_config(config: Path) -> Record:
         there: Record = json.loads(config.read_text(encoding="utf-8"))
         if not isinstance(there["settings"], dict):
             raise TypeError("settings are by name")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{config} is not a run's config; name another folder.") from error
     return there
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 
 from homer_triton import EncodedContext
-from homer_triton.cli import app
+from homer_triton.cli.commands import app
 from homer_triton.evaluation.plots import plot_kept, require_matplotlib
 
 from .attempts import MIB, FaultError, is_own, limit_memory
