@@ -149,8 +149,8 @@ def selection_cases(model: str) -> Iterator[Case]:
             "vote_and_select",
             f"{model}, batch {batch}",
             {
-                "triton": partial(kernels.vote_and_select, *voting, window=31),
-                "torch": partial(reference.vote_and_select, *voting, window=31),
+                "triton": partial(kernels.vote_and_select, *voting, reach=(15, 15)),
+                "torch": partial(reference.vote_and_select, *voting, reach=(15, 15)),
             },
             partial(check_votes, *voting),
             2 * nbytes(k),
@@ -161,6 +161,6 @@ def selection_cases(model: str) -> Iterator[Case]:
 
 def check_votes(*arguments: Any) -> None:
     """Both must keep the same rows; of logits as they are, whose sums are exact."""
-    call = {"logit": "logit", "window": 31}
+    call = {"logit": "logit", "reach": (15, 15)}
     ours = kernels.vote_and_select(*arguments, **call)
     same(ours[:2], reference.vote_and_select(*arguments, **call)[:2])

@@ -178,9 +178,9 @@ def model_cases(name: str, m: Model) -> Iterator[Case]:
     for logit in LOGITS:
         yield (
             f"{logit} {name}",
-            partial(kernels.vote_and_select, asking, k, k[0], votes, *ends, logit, window=31),
+            partial(kernels.vote_and_select, asking, k, k[0], votes, *ends, logit, reach=(15, 15)),
         )
-    weighed = {"window": 31, "weights": floats(m.heads)}
+    weighed = {"reach": (7, 55), "weights": floats(m.heads)}
     yield (
         f"weighed softmax {name}",
         partial(kernels.vote_and_select, asking, k, k[0], votes, *ends, **weighed),

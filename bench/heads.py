@@ -30,7 +30,7 @@ from homer_triton.files import write_atomically
 from homer_triton.kernels.reference import spread
 from homer_triton.model.llama import Select
 from homer_triton.retrieval import retrieval_heads
-from homer_triton.selection import LONGEST_WINDOW, MOST_ROWS
+from homer_triton.selection import MOST_ROWS, VOTES
 from homer_triton.tokens import split_input
 
 OUT = Path(__file__).resolve().parent / "results" / "real" / "heads.json"
@@ -107,7 +107,7 @@ def places(tokenizer: PreTrainedTokenizerBase, tokens: Tensor, sample: Sample) -
 
 def rank(own: Tensor, place: slice) -> float:
     """The share of tokens with more votes in their neighbourhood than the answer's has."""
-    best = spread(own[None], LONGEST_WINDOW)[0]
+    best = spread(own[None], VOTES.reach(len(own)))[0]
     return float((best > best[place].min()).float().mean())
 
 

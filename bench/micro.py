@@ -55,7 +55,7 @@ def calls(ops: ModuleType) -> dict[str, Call]:
         ),
         "score_and_select": lambda: ops.score_and_select(*selection),
         "vote_and_select": lambda: ops.vote_and_select(
-            q[:, -ASKING:], k, k[0, :1], None, *selection[-3:], window=31
+            q[:, -ASKING:], k, k[0, :1], None, *selection[-3:], reach=(15, 15)
         ),
         "prune_and_concatenate": lambda: ops.prune_and_concatenate(*children),
         "average_affix_": lambda: ops.average_affix_(cache, rows[:, :SUFFIX], rows[:, -SUFFIX:]),

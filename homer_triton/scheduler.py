@@ -100,7 +100,7 @@ class Scheduler:
         self._asked = [True] * plan.num_layers if self.heads is None else self.heads.any(1).tolist()
         self.selection = selection
         self.asking = selection.asking(plan.suffix_len)
-        self.window = selection.width(plan.max_chunk_len - plan.prefix_len - plan.suffix_len)
+        self.reach = selection.reach(plan.max_chunk_len - plan.prefix_len - plan.suffix_len)
         self.documents = documents
         self.layers = [layer for pool in pools for layer in pool.cache] or list(
             model.new_cache(plan.prefix_len, plan.layers_tree)
@@ -326,7 +326,7 @@ class Scheduler:
             node.context,
             selection.logit,
             selection.join,
-            self.window,
+            self.reach,
             self._weights(layer),
         )
         if self._voted is not None:
@@ -391,7 +391,7 @@ class Scheduler:
         """
         assert self._voted is not None
         first, stop = self.plan.prefix_len, self.plan.prefix_len + self.plan.context_len
-        best = spread(self._voted[:, first:stop], self.window)
+        best = spread(self._voted[:, first:stop], self.reach)
         dropped = stop - (sources.shape[1] - self.plan.suffix_len)
         kept = best.argsort(dim=1, stable=True)[:, dropped:].sort(dim=1).values + first
         self._pruned_at.masked_fill_(self._pruned_at < 0, self.plan.height)

@@ -22,9 +22,10 @@ class Selection:
     (`homer_triton.retrieval`) alone. layers: "last" asks the node's last layer, "all" adds up all
     of its layers, "levels" adds to the last one's what the nodes below it gave, "tree" adds up all
     of both. window: how many rows share a row's score where it is better than their own, an odd
-    number, 1 for each its own, None for `LONGEST_WINDOW` or an eighth of a short chunk: the row
-    itself, an eighth of the window before it, and the rest behind it. A row that is kept then
-    brings its neighbours: an answer follows the words of its question, and a reader needs both.
+    number, 1 for each its own, None for 31, of retrieval heads 63, or an eighth of a short chunk.
+    They lie on both sides of it; of retrieval heads seven eighths lie behind it, since these find
+    the words of a question, and an answer follows them. A row that is kept so brings its
+    neighbours, which a reader needs.
 
     Raises `ValueError` for values out of range.
     """
@@ -69,13 +70,20 @@ class Selection:
         Raises `ValueError` where it is longer than a chunk's context.
         """
         if self.window is None:
-            return min(LONGEST_WINDOW, room // 8 | 1)
+            longest = LONGEST_RETRIEVED if self.heads == "retrieval" else LONGEST_WINDOW
+            return min(longest, room // 8 | 1)
         if self.window > room:
             raise ValueError(
                 f"selection: window={self.window} is longer than the {room} context tokens of a "
                 "chunk; lower it or raise max_chunk_len."
             )
         return self.window
+
+    def reach(self, room: int) -> tuple[int, int]:
+        """The window as rows before and behind a row, in chunks of `room` context tokens."""
+        others = self.width(room) - 1
+        before = others // 8 if self.heads == "retrieval" else others // 2
+        return before, others - before
 
     @property
     def join(self) -> Literal["max", "sum"]:
@@ -160,8 +168,10 @@ def _read(name: str, value: str) -> Any:
         raise ValueError(f"selection: {name}={value!r} must be a whole number.") from None
 
 
-# Some sentences; shorter ones cut long answers, and those that follow late, in pieces.
-LONGEST_WINDOW = 63
+# The context of an answer in prose; shorter ones cut numbers and names in pieces.
+LONGEST_WINDOW = 31
+# Some sentences, for answers that are long or follow late.
+LONGEST_RETRIEVED = 63
 # More rows than a question has hardly change who is asked.
 MOST_ROWS = 32
 

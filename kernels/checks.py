@@ -178,14 +178,14 @@ def check_budget(q: Tensor, k: Tensor, keep: int, first_row: int, last_row: int)
     require(0 <= keep <= prunable, "keep", keep, f"in [0, {prunable}], the prunable rows")
 
 
-def check_votes(k: Tensor, votes: Tensor | None, window: int) -> None:
-    """votes [B, T] float32 or None; an odd window."""
+def check_votes(k: Tensor, votes: Tensor | None, reach: tuple[int, int]) -> None:
+    """votes [B, T] float32 or None; rows before and behind."""
     _check_layout(k=k, votes=votes)
     if votes is not None:
         _check_shape("votes", votes, tuple(k.shape[:2]), "the rows of k")
         wide = votes.dtype == torch.promote_types(k.dtype, torch.float32)
         require(wide, "the dtype of votes", votes.dtype, "what score_rows returns")
-    require(window > 0 and window % 2 == 1, "window", window, "odd")
+    require(min(reach) >= 0, "reach", reach, "rows before and rows behind, 0 or more of each")
 
 
 def check_bias(

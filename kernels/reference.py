@@ -184,8 +184,8 @@ def score_rows(
 
     q: [B, A, HQ, D], rotated queries of the chunk's last A rows (a query head reads its own group's
     key head); k: [B, T, HKV, D], rotated; prefix_k: [P, HKV, D], shared by the batch, or None;
-    weights: w [HQ] float32, or None for 1; a head of weight 0 is not asked. Returns [B, T], at
-    least float32, NaN where a head that is asked has NaN.
+    weights: w [HQ] float32, or None for 1. Returns [B, T], at least float32, NaN where a head has
+    NaN.
     """
     check_scores(q, k, prefix_k, logit, heads, weights)
     _, asking, query_heads, dim = q.shape
@@ -205,8 +205,7 @@ def score_rows(
                 logits = logits.exp_()
         means = logits.unflatten(1, (asking, group)).mean(1)
         if weights is not None:
-            own_weights = weights[head * group : (head + 1) * group, None]
-            means = (means * own_weights).masked_fill_(own_weights == 0, 0)
+            means = means * weights[head * group : (head + 1) * group, None]
         own = means.amax(1) if heads == "max" else means.sum(1)
         if joined is None:
             joined = own
@@ -254,7 +253,7 @@ def vote_and_select(
     last_row: int,
     logit: str = "softmax",
     heads: str = "sum",
-    window: int = 1,
+    reach: tuple[int, int] = (0, 0),
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keep the `keep` rows of [first_row, last_row) whose neighbourhoods the asking rows attend to
@@ -265,31 +264,32 @@ def vote_and_select(
     lowest; of equal ones the later row is kept.
 
     q: [B, A, HQ, D], rotated queries of the chunk's last A rows; k: [B, T, HKV, D], rotated;
-    prefix_k: [P, HKV, D] or None; votes: [B, T] float32 that were given before, or None; window:
-    odd; weights: of q's heads [HQ] float32, or None. Returns `(kept [B, T - dropped], dropped [B,
-    dropped], scores [B, T])`: the first two ascending, the last with the votes, without neighbours.
+    prefix_k: [P, HKV, D] or None; votes: [B, T] float32 that were given before, or None; reach:
+    rows before and behind a row that are its neighbours; weights: of q's heads [HQ] float32, or
+    None. Returns `(kept [B, T - dropped], dropped [B, dropped], scores [B, T])`: the first two
+    ascending, the last with the votes, without neighbours.
     """
     check_selection(q, k, keep, first_row, last_row)
-    check_votes(k, votes, window)
+    check_votes(k, votes, reach)
     scores = score_rows(q, k, prefix_k, logit, heads, weights)
     if votes is not None:
         scores = scores + votes
-    best = spread(scores[:, first_row:last_row], window)
+    best = spread(scores[:, first_row:last_row], reach)
     return *_select(best, k.shape[1], keep, first_row, last_row), scores
 
 
-def spread(scores: Tensor, window: int) -> Tensor:
+def spread(scores: Tensor, reach: tuple[int, int]) -> Tensor:
     """The best score of all the rows that a row is a neighbour of: [B, T] -> [B, T].
 
-    A row's neighbours are `window` rows: itself, an eighth of them before it, and the others behind
-    it, where the answer follows the words of its question. NaN counts as the lowest.
+    reach: how many rows before and behind a row are its neighbours, beside itself. NaN counts as
+    the lowest.
     """
     scores = _lowest_if_nan(scores)
-    if window == 1 or not scores.shape[1]:
+    before, behind = reach
+    if not scores.shape[1]:
         return scores
-    before = window // 8
-    padded = F.pad(scores[:, None], (window - 1 - before, before), value=float("-inf"))
-    return F.max_pool1d(padded, window, 1)[:, 0]
+    padded = F.pad(scores[:, None], (behind, before), value=float("-inf"))
+    return F.max_pool1d(padded, before + behind + 1, 1)[:, 0]
 
 
 def _lowest_if_nan(scores: Tensor) -> Tensor:

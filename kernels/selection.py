@@ -34,11 +34,12 @@ def rank_rows(
     distances,
     first_row,
     last_row,
-    window,
+    before,
+    behind,
     BLOCK_T: tl.constexpr,
 ):
     """Write the bits of uint32 ranks that order as the significances do to ranks [T]: scores less
-    the bias, or the largest score of a window of neighbours, which needs ranks of their own place.
+    the bias, or the largest score of the rows that reach it, which needs ranks of their own place.
 
     A score that is NaN counts as -inf. Rows that are not prunable get the smallest rank, 0, which
     no number has.
@@ -48,8 +49,8 @@ def rank_rows(
         row = first + offs_t
         prunable = (row >= first_row) & (row < last_row)
         scores = tl.full([BLOCK_T], float("-inf"), tl.float32)
-        for offset in tl.range(0, window):
-            near = row + offset - (window - 1 - window // 8)
+        for offset in tl.range(0, before + behind + 1):
+            near = row + offset - behind
             mask = (near >= first_row) & (near < last_row)
             # Other programs wrote these: read past the first-level cache, blind to their stores.
             own = tl.load(scores_ptr + near, mask=mask, other=float("-inf"), cache_modifier=".cg")
@@ -212,7 +213,8 @@ def _score_and_select_kernel(
             distances,
             first_row,
             last_row,
-            1,
+            0,
+            0,
             BLOCK_T,
         )
         drop = last_row - first_row - keep

@@ -115,7 +115,9 @@ def _log_totals(peaks_ptr, sums_ptr, blocks, offs_a, BLOCK_A: tl.constexpr, BLOC
 
 
 @triton.jit(
-    do_not_specialize=["rows", "blocks", "asking", "keep", "first_row", "last_row", "window"]
+    do_not_specialize=[
+        *("rows", "blocks", "asking", "keep", "first_row", "last_row", "before", "behind")
+    ]
 )
 def _votes_kernel(
     q_ptr,
@@ -138,7 +140,8 @@ def _votes_kernel(
     keep,
     first_row,
     last_row,
-    window,
+    before,
+    behind,
     stride_q_batch,
     stride_q_row,
     stride_q_head,
@@ -181,8 +184,7 @@ def _votes_kernel(
             values = tl.where((offs_a < asking)[:, None], values, 0.0)
             mean = tl.sum(values, axis=0) / asking
             if weights_ptr is not None:
-                weight = tl.load(weights_ptr + head)
-                mean = tl.where(weight == 0.0, 0.0, mean * weight)
+                mean *= tl.load(weights_ptr + head)
             if SUMS:
                 joined += mean
             else:
@@ -194,7 +196,17 @@ def _votes_kernel(
         if arrive(counter_ptr + batch):
             ranks_ptr += batch * rows
             rank_rows(
-                scores_ptr, ranks_ptr, None, None, rows, 0, first_row, last_row, window, BLOCK_T
+                scores_ptr,
+                ranks_ptr,
+                None,
+                None,
+                rows,
+                0,
+                first_row,
+                last_row,
+                before,
+                behind,
+                BLOCK_T,
             )
             drop = last_row - first_row - keep
             kept_ptr += batch * (rows - drop)
@@ -239,7 +251,7 @@ def vote_and_select(
     last_row: int,
     logit: str = "softmax",
     heads: str = "sum",
-    window: int = 1,
+    reach: tuple[int, int] = (0, 0),
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keep the `keep` rows of [first_row, last_row) whose neighbourhoods the asking rows attend to
@@ -247,24 +259,24 @@ def vote_and_select(
 
     The significance of row i is the largest `score_rows(q, k, prefix_k, logit, heads, weights)[j] +
     votes[j]` of the rows j of that range whose neighbour i is, where NaN counts as the lowest; of
-    equal ones the later row is kept. A row's neighbours are `window` rows: itself, an eighth of
-    them before it, and the others behind it, where the answer follows the words of its question.
+    equal ones the later row is kept.
 
     q: [B, A, HQ, D], rotated queries of the chunk's last A rows; k: [B, T, HKV, D], rotated, T at
     most `scoring.MAX_ROWS`; prefix_k: [P, HKV, D] or None; votes: [B, T] float32 that were given
-    before, or None; window: odd; weights: of q's heads [HQ] float32, or None. Returns `(kept [B, T
-    - dropped], dropped [B, dropped], scores [B, T])`: the first two ascending, the last with the
-    votes, without neighbours. Raises `ValueError` for arguments that do not fit together.
+    before, or None; reach: rows before and behind a row that are its neighbours; weights: of q's
+    heads [HQ] float32, or None. Returns `(kept [B, T - dropped], dropped [B, dropped], scores [B,
+    T])`: the first two ascending, the last with the votes, without neighbours. Raises `ValueError`
+    for arguments that do not fit together.
     """
     check_scores(q, k, prefix_k, logit, heads, weights)
     check_budget(q, k, keep, first_row, last_row)
-    check_votes(k, votes, window)
+    check_votes(k, votes, reach)
     check_rows(k.shape[1])
     kept, dropped = new_rows(k, last_row - first_row - keep)
     scores, ranks = (
         torch.empty(k.shape[:2], dtype=torch.float32, device=k.device) for _ in range(2)
     )
-    ends = (keep, first_row, last_row, window)
+    ends = (keep, first_row, last_row, *reach)
     _launch(q, k, prefix_k, logit, heads, weights, scores, votes, ranks, kept, dropped, ends)
     return kept, dropped, scores
 
@@ -281,10 +293,10 @@ def _launch(
     ranks: Tensor | None = None,
     kept: Tensor | None = None,
     dropped: Tensor | None = None,
-    ends: tuple[int, int, int, int] = (0, 0, 0, 1),
+    ends: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0),
 ) -> None:
     """Fill scores [B, T]; with ranks [B, T], kept and dropped too. ends: keep, first_row, last_row
-    and window.
+    and reach.
     """
     batch, asking, query_heads, dim = q.shape
     rows, key_heads = k.shape[1:3]

@@ -122,7 +122,7 @@ class Oracle:
         """As many sources as the root kept: those that the nodes gave most, neighbours included, of
         equal ones the later, and the affixes.
         """
-        best = _widen(given, settings.window, before, after).tolist()
+        best = _widen(given, settings, before, after).tolist()
         context = range(before, len(best) - after)
         keep = sorted(context, key=lambda source: (best[source], source))
         keep = keep[len(context) - (count - before - after) :]
@@ -213,7 +213,7 @@ class Oracle:
                 scores = votes
                 if settings.bias is not None:
                     scores = scores - settings.bias[layer][chunk.positions[-1] - chunk.positions]
-                scores = _widen(scores, settings.window, before, after)
+                scores = _widen(scores, settings, before, after)
                 chunk = _prune(chunk, scores, target, before, after)
             chunk = replace(chunk, hidden=self._mlp(layer, chunk.hidden))
         return chunk
@@ -303,23 +303,23 @@ class Oracle:
 
 def _with_window(settings: Settings, room: int) -> Settings:
     """The settings with their window, or its default in chunks of `room` context tokens: an eighth,
-    an odd number, at most 31.
+    an odd number, at most 31, or 63 where retrieval heads are asked.
     """
     if settings.window is not None:
         return settings
-    eighth = room // 8
-    return replace(settings, window=min(eighth if eighth % 2 else eighth + 1, 31))
+    eighth, longest = room // 8, 31 if settings.weights is None else 63
+    return replace(settings, window=min(eighth if eighth % 2 else eighth + 1, longest))
 
 
-def _widen(scores: Tensor, window: int, before: int, after: int) -> Tensor:
-    """Each context row's best score among the context rows that it is a neighbour of: an eighth of
-    a row's window lies before it, the rest behind it.
+def _widen(scores: Tensor, settings: Settings, before: int, after: int) -> Tensor:
+    """Each context row's best score among the context rows that it is a neighbour of: half of a
+    row's neighbours stand before it, or an eighth where retrieval heads are asked.
     """
-    context = range(before, len(scores) - after)
+    context, neighbours = range(before, len(scores) - after), settings.window - 1
     best = torch.full_like(scores, -torch.inf)
     for row in context:
-        first = row - window // 8
-        for near in range(first, first + window):
+        first = row - neighbours // (2 if settings.weights is None else 8)
+        for near in range(first, first + settings.window):
             if near in context:
                 best[near] = max(best[near], scores[row])
     return best

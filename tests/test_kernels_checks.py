@@ -79,7 +79,7 @@ def good(op: str) -> dict[str, Any]:
             "first_row": 1,
             "last_row": 9,
             "heads": "max",
-            "window": 3,
+            "reach": (1, 2),
             "weights": floats(HQ),
         },
         "score_and_select": {
@@ -161,7 +161,7 @@ BAD: list[tuple[str, str, Callable[[Any], Any], str]] = [
     ("vote_and_select", "heads", lambda x: "mean", "heads is 'mean': it must be one of max, sum"),
     ("score_rows", "weights", lambda x: x[1:], r"the shape of weights is \(3,\): it must be"),
     ("vote_and_select", "weights", Tensor.half, "the dtype of weights is torch.float16"),
-    ("vote_and_select", "window", lambda x: 4, "window is 4: it must be odd"),
+    ("vote_and_select", "reach", lambda x: (-1, 2), r"reach is \(-1, 2\): it must be rows before"),
     ("vote_and_select", "votes", lambda x: x[:, 1:], r"the shape of votes is \(2, 11\)"),
     ("vote_and_select", "votes", Tensor.half, "the dtype of votes is torch.float16"),
     ("vote_and_select", "keep", lambda x: 9, r"keep is 9: it must be in \[0, 8\]"),

@@ -70,12 +70,12 @@ def test_scores(seed, dtype, make, logit, join, batch, rows, prefix, asking, hea
     heads=heads,
     join=st.sampled_from(JOINS),
     voted=st.booleans(),
-    window=st.sampled_from([1, 3, 31]),
+    reach=st.sampled_from([(0, 0), (1, 1), (15, 15), (7, 55), (3, 0)]),
     weighed=st.booleans(),
     cuts=st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
 )
 def test_the_kept_rows_with_ties(
-    seed, dtype, batch, rows, asking, heads, join, voted, window, weighed, cuts
+    seed, dtype, batch, rows, asking, heads, join, voted, reach, weighed, cuts
 ):
     asking = min(asking, rows)
     q = digits(seed, batch, asking, heads[0] * heads[1], 16, dtype=dtype)
@@ -85,7 +85,7 @@ def test_the_kept_rows_with_ties(
     votes = digits(seed + 2, batch, rows) if voted else None
     weights = digits(seed + 3, heads[0] * heads[1]) if weighed else None
     # Powers of two asking rows, and logits as they are: all sums are exact.
-    arguments = (q, k, None, votes, keep, first_row, last_row, "logit", join, window, weights)
+    arguments = (q, k, None, votes, keep, first_row, last_row, "logit", join, reach, weights)
     for actual, expected in zip(
         vote_and_select(*arguments), reference.vote_and_select(*arguments), strict=True
     ):
@@ -98,7 +98,9 @@ def test_the_least_significant_are_dropped(logit, join):
     q, k, prefix = random(0, 2, 5, 8, 32), random(1, 2, 300, 4, 32), random(2, 9, 4, 32)
     votes = random(3, 2, 300) * 0.01
     weights = torch.tensor([1.0, 0, 0, 2, 1, 0, 0, 0.5], device=DEVICE)
-    kept, dropped, own = vote_and_select(q, k, prefix, votes, 120, 5, 290, logit, join, 17, weights)
+    kept, dropped, own = vote_and_select(
+        q, k, prefix, votes, 120, 5, 290, logit, join, (2, 14), weights
+    )
     together = torch.cat([kept, dropped], dim=1).sort(dim=1).values
     assert torch.equal(together, torch.arange(300, device=DEVICE).expand(2, -1))
     assert (kept.diff(dim=1) > 0).all()
@@ -115,16 +117,15 @@ def test_the_least_significant_are_dropped(logit, join):
 
 @pytest.mark.parametrize("logit", LOGITS)
 @pytest.mark.parametrize("join", JOINS)
-@pytest.mark.parametrize("window", [1, 5])
-def test_nan_is_the_lowest_score(logit, join, window):
+@pytest.mark.parametrize("reach", [(0, 0), (2, 2)])
+def test_nan_is_the_lowest_score(logit, join, reach):
     q, k, prefix = random(0, 2, 4, 8, 16), random(1, 2, 90, 4, 16), random(2, 9, 4, 16)
     votes = random(3, 2, 90) * 0.01
     weights = torch.tensor([1.0, 1, 0, 0, 2, 1, 1, 1], device=DEVICE)
     k[0, [3, 40, 41], 0, 5] = torch.nan
     k[1, ::7, 3, 0] = torch.nan
-    k[1, 20, 1] = torch.nan  # of heads that are not asked
     votes[0, 60] = torch.nan
-    arguments = (q, k, prefix, votes, 30, 2, 80, logit, join, window, weights)
+    arguments = (q, k, prefix, votes, 30, 2, 80, logit, join, reach, weights)
     got, expected = vote_and_select(*arguments), reference.vote_and_select(*arguments)
     torch.testing.assert_close(got[2], expected[2], atol=1e-5, rtol=1e-5, equal_nan=True)
     assert torch.equal(got[0], expected[0])
@@ -133,7 +134,7 @@ def test_nan_is_the_lowest_score(logit, join, window):
         nan = expected[2].isnan()
         assert nan[0].nonzero()[:, 0].tolist() == [3, 40, 41, 60]
         assert nan[1].nonzero()[:, 0].tolist() == list(range(0, 90, 7))
-    if logit == "logit" and window == 1:
+    if logit == "logit" and reach == (0, 0):
         assert {3, 40, 41, 60} <= set(got[1][0].tolist())
 
 
@@ -141,7 +142,7 @@ def test_the_neighbours_of_a_found_row_are_kept():
     q = torch.ones(1, 2, 1, 16, device=DEVICE)
     k = torch.zeros(1, 60, 1, 16, device=DEVICE)
     k[:, [20, 45]] = torch.tensor([2.0, 1.0], device=DEVICE)[:, None, None]
-    kept, *_ = vote_and_select(q, k, None, None, 12, 0, 58, window=9)
+    kept, *_ = vote_and_select(q, k, None, None, 12, 0, 58, reach=(1, 7))
     # One before it, seven behind it; of the other's equal neighbours the last ones.
     assert kept.tolist() == [[*range(19, 28), 50, 51, 52, 58, 59]]
 
@@ -170,7 +171,7 @@ def test_too_many_rows_are_refused():
 def test_full_size_in_a_replayed_graph(batch, key_heads):
     q = digits(0, batch, 16, 32, 128, dtype=torch.bfloat16)
     k = digits(1, batch, 2048, key_heads, 128, dtype=torch.bfloat16)
-    arguments = (q, k, None, None, 974, 0, 1948, "logit", "sum", 31)
+    arguments = (q, k, None, None, 974, 0, 1948, "logit", "sum", (15, 15))
     expected = reference.vote_and_select(*arguments)
     vote_and_select(*arguments)
     graph = torch.cuda.CUDAGraph()

@@ -6,7 +6,7 @@ import pytest
 from cases import peers, random_tokens
 
 import homer_triton as ht
-from homer_triton.selection import LONGEST_WINDOW, MOST_ROWS, PAPER, VOTES, Selection
+from homer_triton.selection import MOST_ROWS, PAPER, VOTES, Selection
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,17 @@ def test_as_many_rows_ask_as_there_are() -> None:
 
 def test_a_window_left_out_fits_the_chunk() -> None:
     widths = [VOTES.width(room) for room in (1, 20, 115, 1000, 5000)]
-    assert widths == [1, 3, 15, LONGEST_WINDOW, LONGEST_WINDOW]
+    assert widths == [1, 3, 15, 63, 63]
+    assert Selection(heads="sum").width(5000) == 31
     assert Selection(window=9).width(9) == 9
     with pytest.raises(ValueError, match="window=9 is longer than the 8 context tokens of a chunk"):
         Selection(window=9).width(8)
+
+
+def test_what_retrieval_heads_find_is_followed_by_the_answer() -> None:
+    assert VOTES.reach(5000) == (7, 55)
+    assert Selection(heads="max").reach(5000) == (15, 15)
+    assert Selection(window=1).reach(8) == PAPER.reach(8) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -107,4 +107,4 @@ class LayerwiseScheduler(Scheduler):
         if self.bias is not None:
             positions = labels[:, POSITIONS]
             return scores - self.bias[layer][positions[:, -1:] - positions]
-        return spread(scores, self.window)
+        return spread(scores, self.reach)
