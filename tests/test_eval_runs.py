@@ -141,6 +141,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     for damage in (
         "plain/2",
         '"plain/2", "right": "yes"',
+        '"plain/2", "right": ""',
         f'"plain/2", "right": {huge}',
         "[" * 9999,
     ):

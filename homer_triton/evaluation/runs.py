@@ -104,7 +104,10 @@ class RunFolder:
                     break
                 try:
                     record = json.loads(line)
-                    for figure in filter(None, map(record.get, FIGURES)):
+                    for name in FIGURES:
+                        figure = record.get(name, 0)
+                        if figure is None and name != "right":  # not known
+                            continue
                         if not isinstance(figure, float | int) or not isfinite(figure):
                             raise TypeError("a figure is no number")
                     records[record["id"]] = record
