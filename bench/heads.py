@@ -28,7 +28,6 @@ from homer_triton.evaluation.ruler import choose_tasks
 from homer_triton.evaluation.samples import Sample, Task
 from homer_triton.files import write_atomically
 from homer_triton.kernels.reference import spread
-from homer_triton.model.llama import Select
 from homer_triton.retrieval import retrieval_heads
 from homer_triton.selection import MOST_ROWS, VOTES
 from homer_triton.tokens import split_input
@@ -57,35 +56,20 @@ def joins(model: ht.Llama) -> dict[str, Tensor]:
     return {name: chosen.float() for name, chosen in ways.items()}
 
 
-@torch.no_grad()
 def votes(
     model: ht.Llama, parts: tuple[Tensor, Tensor, Tensor], weights: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """What each way of joining gives the context's tokens, [C]; parts: prefix, context, suffix."""
     prefix, context, suffix = map(len, parts)
-    rows = torch.arange(prefix + context + suffix)[None]
     given = {name: torch.zeros(prefix + context + suffix) for name in weights}
 
-    def observe(layer: int, q: Tensor, k: Tensor) -> None:
+    def see(layer: int, q: Tensor, k: Tensor) -> None:
         for name, by_layer in weights.items():
             if by_layer[layer].any():
                 own = model.ops.score_rows(q, k, None, "softmax", "sum", by_layer[layer])
                 given[name] += own[0]
 
-    def choose(layer: int, q: Tensor, k: Tensor) -> Tensor:
-        observe(layer, q, k)
-        return rows[:, -1:]
-
-    model.run(
-        range(model.config.num_hidden_layers),
-        model.embed(torch.cat(parts)[None]),
-        rows,
-        None,
-        model.new_cache(0),
-        0,
-        model.rotary(rows.shape[1]),
-        Select(min(MOST_ROWS, suffix), choose, observe),
-    )
+    model.watch(torch.cat(parts), min(MOST_ROWS, suffix), see)
     return {name: own[prefix : prefix + context] for name, own in given.items()}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .kernels.reference import score_rows
-from .model.llama import Llama, Select
+from .model.llama import Llama
 from .tensor_file import FLOATS, TensorFile, save_tensors
 from .tokens import TokensLike, tokenize
 from .tree import Plan, default_chunk_len
@@ -141,26 +141,12 @@ def calibrate(
     return Calibration((total / len(starts)).flip(1), model.fingerprint)
 
 
-@torch.no_grad()
 def _segment_scores(model: Llama, tokens: Tensor) -> Tensor:
     """The last row's score of every row, by layer, in the plain model: [L, T] float32 on the
     CPU.
     """
-    rows = torch.arange(len(tokens), device=model.device)[None]
-    hidden = model.embed(tokens[None].to(model.device))
-    nothing_before = model.new_cache(0)
     scores: list[Tensor] = []
-
-    def observe(layer: int, q: Tensor, k: Tensor) -> None:
-        scores.append(score_rows(q, k)[0])
-
-    def choose(layer: int, q: Tensor, k: Tensor) -> Tensor:
-        observe(layer, q, k)
-        return rows[:, -1:]
-
-    layers = range(model.config.num_hidden_layers)
-    rotary = model.rotary(len(tokens))
-    model.run(layers, hidden, rows, None, nothing_before, 0, rotary, Select(1, choose, observe))
+    model.watch(tokens, 1, lambda layer, q, k: scores.append(score_rows(q, k)[0]))
     return torch.stack(scores).cpu()
 
 

@@ -203,6 +203,7 @@ def _encode_alike(
         peak_slots=peak_slots,
         documents=documents,
     )
+    fingerprint = model.fingerprint
     encoded = [
         EncodedContext(
             keys=keys,
@@ -215,7 +216,7 @@ def _encode_alike(
             logits=logits[i],
             plan=tree,
             stats=stats,
-            model=model.fingerprint,
+            model=fingerprint,
         )
         for i, (keys, values) in enumerate(caches)
     ]

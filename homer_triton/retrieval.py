@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from .model.llama import Llama, Select
+from .model.llama import Llama
 from .tokens import beginning
 
 # A sequence's records, at most half of the context limit; the tokens of each; how many of them the
@@ -37,9 +37,9 @@ def retrieval_heads(model: Llama) -> Tensor | None:
 
     They are looked for once, which takes as long as reading two thousand tokens.
     """
-    known = found.get(model)
-    if known is None or known[0] != model.fingerprint:
-        known = found[model] = (model.fingerprint, _find(model))
+    known, fingerprint = found.get(model), model.fingerprint
+    if known is None or known[0] != fingerprint:
+        known = found[model] = (fingerprint, _find(model))
     return known[1]
 
 
@@ -54,7 +54,6 @@ def _find(model: Llama) -> Tensor | None:
     return (attention >= LEAST_SHARE * best).float().to(model.device)
 
 
-@torch.no_grad()
 def record_attention(model: Llama, records: int = RECORDS) -> Tensor:
     """How much of their attention a model's heads give to the record that a question repeats.
 
@@ -76,29 +75,15 @@ def record_attention(model: Llama, records: int = RECORDS) -> Tensor:
     return total / SEQUENCES
 
 
-def _attention_to(model: Llama, tokens: Tensor, found: slice) -> Tensor:
+def _attention_to(model: Llama, tokens: Tensor, record: slice) -> Tensor:
     """How much attention [L, HQ] the last QUESTION_LEN tokens give to some of those before them."""
-    rows = torch.arange(len(tokens), device=model.device)[None]
-    given = []
+    given: list[Tensor] = []
 
-    def observe(layer: int, q: Tensor, k: Tensor) -> None:
+    def see(layer: int, q: Tensor, k: Tensor) -> None:
         keys = k[0, :-QUESTION_LEN].float().permute(1, 2, 0)
         queries = q[0].float().transpose(0, 1).unflatten(0, (len(keys), -1))
         logits = queries @ keys[:, None] * q.shape[-1] ** -0.5
-        given.append(logits.softmax(-1)[..., found].sum(-1).mean(-1).flatten())
+        given.append(logits.softmax(-1)[..., record].sum(-1).mean(-1).flatten())
 
-    def choose(layer: int, q: Tensor, k: Tensor) -> Tensor:
-        observe(layer, q, k)
-        return rows[:, -1:]
-
-    model.run(
-        range(model.config.num_hidden_layers),
-        model.embed(tokens[None].to(model.device)),
-        rows,
-        None,
-        model.new_cache(0),
-        0,
-        model.rotary(len(tokens)),
-        Select(QUESTION_LEN, choose, observe),
-    )
+    model.watch(tokens, QUESTION_LEN, see)
     return torch.stack(given).cpu()

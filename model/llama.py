@@ -272,6 +272,32 @@ class Llama:
         )
         return self.logits(hidden[0] if all_logits else hidden[0, -1])
 
+    @torch.no_grad()
+    def watch(
+        self, token_ids: Tensor, asking: int, see: Callable[[int, Tensor, Tensor], None]
+    ) -> None:
+        """Run a prompt through all layers for what can be seen on the way; nothing of it is kept.
+
+        token_ids: [T]; see: called with every layer's index, the last `asking` rows' queries [1,
+        asking, HQ, D] and all rows' keys [1, T, HKV, D], rotated.
+        """
+        rows = torch.arange(len(token_ids), device=self.device)[None]
+
+        def choose(index: int, q: Tensor, k: Tensor) -> Tensor:
+            see(index, q, k)
+            return rows[:, -1:]
+
+        self.run(
+            range(self.config.num_hidden_layers),
+            self.embed(token_ids[None].to(self.device)),
+            rows,
+            None,
+            self.new_cache(0),
+            0,
+            self.rotary(len(token_ids)),
+            Select(asking, choose, see),
+        )
+
     def _heads(self, projected: Tensor, with_queries: bool) -> tuple[Tensor | None, Tensor, Tensor]:
         """Views of a fused projection: q [B, T, HQ, D] (or None), k and v [B, T, HKV, D]."""
         c = self.config
