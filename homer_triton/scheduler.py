@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .graphs import Replays
-from .kernels.reference import spread
+from .kernels.reference import select_rows, spread
 from .model.llama import Llama, Select
 from .offload import HostStore, Stored
 from .pool import SlotPool
@@ -380,21 +380,20 @@ class Scheduler:
         labels = torch.cat([prefix.expand(*kept.shape[:2], -1), kept], dim=2)
         sources = labels[:, SOURCES]
         if self._voted is not None and self.plan.recompute == "all" and self.plan.height:
-            sources = self._sources_by_votes(sources)
+            sources = self._sources_by_votes()
         return Merged(
             root.hidden[:, -1], labels[:, POSITIONS], sources, labels[:, SLOTS:], self._pruned_at
         )
 
-    def _sources_by_votes(self, sources: Tensor) -> Tensor:
-        """As many tokens of the inputs as the root kept, chosen from all of them: where a vote's
-        neighbours were in another chunk, they come back. [D, T'] to the same.
+    def _sources_by_votes(self) -> Tensor:
+        """The sources [D, T'] of as many tokens as the root kept, chosen from all of them: where a
+        vote's neighbours were in another chunk, they come back.
         """
         assert self._voted is not None
-        first, stop = self.plan.prefix_len, self.plan.prefix_len + self.plan.context_len
+        plan, keep = self.plan, self.plan.levels[-1].nodes[0].kept
+        first, stop = plan.prefix_len, plan.prefix_len + plan.context_len
         best = spread(self._voted[:, first:stop], self.reach)
-        dropped = stop - (sources.shape[1] - self.plan.suffix_len)
-        kept = best.argsort(dim=1, stable=True)[:, dropped:].sort(dim=1).values + first
-        self._pruned_at.masked_fill_(self._pruned_at < 0, self.plan.height)
-        sources = torch.cat([sources[:, :first], kept, sources[:, -self.plan.suffix_len :]], dim=1)
-        self._pruned_at.scatter_(1, sources, -1)
-        return sources
+        kept, _ = select_rows(best, plan.input_len, keep, first, stop)
+        self._pruned_at.masked_fill_(self._pruned_at < 0, plan.height)
+        self._pruned_at.scatter_(1, kept, -1)
+        return kept

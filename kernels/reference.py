@@ -240,7 +240,7 @@ def score_and_select(
     scores = score_rows(q_last[:, None], k)[:, first_row:last_row]
     if bias is not None:
         scores = scores - bias[positions[:, -1:] - positions[:, first_row:last_row]]
-    return _select(scores, k.shape[1], keep, first_row, last_row)
+    return select_rows(_lowest_if_nan(scores), k.shape[1], keep, first_row, last_row)
 
 
 def vote_and_select(
@@ -275,7 +275,7 @@ def vote_and_select(
     if votes is not None:
         scores = scores + votes
     best = spread(scores[:, first_row:last_row], reach)
-    return *_select(best, k.shape[1], keep, first_row, last_row), scores
+    return *select_rows(best, k.shape[1], keep, first_row, last_row), scores
 
 
 def spread(scores: Tensor, reach: tuple[int, int]) -> Tensor:
@@ -296,12 +296,15 @@ def _lowest_if_nan(scores: Tensor) -> Tensor:
     return scores.masked_fill(scores.isnan(), float("-inf"))
 
 
-def _select(
+def select_rows(
     scores: Tensor, rows: int, keep: int, first_row: int, last_row: int
 ) -> tuple[Tensor, Tensor]:
-    """The kept and the dropped of all rows by the scores [B, last_row - first_row]."""
+    """The kept and the dropped of `rows` rows, [B, rows - dropped] and [B, dropped], ascending:
+    `keep` of [first_row, last_row) by their scores [B, last_row - first_row], of equal ones the
+    later, and all outside that range.
+    """
     drop = last_row - first_row - keep
-    order = _lowest_if_nan(scores).argsort(dim=1, stable=True)
+    order = scores.argsort(dim=1, stable=True)
     dropped = first_row + order[:, :drop].sort(dim=1).values
     selected = first_row + order[:, drop:].sort(dim=1).values
     all_rows = torch.arange(rows, device=scores.device).expand(len(scores), -1)
