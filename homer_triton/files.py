@@ -103,7 +103,7 @@ def write_atomically(
     try:
         with temporary.open("xb") as lock:
             flock(lock, LOCK_EX)
-            _sweep(target.parent, kind)
+            sweep(target.parent, kind)
             mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
             _set_mode(temporary, mode | stat.S_IWUSR)
             write(temporary)
@@ -123,9 +123,11 @@ def is_leftover(path: Path) -> bool:
     return _LEFTOVER.fullmatch(path.name) is not None
 
 
-def _sweep(folder: Path, kind: str) -> None:
-    """Remove what processes left that were killed while they wrote this file: nobody locks it."""
-    for file in folder.glob(f".{kind}*.tmp"):
+def sweep(folder: Path, kind: str = "") -> None:
+    """Remove what processes left in a folder that were killed while they wrote to it: nobody locks
+    it. kind: what the names begin with of one file's, those of all if left out.
+    """
+    for file in filter(is_leftover, folder.glob(f".{kind}*.tmp")):
         with suppress(OSError), file.open("rb") as lock:
             flock(lock, LOCK_EX | LOCK_NB)
             file.unlink()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from .checks import whole_number
+
 
 def continuation(
     keys: Tensor,
@@ -36,8 +38,7 @@ def continuation(
         raise ValueError(
             f"new_ids must be token ids, [n] or [batch, n], not {ids.dtype} {list(ids.shape)}."
         )
-    if copies < 1:
-        raise ValueError(f"copies={copies} must be at least 1.")
+    copies = whole_number("copies", copies, 1)
     ids = ids.long().reshape(-1, ids.shape[-1])
     (batch, count), rows = ids.shape, keys.shape[2]
     cache = DynamicCache()

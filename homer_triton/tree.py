@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+from .checks import MOST
 from .model.costs import ModelShape, activation_bytes, cache_bytes, layer_flops, mlp_rows
 
 Recompute = Literal["none", "suffix", "all"]
 
-# The least that a described plan's numbers can be, and the most that is still a length.
+# The least that a described plan's numbers can be.
 _LEAST = {
     "prefix_len": 0,
     "context_len": 1,
@@ -30,7 +31,6 @@ _LEAST = {
     "layers_tree": 1,
     "asking": 1,
 }
-_MOST = 2**48
 
 # Longer chunks take more memory and more attention for each token; shorter ones know too little of
 # what stands around a token.
@@ -328,7 +328,7 @@ class Plan:
             raise ValueError(f"a plan must have {', '.join(sorted(known))}")
         for name, least in _LEAST.items():
             value = fields[name]
-            if type(value) is not int or not least <= value <= _MOST:
+            if type(value) is not int or not least <= value <= MOST:
                 raise ValueError(f"the plan's {name} is {value!r}")
         if type(fields["offload"]) is not bool:
             raise ValueError(f"the plan's offload is {fields['offload']!r}")

@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
-from ..files import check_writable, is_leftover, write_atomically
+from ..files import check_writable, is_leftover, sweep, write_atomically
 
 Record = dict[str, Any]
 
@@ -60,8 +60,7 @@ class RunFolder:
             else:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._write("config.json", {"settings": settings, "environment": environment})
-            for file in filter(is_leftover, self.path.iterdir()):
-                file.unlink()
+            sweep(self.path)
         except OSError as error:
             raise ValueError(f"Cannot write {self.path}: {error.strerror}.") from error
         self.records = self._read_predictions()
