@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .kernels.reference import score_rows
+from .model.errors import shorten
 from .model.llama import Llama
 from .tensor_file import FLOATS, TensorFile, save_tensors
 from .tokens import TokensLike, tokenize
@@ -74,7 +75,8 @@ class Calibration:
             return cls(file.read()["bias"], model, path)
         except ValueError as error:
             raise ValueError(
-                f"{path} is not a calibration file, or is damaged: {error}; calibrate again."
+                f"{path} is not a calibration file, or is damaged: {shorten(error)}; "
+                "calibrate again."
             ) from error
 
     def check(self, model: Llama, plan: Plan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from .controls import Affix, words
+from .model.errors import shorten
 
 # Stands for the user's text while the template is applied; no template has it in its own.
 _TEXT = "⟦the user's text goes here⟧"
@@ -26,7 +27,7 @@ def chat_affixes(tokenizer: PreTrainedTokenizerBase, question: str = "") -> tupl
             [{"role": "user", "content": _TEXT}], tokenize=False, add_generation_prompt=True
         )
     except Exception as error:  # a template is a program of the checkpoint's
-        raise ValueError(f"The chat template fails on a user turn ({error}).") from error
+        raise ValueError(f"The chat template fails on a user turn ({shorten(error)}).") from error
     pieces = str(turn).split(_TEXT)
     if len(pieces) != 2:
         raise ValueError("The chat template does not repeat the user's text just once.")

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .context_file import read_context, write_context
+from .model.errors import shorten
 from .model.llama import Llama
 from .survivors import GAP, Unit, surviving_text
 from .transformers_bridge import continuation
@@ -126,7 +127,8 @@ class EncodedContext:
             return cls(**parts).to(device)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} is not an encoded context, or is damaged: {error}; encode the text again."
+                f"{path} is not an encoded context, or is damaged: {shorten(error)}; "
+                "encode the text again."
             ) from error
 
     def to_transformers(

@@ -600,6 +600,23 @@ def test_interrupts_while_libraries_are_imported(
     assert "Traceback" not in stderr
 
 
+def test_an_interrupt_while_options_are_read() -> None:
+    script = """
+import os, signal
+from homer_triton.cli import commands, main
+def interrupted(*arguments): os.kill(os.getpid(), signal.SIGINT)
+commands.ReportingGroup.parse_args = interrupted
+main()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (ended.returncode, ended.stderr.strip()) == (130, "homer: interrupted.")
+
+
 def test_json_errors_leave_stdout_empty(place: Workplace) -> None:
     _empty_context(place)
     assert_refused(place.encode("--json"), "The context is empty")

@@ -164,6 +164,10 @@ def test_homer_in_a_process_of_its_own(tmp_path: Path) -> None:
         (Ended(130, "", ""), "no sentence"),
         (Ended(1, "", "homer: interrupted.\n"), "exit code 1"),
         (Ended(130, "", "Traceback (most recent call last):\n"), "traceback"),
+        # Python's own start, before any line of ours.
+        (Ended(-2, "", ""), None),
+        (Ended(-2, "", 'Traceback\n  File "<frozen site>", line 599\nKeyboardInterrupt\n'), None),
+        (Ended(-2, "", 'Traceback\n  File "homer_triton/cli/__init__.py"\n'), "traceback"),
     ],
 )
 def test_how_an_interrupted_command_may_end(ended: Ended, wrong: str | None) -> None:

@@ -4,7 +4,7 @@ Commands import the library inside their functions, and nothing else here import
 --help` and a misspelt option answer at once.
 """
 
-from .interrupts import heard_interrupts, leave_interrupted
+from .interrupts import heard_interrupts, leave_interrupted, was_interrupted
 
 
 def main() -> None:
@@ -18,3 +18,7 @@ def main() -> None:
                 app(prog_name="homer")
     except KeyboardInterrupt:
         leave_interrupted()
+    except SystemExit as left:
+        if left.code and was_interrupted():  # while options were read, which typer ends in silence
+            leave_interrupted()
+        raise

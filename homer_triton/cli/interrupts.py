@@ -15,6 +15,7 @@ INTERRUPTED = 130
 AGAIN = 2.0
 
 _pressed = False
+_told = False
 
 
 def was_interrupted() -> bool:
@@ -23,9 +24,12 @@ def was_interrupted() -> bool:
 
 
 def leave_interrupted() -> NoReturn:
-    """Say so, and exit."""
+    """Say so once, and exit."""
+    global _told
     signal.setitimer(signal.ITIMER_REAL, 0)
-    print("homer: interrupted.", file=sys.stderr)
+    if not _told:
+        print("homer: interrupted.", file=sys.stderr)
+    _told = True
     sys.exit(INTERRUPTED)
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..config import HomerConfig
+from ..model.errors import shorten
 from ..model.llama import Llama
 from ..tokens import tokenize
 from .methods import make_readers
@@ -97,7 +98,9 @@ class HomerLM(TemplateLM):
                 continue_final_message=not add_generation_prompt,
             )
         except Exception as error:  # a template is a program of the checkpoint's
-            raise ValueError(f"The chat template fails on a conversation ({error}).") from error
+            raise ValueError(
+                f"The chat template fails on a conversation ({shorten(error)})."
+            ) from error
         return str(turns)
 
     def tok_encode(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..controls import words
+from ..model.errors import shorten
 from ..model.llama import Llama
 from ..tokens import split_input, tokenize
 from .methods import Reader, token_losses
@@ -59,7 +60,7 @@ def read_quality(path: str | Path) -> QualityData:
             article = _text(entry, "article")
             questions += _questions(entry, len(articles))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"Line {number} of {path} cannot be used: {error}") from error
+            raise ValueError(f"Line {number} of {path} cannot be used: {shorten(error)}") from error
         articles.append(article)
     if not questions:
         raise ValueError(f"{path} holds no questions.")

@@ -47,7 +47,6 @@ EARLIER = b"what was there before"
 # Runs homer as its console script does, from the first import on.
 COLD_START = "from homer_triton.cli import main; main()"
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate", "os.chmod", "os.link")
-_REMOVAL = FILE_EVENTS.index("os.remove")
 
 
 @dataclass(frozen=True)
@@ -113,10 +112,7 @@ class Kills:
         if how == "cold":
             moment = draw.uniform(0.0, COLD)
             return f"{moment:.3f} s after a cold start", _end_cold(command, place, number, moment)
-        # What is interrupted while it tidies up has no second chance before the next run.
-        untidy = number == signal.SIGKILL
-        able = [i for i, kind in enumerate(known.events) if untidy or kind != _REMOVAL]
-        after = draw.choice(able)
+        after = draw.randrange(len(known.events))
         if how == "time":
             after, moment = -1, draw.uniform(0.0, 1.1 * known.seconds)
         ready, started = os.pipe()
@@ -184,6 +180,8 @@ class Kills:
 
 def check_interrupted(ended: Ended) -> None:
     """Raise `FaultError` unless Ctrl-C ended a command in a sentence, or came too late."""
+    if ended.code == -signal.SIGINT and "homer_triton" not in ended.stderr:
+        return  # while Python itself starts
     if "Traceback" in ended.stderr:
         raise FaultError("Ctrl-C leaves a traceback")
     if ended.code not in (0, INTERRUPTED):
@@ -215,17 +213,20 @@ def _without_costs(row: dict[str, Any]) -> dict[str, Any]:
 
 def _watch_files(place: Path, pipe: int, after: int, number: signal.Signals) -> None:
     """Write a byte to the pipe now and at every event with a file of the place; end this process at
-    the event `after`, counted from 0.
+    the event `after`, counted from 0, or at the next one where Ctrl-C would fall on a removal: what
+    is interrupted while it tidies up has no second chance before the next run.
     """
-    seen = 0
+    seen, ended = 0, after < 0
     root = str(place)
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
+        nonlocal seen, ended
         if event in FILE_EVENTS and _is_in(root, arguments[0]):
             os.write(pipe, bytes([FILE_EVENTS.index(event)]))
-            seen += 1  # first: an interrupt leaves from here
-            if seen == after + 1:
+            seen += 1
+            tidies = number == signal.SIGINT and event == "os.remove"
+            if not ended and seen > after and not tidies:
+                ended = True  # first: an interrupt leaves from here
                 os.kill(os.getpid(), number)
 
     os.write(pipe, b".")
