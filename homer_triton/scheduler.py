@@ -262,7 +262,7 @@ class Scheduler:
         def observe(layer: int, q: Tensor, k: Tensor) -> None:
             nonlocal votes
             if self._asked[layer]:
-                own = self._votes(layer, q, k)
+                own = self._votes(layer, q, k, self._weights(layer))
                 votes = own if votes is None else votes + own
 
         def choose(layer: int, q: Tensor, k: Tensor) -> Tensor:
@@ -284,12 +284,12 @@ class Scheduler:
         sources = labels[:, SOURCES]
         return self._voted.gather(1, sources.reshape(self.documents, -1)).view(sources.shape)
 
-    def _votes(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
-        """What a layer's asking rows give each row of B chunks, [B, rows]."""
+    def _votes(self, layer: int, q: Tensor, k: Tensor, weights: Tensor | None) -> Tensor:
+        """What a layer's asking rows give each row of B chunks, [B, rows]; weights: as
+        `_weights` has them.
+        """
         selection, before = self.selection, self._prefix_keys(layer)
-        return self.model.ops.score_rows(
-            q, k, before, selection.logit, selection.join, self._weights(layer)
-        )
+        return self.model.ops.score_rows(q, k, before, selection.logit, selection.join, weights)
 
     def _weights(self, layer: int) -> Tensor | None:
         """How much each head of a layer counts, [HQ], if not all do alike."""

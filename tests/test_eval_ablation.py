@@ -69,6 +69,37 @@ def test_without_refinement_every_layer_keeps_what_it_scores_best(
     assert encoded.source_indices.tolist() == chosen[-1]
 
 
+def test_a_layer_without_retrieval_heads_asks_all_of_its_heads(
+    model: ht.Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retrieving = torch.zeros(LAYERS, model.config.num_attention_heads)
+    retrieving[1, 0] = 1
+    monkeypatch.setattr("homer_triton.scheduler.retrieval_heads", lambda _: retrieving)
+    prefix, context, suffix = parts(25)
+    votes = ht.HomerConfig(
+        max_chunk_len=32, target_len=17, selection="votes,rows=1,window=1", recompute="suffix"
+    )
+    encoded = ht.encode(model, context, prefix, suffix, votes, scheduler=LayerwiseScheduler)
+    tokens = torch.cat([prefix, context, suffix])
+    keys, _ = observe(model, tokens)
+    seen: list[Tensor] = []
+    rows = torch.arange(len(tokens))[None]
+
+    def ask(layer: int, q: Tensor, k: Tensor) -> Tensor:
+        weights = retrieving[1] if layer == 1 else None
+        seen.append(score_rows(q, k, None, "softmax", "sum", weights)[0])
+        return rows
+
+    hidden, cache = model.embed(tokens[None]), model.new_cache(len(tokens))
+    for layer in range(2):
+        select = Select(1, ask)
+        hidden = model.layer(
+            layer, hidden, rows, rows, cache[layer], 0, model.rotary(len(tokens)), select
+        )
+        best = 2 + seen[layer][2:27].topk(12).indices.sort().values
+        assert torch.allclose(encoded.keys[layer][:, 2:14], keys[layer, best].transpose(0, 1))
+
+
 def test_without_refinement_a_tree_keeps_as_much_of_every_layer(model: ht.Llama) -> None:
     prefix, context, suffix = parts(200)
     full = ht.encode(model, context, prefix, suffix, CONFIG)

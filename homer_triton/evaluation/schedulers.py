@@ -103,7 +103,9 @@ class LayerwiseScheduler(Scheduler):
         """How significant a layer finds each row of B chunks, [B, rows]."""
         if self._generator is not None:
             return torch.rand(k.shape[:2], generator=self._generator).to(k.device)
-        scores = self._votes(layer, q, k).float()
+        # A layer without a retrieval head asks all of its heads, or it would choose nothing.
+        weights = self._weights(layer) if self._asked[layer] else None
+        scores = self._votes(layer, q, k, weights).float()
         if self.bias is not None:
             positions = labels[:, POSITIONS]
             return scores - self.bias[layer][positions[:, -1:] - positions]
