@@ -10,6 +10,11 @@ import pytest
 from homer_triton.evaluation.aggregation import draw_common_words, draw_frequent_words
 from homer_triton.evaluation.samples import Sample, match_all
 
+INSTRUCTION = (
+    "Below is a numbered list of words. In these words, some appear more often than others. "
+    "Memorize the ones that appear most often.\n"
+)
+
 
 def count_words(text: str) -> int:
     return len(text.split())
@@ -36,8 +41,9 @@ def entries(numbered: str) -> list[str]:
 @pytest.mark.parametrize("seed", range(5))
 def test_ten_words_are_common_and_the_others_are_not(room, counts, example_counts, seed):
     sample = common(room, seed)
-    example, text = sample.context.split(sample.instruction)
-    words = Counter(entries(text))
+    _, example, nothing = sample.instruction.split(INSTRUCTION)
+    assert not nothing
+    words = Counter(entries(sample.context))
     assert {word for word, times in words.items() if times == counts[0]} == set(sample.answers)
     assert len(set(sample.answers)) == 10
     assert set(words.values()) == set(counts)
@@ -51,7 +57,7 @@ def test_ten_words_are_common_and_the_others_are_not(room, counts, example_count
 
 def test_the_list_is_shuffled():
     sample = common(3584, 0)
-    words = entries(sample.context.split(sample.instruction)[1])
+    words = entries(sample.context)
     places = [i / len(words) for i, word in enumerate(words) if word in sample.answers]
     assert sum(places) / len(places) == pytest.approx(0.5, abs=0.05)
 
@@ -59,7 +65,7 @@ def test_the_list_is_shuffled():
 @pytest.mark.parametrize(("room", "letters"), [(3584, 4), (8000, 6)])
 def test_no_word_stands_in_another(room, letters):
     sample = common(room, 0)
-    words = entries(sample.context.split(sample.instruction)[1])
+    words = entries(sample.context)
     assert {len(word) for word in words} == {letters}
 
 

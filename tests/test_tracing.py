@@ -22,7 +22,9 @@ def draw(room: int, seed: int) -> Sample:
 @pytest.mark.parametrize("seed", range(20))
 def test_five_variables_have_the_value_one_from_another(seed):
     sample = draw(800, seed)
-    example, text = sample.context.split(INSTRUCTION)
+    _, example, nothing = sample.instruction.split(INSTRUCTION)
+    assert not nothing
+    text = sample.context
     value = re.search(r"the value (\d{5}) in the text above", sample.prompt)[1]
     statements = STATEMENT.findall(text)
     names = [name for name, _ in statements]
@@ -38,7 +40,7 @@ def test_five_variables_have_the_value_one_from_another(seed):
 
 
 def test_the_rest_is_noise():
-    text = draw(800, 0).context.split(INSTRUCTION)[1]
+    text = draw(800, 0).context
     without = re.sub(r"VAR [A-Z]+ = \w+( [A-Z]{5})?", "", text)
     lines = [" ".join(line.split()) for line in without.split("\n")]
     assert set(lines) == {" ".join(FILLER)}
@@ -48,7 +50,7 @@ def test_the_rest_is_noise():
 def test_statements_stand_anywhere_and_each_before_a_line_of_its_own():
     first, last = [], []
     for seed in range(60):
-        lines = draw(800, seed).context.split(INSTRUCTION)[1].split("\n")
+        lines = draw(800, seed).context.split("\n")
         places = [i for i, line in enumerate(lines) if "VAR" in line]
         assert len(places) == 5
         first.append(places[0] / (len(lines) - 1))
@@ -61,7 +63,7 @@ def test_statements_stand_anywhere_and_each_before_a_line_of_its_own():
 
 def test_the_example_is_a_shorter_text_with_its_answer():
     sample = draw(800, 4)
-    example, _ = sample.context.split(INSTRUCTION)
+    _, example, _ = sample.instruction.split(INSTRUCTION)
     statements = STATEMENT.findall(example)[:5]
     names = [name for name, _ in statements]
     assert all(len(name) == 3 for name in names)
@@ -71,7 +73,6 @@ def test_the_example_is_a_shorter_text_with_its_answer():
         f"above, 5 variables are assigned the value {value}, they are: {' '.join(names)}\n\n"
     )
     assert example.count(FILLER[0]) == 10
-    assert sample.instruction == INSTRUCTION
     assert sample.reply.endswith("they are:")
 
 

@@ -39,7 +39,7 @@ _FREQUENT_REPLY = (
 
 def draw_common_words(draw: random.Random, room: int, depth: float | None, count: Count) -> Sample:
     """Common words extraction: ten words stand more often than the others in a numbered list,
-    which comes after an example with its answer; it has no depth.
+    after an example with its answer, which counts as instruction; it has no depth.
 
     The ten stand 30 times and the others 3 times; 6 times and once in texts below `FULL_LENGTH`.
     """
@@ -57,16 +57,16 @@ def draw_common_words(draw: random.Random, room: int, depth: float | None, count
         example_common * example_often + words.first(used)[2 * _COMMON :] * example_seldom, seed
     )
     answer = _number(example_common)
-    shown = f"{example}\n{_COMMON_QUESTION}{_COMMON_REPLY} {answer}\n{_COMMON_INSTRUCTION}"
+    shown = f"{example}\n{_COMMON_QUESTION}{_COMMON_REPLY} {answer}\n"
 
     def build(others: int) -> Sample:
         entries = common * often + words.first(used + others)[used:] * seldom
         return Sample(
-            shown + _list(entries, seed),
+            _list(entries, seed),
             _COMMON_QUESTION,
             tuple(common),
             None,
-            _COMMON_INSTRUCTION,
+            _COMMON_INSTRUCTION + shown + _COMMON_INSTRUCTION,
             _COMMON_REPLY,
         )
 

@@ -1,6 +1,7 @@
 """Variable tracking: which variables have a value, each from the one before (RULER, section 3.3).
 
-One chain of four hops is hidden in the passkey task's filler, after an example with its answer.
+One chain of four hops is hidden in the passkey task's filler. An example with its answer stands
+before the text, and counts as instruction: as a user would have it, no method leaves it out.
 """
 
 from __future__ import annotations
@@ -29,16 +30,19 @@ def draw_trace(draw: random.Random, room: int, depth: float | None, count: Count
     names, statements = _draw_chain(draw, value, _LETTERS)
     seed, example_seed = draw.getrandbits(32), draw.getrandbits(32)
     example_names, example = _draw_chain(draw, example_value, _EXAMPLE_LETTERS)
-    shown = (
-        _hide(example, _EXAMPLE_LINES, example_seed)
+    instruction = (
+        _INSTRUCTION
+        + _hide(example, _EXAMPLE_LINES, example_seed)
         + "\n"
         + "".join(_question(example_value))
         + f" {' '.join(example_names)}\n\n"
+        + _INSTRUCTION
     )
 
     def build(lines: int) -> Sample:
-        context = shown + _INSTRUCTION + _hide(statements, lines, seed)
-        return Sample(context, prompt, tuple(names), None, _INSTRUCTION, reply)
+        return Sample(
+            _hide(statements, lines, seed), prompt, tuple(names), None, instruction, reply
+        )
 
     return fill(build, room, count, least=len(statements))
 
