@@ -21,16 +21,16 @@ from transformers import PreTrainedTokenizerBase
 
 import homer_triton as ht
 from homer_triton.cli.eval_runs import layout_of
+from homer_triton.engine.retrieval import retrieval_heads
 from homer_triton.evaluation.environment import describe_environment
 from homer_triton.evaluation.needles import needles_in
 from homer_triton.evaluation.questions import Cell, draw_sample
 from homer_triton.evaluation.ruler import choose_tasks
 from homer_triton.evaluation.samples import Sample, Task
-from homer_triton.files import write_atomically
 from homer_triton.kernels.reference import spread
-from homer_triton.retrieval import retrieval_heads
 from homer_triton.selection import MOST_ROWS, VOTES
-from homer_triton.tokens import split_input
+from homer_triton.storage.files import write_atomically
+from homer_triton.text.tokens import split_input
 
 OUT = Path(__file__).resolve().parent / "results" / "real" / "heads.json"
 RULER = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt")

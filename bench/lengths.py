@@ -17,7 +17,7 @@ import torch
 from random_models import SHAPES, random_llama
 
 import homer_triton as ht
-from homer_triton.heap import trim_heap
+from homer_triton.engine.heap import trim_heap
 
 
 def resident_mib() -> float:

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from .config import HomerConfig, plan
     from .context import EncodedContext
     from .encoding import encode, encode_batch
+    from .engine.tree import Plan
     from .generation import Generation, generate
     from .loading import from_transformers, load, with_rope
     from .model.config import ModelConfig
     from .model.llama import Llama
     from .selection import Selection
-    from .tree import Plan
 
 __version__ = "0.1.0"
 
@@ -53,7 +53,7 @@ _MODULES = {
     "model.config": ("ModelConfig",),
     "model.llama": ("Llama",),
     "selection": ("Selection",),
-    "tree": ("Plan",),
+    "engine.tree": ("Plan",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .engine.tree import Plan, default_chunk_len
 from .kernels.reference import score_rows
 from .model.errors import shorten
 from .model.llama import Llama
-from .tensor_file import FLOATS, TensorFile, save_tensors
-from .tokens import TokensLike, tokenize
-from .tree import Plan, default_chunk_len
+from .storage.tensor_file import FLOATS, TensorFile, save_tensors
+from .text.tokens import TokensLike, tokenize
 
 _KIND = "homer_triton.calibration"
 

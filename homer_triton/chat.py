@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-from .controls import Affix, words
 from .model.errors import shorten
+from .text.controls import Affix, words
 
 # Stands for the user's text while the template is applied; no template has it in its own.
 _TEXT = "⟦the user's text goes here⟧"

@@ -8,10 +8,17 @@ from typing import Any, Literal, get_args
 
 from .calibration import Calibration
 from .checks import whole_number
+from .engine.tree import (
+    Plan,
+    Recompute,
+    build_plan,
+    default_chunk_len,
+    default_target_len,
+    tree_height,
+)
 from .model.config import ModelConfig
 from .model.llama import Llama
 from .selection import PAPER, VOTES, Selection
-from .tree import Plan, Recompute, build_plan, default_chunk_len, default_target_len, tree_height
 
 # What a memory budget is tried with: more than eight leaves at once hardly gain anything.
 LEAF_BATCHES = (8, 4, 2, 1)

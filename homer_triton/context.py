@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .context_file import read_context, write_context
+from .engine.transformers_cache import continuation
+from .engine.tree import Plan
 from .model.errors import shorten
 from .model.llama import Llama
-from .survivors import GAP, Unit, surviving_text
-from .transformers_bridge import continuation
-from .tree import Plan
+from .storage.context_file import read_context, write_context
+from .text.survivors import GAP, Unit, surviving_text
 
 
 @dataclass(frozen=True)

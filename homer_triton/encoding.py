@@ -12,15 +12,15 @@ from tqdm import tqdm
 from .checks import whole_number
 from .config import HomerConfig, plan
 from .context import EncodedContext, EncodeStats
-from .graphs import Replays
-from .heap import trim_heap
+from .engine.graphs import Replays
+from .engine.heap import trim_heap
+from .engine.pool import SlotPool, make_pools
+from .engine.recompute import read_again_
+from .engine.scheduler import Merged, Scheduler
+from .engine.stopwatch import Stopwatch
+from .engine.tree import Node, Plan
 from .model.llama import Llama
-from .pool import SlotPool, make_pools
-from .recompute import read_again_
-from .scheduler import Merged, Scheduler
-from .stopwatch import Stopwatch
-from .tokens import TokensLike, split_input
-from .tree import Node, Plan
+from .text.tokens import TokensLike, split_input
 
 
 def encode(

@@ -23,7 +23,7 @@ from transformers import (
 from .checks import SEEDS, whole_number
 from .context import EncodedContext
 from .model.llama import Llama
-from .tokens import TokensLike, tokenize
+from .text.tokens import TokensLike, tokenize
 
 # Logits over less overflow, and their likeliest token is the only one long before.
 LEAST_TEMPERATURE = 1e-6

@@ -19,12 +19,12 @@ class Selection:
     logit: what an attention logit becomes, "logit" (itself, the one that a calibration corrects),
     "log_softmax" or "softmax" over all rows that are seen. heads: "max" or "sum" over the heads of
     the asking rows' mean, or "retrieval", the sum over the model's retrieval heads
-    (`homer_triton.retrieval`) alone. layers: "last" asks the node's last layer, "all" adds up all
-    of its layers, "levels" adds to the last one's what the nodes below it gave, "tree" adds up all
-    of both. window: how many rows share a row's score where it is better than their own, an odd
-    number, 1 for each its own, None for 31, of retrieval heads 63, or an eighth of a short chunk.
-    They lie on both sides of it; of retrieval heads seven eighths lie behind it, since these find
-    the words of a question, and an answer follows them. A row that is kept so brings its
+    (`homer_triton.engine.retrieval`) alone. layers: "last" asks the node's last layer, "all" adds
+    up all of its layers, "levels" adds to the last one's what the nodes below it gave, "tree" adds
+    up all of both. window: how many rows share a row's score where it is better than their own, an
+    odd number, 1 for each its own, None for 31, of retrieval heads 63, or an eighth of a short
+    chunk. They lie on both sides of it; of retrieval heads seven eighths lie behind it, since these
+    find the words of a question, and an answer follows them. A row that is kept so brings its
     neighbours, which a reader needs.
 
     Raises `ValueError` for values out of range.

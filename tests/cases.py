@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 import homer_triton as ht
-from homer_triton import retrieval
-from homer_triton.tree import build_plan
+from homer_triton.engine import retrieval
+from homer_triton.engine.tree import build_plan
 
 # Models this small run ten times faster on one thread, and a hundred times beside other work.
 torch.set_num_threads(1)

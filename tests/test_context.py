@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import homer_triton as ht
-from homer_triton.tensor_file import checksum_of
+from homer_triton.storage.tensor_file import checksum_of
 
 TENSORS = ("keys", "values", "positions", "source_indices", "token_ids", "pruned_at", "logits")
 

@@ -31,7 +31,7 @@ from oracle import Oracle
 from oracle_tree import Settings
 
 import homer_triton as ht
-from homer_triton.tree import Node
+from homer_triton.engine.tree import Node
 
 
 @REPEATABLE

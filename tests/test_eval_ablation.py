@@ -74,7 +74,7 @@ def test_a_layer_without_retrieval_heads_asks_all_of_its_heads(
 ) -> None:
     retrieving = torch.zeros(LAYERS, model.config.num_attention_heads)
     retrieving[1, 0] = 1
-    monkeypatch.setattr("homer_triton.scheduler.retrieval_heads", lambda _: retrieving)
+    monkeypatch.setattr("homer_triton.engine.scheduler.retrieval_heads", lambda _: retrieving)
     prefix, context, suffix = parts(25)
     votes = ht.HomerConfig(
         max_chunk_len=32, target_len=17, selection="votes,rows=1,window=1", recompute="suffix"

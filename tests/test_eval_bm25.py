@@ -10,7 +10,7 @@ from eval_model import LIMIT, save_model
 import homer_triton as ht
 from homer_triton.evaluation.bm25 import PASSAGE_LEN, passage_lengths, rank, retrieve
 from homer_triton.evaluation.methods import METHODS, make_readers
-from homer_triton.tokens import tokenize
+from homer_triton.text.tokens import tokenize
 
 FILLER = "the grass is green and the water runs over the stone . "
 NEEDLE = "The pass key is 71432 . "

@@ -27,7 +27,7 @@ from homer_triton.evaluation.questions import (
 from homer_triton.evaluation.ruler import TASKS
 from homer_triton.evaluation.runs import RunFolder
 from homer_triton.evaluation.samples import Count, Sample, Task, fill
-from homer_triton.tokens import split_input
+from homer_triton.text.tokens import split_input
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 

@@ -27,8 +27,8 @@ from command_line import checkpoint, run, text
 
 import homer_triton as ht
 from homer_triton.demo import CHECKPOINT
+from homer_triton.engine.tree import Node
 from homer_triton.kernels import reference
-from homer_triton.tree import Node
 
 TOKENS = random_tokens(120)
 CONFIG = ht.HomerConfig(16, 14, 2, leaf_batch=2, recompute="suffix")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import homer_triton as ht
-from homer_triton.files import check_outputs, check_writable, is_leftover, write_atomically
+from homer_triton.storage.files import check_outputs, check_writable, is_leftover, write_atomically
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -104,7 +104,7 @@ def test_standard_output_is_no_place_for_a_file(
     tmp_path: Path, output: str, redirected: str
 ) -> None:
     (tmp_path / "file").write_text("")
-    code = "import sys; from homer_triton.files import check_writable as c; c(sys.argv[1])"
+    code = "import sys; from homer_triton.storage.files import check_writable as c; c(sys.argv[1])"
     with (tmp_path / "file").open("w") as file:
         done = subprocess.run(
             [sys.executable, "-c", code, output],

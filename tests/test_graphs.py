@@ -14,8 +14,8 @@ from torch import Tensor
 import homer_triton as ht
 from homer_triton import encoding, graphs
 from homer_triton.demo import CHECKPOINT
-from homer_triton.graphs import Captured, Replays, Step
-from homer_triton.pool import make_pools
+from homer_triton.engine.graphs import Captured, Replays, Step
+from homer_triton.engine.pool import make_pools
 from homer_triton.selection import PAPER
 
 CASE = Lengths(2, 140, 3, LAYERS, Settings(15, 15, 2))

@@ -10,7 +10,7 @@ from checkpoints import random_model
 
 import homer_triton as ht
 from homer_triton.demo import CHECKPOINT
-from homer_triton.tree import build_plan
+from homer_triton.engine.tree import build_plan
 
 SETTINGS = {"max_chunk_len": 128, "target_len": 128, "layers_warmup": 1}
 AFFIX = 8
@@ -22,7 +22,7 @@ import re, sys
 from pathlib import Path
 import torch
 import homer_triton as ht
-from homer_triton.heap import trim_heap
+from homer_triton.engine.heap import trim_heap
 from transformers import LlamaConfig, LlamaForCausalLM
 torch.set_num_threads(1)
 def resident(name):

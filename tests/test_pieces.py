@@ -8,7 +8,7 @@ from text_tokenizers import TOKENIZERS, byte_fallback, byte_level
 from transformers import PreTrainedTokenizerBase
 
 from homer_triton.demo.tokenizer import build_tokenizer
-from homer_triton.pieces import locate, piece_texts
+from homer_triton.text.pieces import locate, piece_texts
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 

@@ -6,7 +6,7 @@ from cases import REPEATABLE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homer_triton.pool import SlotPool
+from homer_triton.engine.pool import SlotPool
 
 
 def make_pool(slots: int, reserved: int) -> SlotPool:

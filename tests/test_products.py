@@ -123,7 +123,7 @@ def test_autograd_goes_through(least_work: int) -> None:
 EVER_NEW_ROWS = """
 from pathlib import Path
 import torch
-from homer_triton.heap import trim_heap
+from homer_triton.engine.heap import trim_heap
 from homer_triton.kernels.products import fuses, linear
 
 def resident():

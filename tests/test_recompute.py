@@ -7,7 +7,7 @@ import torch
 from cases import peers, random_tokens
 
 import homer_triton as ht
-from homer_triton.recompute import read_again_
+from homer_triton.engine.recompute import read_again_
 
 CONFIG = ht.HomerConfig(18, 16, 1, selection="votes,window=3")
 

@@ -6,8 +6,13 @@ from checkpoints import random_model
 from transformers import LlamaForCausalLM
 
 import homer_triton as ht
-from homer_triton.retrieval import QUESTION_LEN, RECORD_LEN, record_attention, retrieval_heads
-from homer_triton.tokens import beginning
+from homer_triton.engine.retrieval import (
+    QUESTION_LEN,
+    RECORD_LEN,
+    record_attention,
+    retrieval_heads,
+)
+from homer_triton.text.tokens import beginning
 
 LAYERS, HEADS, DIM = 3, 4, 32
 COPIES = (0, 2)  # the layer and the head that `copying_model` changes
@@ -41,7 +46,7 @@ def copying_model() -> LlamaForCausalLM:
 
 def test_the_attention_is_that_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     """One sequence of the probe through transformers' own attention."""
-    monkeypatch.setattr("homer_triton.retrieval.SEQUENCES", 1)
+    monkeypatch.setattr("homer_triton.engine.retrieval.SEQUENCES", 1)
     seen: list[torch.Tensor] = []
     hf_model = copying_model()
     hf_model.set_attn_implementation("eager")
@@ -83,7 +88,7 @@ def test_too_short_a_limit_for_the_probe() -> None:
 def test_the_heads_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ht.from_transformers(copying_model(), ops="torch")
     heads = retrieval_heads(model)
-    monkeypatch.setattr("homer_triton.retrieval.record_attention", None)
+    monkeypatch.setattr("homer_triton.engine.retrieval.record_attention", None)
     assert retrieval_heads(model) is heads
     monkeypatch.undo()
     model.weights.layers[COPIES[0]].output.neg_()  # trained on: another model

@@ -12,11 +12,11 @@ from hypothesis import given
 from oracle_tree import Settings
 from torch import Tensor
 
+from homer_triton.engine.pool import SlotPool, make_pools
+from homer_triton.engine.scheduler import Chunk, Merged, Scheduler
+from homer_triton.engine.tree import Node, Plan
 from homer_triton.model.llama import Llama
-from homer_triton.pool import SlotPool, make_pools
-from homer_triton.scheduler import Chunk, Merged, Scheduler
 from homer_triton.selection import PAPER
-from homer_triton.tree import Node, Plan
 
 TIGHT = Settings(max_chunk_len=14, target_len=14, layers_warmup=2)
 

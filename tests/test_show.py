@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 import homer_triton as ht
 from homer_triton.evaluation.kept_page import build_page
-from homer_triton.pieces import piece_texts
+from homer_triton.text.pieces import piece_texts
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 import homer_triton as ht
 from homer_triton.demo import CHECKPOINT
-from homer_triton.pieces import locate
-from homer_triton.survivors import surviving_text
+from homer_triton.text.pieces import locate
+from homer_triton.text.survivors import surviving_text
 
 BYTES = byte_level()
 BROKEN = "\N{REPLACEMENT CHARACTER}"

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import homer_triton as ht
+from homer_triton.engine.tree import Plan, build_plan
 from homer_triton.kernels import products
-from homer_triton.tree import Plan, build_plan
 
 
 @REPEATABLE

@@ -52,7 +52,7 @@ def calibrate(
           -o llama.calibration.safetensors
     """
     from .. import calibrate as measure
-    from ..files import check_outputs
+    from ..storage.files import check_outputs
 
     check_outputs({"-o": output}, {"--text": text, "--model": model})
     if output.suffix != ".safetensors":

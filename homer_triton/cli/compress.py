@@ -110,8 +110,8 @@ def compress(
           --prompt "Who tells the story?" --target-len 1000 -o short.txt
     """
     from .. import EncodedContext
-    from ..controls import plain_ids
-    from ..files import check_outputs, write_atomically
+    from ..storage.files import check_outputs, write_atomically
+    from ..text.controls import plain_ids
 
     texts = {
         "--prompt": prompt,
@@ -176,7 +176,7 @@ def _encode(
 ) -> EncodedContext:
     """The text's encoding, with room for `target_len` of its tokens beside the affix."""
     from .. import encode as merge
-    from ..tokens import split_input
+    from ..text.tokens import split_input
 
     chunk_len = config.chunk_len(model.config)
     affixes = parts.prefix, parts.suffix

@@ -67,7 +67,7 @@ def encode(
           -o book.safetensors
     """
     from .. import encode as merge
-    from ..files import check_outputs
+    from ..storage.files import check_outputs
 
     inputs = {"--context-file": context_file, "--model": model, **files_of(config)}
     check_outputs({"-o": output}, inputs)

@@ -99,7 +99,7 @@ def ablation(
     from ..evaluation.needles import needles_in
     from ..evaluation.passkey import PASSKEY
     from ..evaluation.questions import Questions, ask, check_lengths
-    from ..tokens import tokenize
+    from ..text.tokens import tokenize
 
     want_plots(no_plots)
     texts = read_texts(text or [])

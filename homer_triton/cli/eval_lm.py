@@ -101,7 +101,7 @@ def lm(
     """
     from ..evaluation.environment import describe_environment
     from ..evaluation.extras import require
-    from ..files import write_atomically
+    from ..storage.files import write_atomically
 
     require("lm_eval", "`homer eval lm`")
     from ..evaluation.lm import HomerLM, evaluate_tasks, open_tasks

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .. import HomerConfig, Llama
     from ..evaluation.questions import Questions
     from ..evaluation.runs import Record, RunFolder
-    from ..files import Inputs
+    from ..storage.files import Inputs
 
 _DEPTHS = "0.1,0.3,0.5,0.7,0.9"
 
@@ -119,7 +119,7 @@ def needles(
     """
     from ..evaluation.needles import needles_in
     from ..evaluation.questions import Questions
-    from ..tokens import tokenize
+    from ..text.tokens import tokenize
 
     want_plots(no_plots)
     texts = read_texts(text)

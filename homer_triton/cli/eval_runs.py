@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .. import HomerConfig, Llama
     from ..evaluation.questions import Layout
     from ..evaluation.runs import Record, RunFolder
-    from ..files import Inputs
+    from ..storage.files import Inputs
 
 
 def open_checkpoint(
@@ -46,7 +46,7 @@ def open_folder(
     """
     from ..evaluation.environment import describe_environment
     from ..evaluation.runs import RunFolder
-    from ..files import check_folder
+    from ..storage.files import check_folder
 
     check_folder("-o", output, {**(inputs or {}), "--model": checkpoint, **files_of(config)})
     settings = {

@@ -163,7 +163,7 @@ def compose(
     """
     from ..chat import chat_affixes
     from ..checks import check_text
-    from ..controls import Affix, words
+    from ..text.controls import Affix, words
 
     given = [("--prefix", prefix), ("--suffix", suffix), *(("--prompt", p) for p in prompts)]
     for option, text in given:

@@ -112,8 +112,8 @@ def _context_tokens(
         return length
     if length is not None or file is None:
         raise ValueError("Give the context's length with --context-len, or --context-file.")
-    from ..controls import affix_ids, plain_ids
     from ..loading import load_tokenizer
+    from ..text.controls import affix_ids, plain_ids
 
     text = read_text(file)
     tokenizer = load_tokenizer(folder)

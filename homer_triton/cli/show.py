@@ -44,8 +44,8 @@ def show(
     from .. import EncodedContext
     from ..evaluation.kept_page import build_page
     from ..evaluation.plots import plot_kept, require_matplotlib
-    from ..files import check_outputs, write_atomically
-    from ..pieces import piece_texts
+    from ..storage.files import check_outputs, write_atomically
+    from ..text.pieces import piece_texts
 
     check_outputs({"-o": output, "--png": png}, {"ENCODED": encoded, "--model": model})
     if png is not None:

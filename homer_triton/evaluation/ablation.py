@@ -12,11 +12,11 @@ from torch import Tensor
 from ..calibration import Calibration, calibrate
 from ..config import HomerConfig
 from ..encoding import encode
+from ..engine.scheduler import Scheduler
+from ..engine.tree import Recompute
 from ..model.llama import Llama
-from ..scheduler import Scheduler
 from ..selection import PAPER, VOTES
-from ..tokens import tokenize
-from ..tree import Recompute
+from ..text.tokens import tokenize
 from .methods import Reader, Reading
 from .passkey import FILLER
 from .schedulers import LayerwiseScheduler, RandomScheduler

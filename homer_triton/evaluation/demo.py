@@ -21,12 +21,12 @@ import torch
 from tqdm import tqdm
 
 from ..config import HomerConfig
-from ..controls import plain_ids
 from ..encoding import encode
 from ..generation import generate
 from ..loading import load
 from ..model.llama import Llama
-from ..tokens import split_input
+from ..text.controls import plain_ids
+from ..text.tokens import split_input
 from .passkey import find_answer, make_sample
 
 # Texts as multiples of the model's context limit.

@@ -16,8 +16,8 @@ from torch import Tensor
 from ..config import HomerConfig
 from ..context import EncodedContext
 from ..encoding import encode
+from ..engine.recompute import read_again_
 from ..model.llama import Llama
-from ..recompute import read_again_
 
 
 @torch.no_grad()

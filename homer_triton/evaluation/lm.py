@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from ..config import HomerConfig
 from ..model.errors import shorten
 from ..model.llama import Llama
-from ..tokens import tokenize
+from ..text.tokens import tokenize
 from .methods import make_readers
 
 # The most tokens of a request that may be its suffix, and the share of a chunk that they may take.

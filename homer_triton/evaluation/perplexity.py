@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.llama import Llama
-from ..tokens import split_input
+from ..text.tokens import split_input
 from .methods import Reader, token_losses
 from .runs import Record, RunFolder
 from .statistics import bootstrap_interval

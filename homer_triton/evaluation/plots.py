@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import write_atomically
+from ..storage.files import write_atomically
 from .runs import Record
 
 if TYPE_CHECKING:

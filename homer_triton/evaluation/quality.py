@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from ..controls import words
 from ..model.errors import shorten
 from ..model.llama import Llama
-from ..tokens import split_input, tokenize
+from ..text.controls import words
+from ..text.tokens import split_input, tokenize
 from .methods import Reader, token_losses
 from .questions import Layout, accuracy
 from .runs import Record, RunFolder

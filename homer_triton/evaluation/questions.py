@@ -17,7 +17,7 @@ import torch
 
 from ..generation import generate
 from ..model.llama import Llama
-from ..tokens import split_input, tokenize
+from ..text.tokens import split_input, tokenize
 from .memory import watch_peak
 from .methods import Reader, Reading
 from .runs import Record, RunFolder

@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
-from ..files import check_writable, is_leftover, sweep, write_atomically
+from ..storage.files import check_writable, is_leftover, sweep, write_atomically
 
 Record = dict[str, Any]
 

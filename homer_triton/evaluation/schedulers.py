@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.scheduler import POSITIONS, SLOTS, Scheduler
+from ..engine.tree import Node
 from ..kernels.reference import spread
 from ..model.llama import Select
-from ..scheduler import POSITIONS, SLOTS, Scheduler
-from ..tree import Node
 
 
 class RandomScheduler(Scheduler):

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from ..config import HomerConfig
 from ..context import EncodedContext, EncodeStats
+from ..engine.stopwatch import Stopwatch
+from ..engine.tree import build_plan
 from ..kernels.reference import widen
 from ..model.costs import layer_flops
 from ..model.llama import Llama
-from ..stopwatch import Stopwatch
-from ..tree import build_plan
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .checks import whole_number
+from ..checks import whole_number
 
 
 def continuation(

@@ -1,5 +1,4 @@
-"""The merge tree as data: which tokens, layers and row counts every node has, and what running it
-will cost.
+"""The merge tree as data: which tokens, layers and row counts every node has.
 
 Everything about a run but its numbers follows from four lengths, the layer count and three
 settings, so the whole schedule is known before the first matrix product (HOMER, sections 3.1 and
@@ -13,8 +12,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from .checks import MOST
-from .model.costs import ModelShape, activation_bytes, cache_bytes, layer_flops, mlp_rows
+from ..checks import MOST
+from . import costs
 
 Recompute = Literal["none", "suffix", "all"]
 
@@ -193,10 +192,10 @@ class Plan:
         """For each level, the most tokens that are alive at once in its layers: the prefix, and
         each document's chunks of this height and higher ones.
         """
-        return tuple(self.prefix_len + documents * own for own in self._own_slots)
+        return tuple(self.prefix_len + documents * own for own in self.own_slots)
 
     @cached_property
-    def _own_slots(self) -> tuple[int, ...]:
+    def own_slots(self) -> tuple[int, ...]:
         """One document's `slots` without the prefix."""
         live, peak = [0] * len(self.levels), [0] * len(self.levels)
 
@@ -222,88 +221,11 @@ class Plan:
             children = count_now
         return tuple(peak)
 
-    def flops(self, shape: ModelShape) -> int:
-        """Floating-point operations of the encoding; a multiply and an add are two."""
-        prefix, suffix = self.prefix_len, self.suffix_len
-        total = layer_flops(shape, 0, prefix) * self.layers_tree
-        for level in self.levels:
-            for node in level.nodes:
-                rows = node.context + suffix
-                layers = level.last_layer - level.first_layer
-                last_only = level.height == self.height
-                queries = 1 if last_only else node.kept + suffix
-                total += layer_flops(shape, prefix, rows) * (layers - 1)
-                total += layer_flops(shape, prefix, rows, queries, self.asking)
-        narrowing = self.narrowing()
-        if narrowing is not None:
-            return total + narrowing.flops(shape)
-        head = 2 * shape.hidden_size * shape.vocab_size
-        return total + head + self._recompute_flops(shape)
-
-    def _recompute_flops(self, shape: ModelShape) -> int:
-        """Floating-point operations of what is read once more, in place of the tree's logits."""
-        if self.recompute == "none":
-            return 0
-        before = 0 if self.recompute == "all" else self.rows - self.suffix_len
-        return layer_flops(shape, before, self.rows - before) * self.num_layers
-
-    def prefill_flops(self, shape: ModelShape) -> int:
-        """Floating-point operations of running the whole input through the plain model, last logits
-        only.
-        """
-        head = 2 * shape.hidden_size * shape.vocab_size
-        return layer_flops(shape, 0, self.input_len) * self.num_layers + head
-
-    def memory(
-        self, shape: ModelShape, itemsize: int, documents: int = 1, on_gpu: bool = True
-    ) -> int:
-        """Bytes at the peak above the model's weights, of what the encoding does one after another:
-        walk the tree, gather the finished caches, and read once more what `recompute` says.
-        documents run side by side; on_gpu: on a GPU, or in a CPU's memory.
-        """
-        layer_token = cache_bytes(shape, itemsize) // shape.num_hidden_layers
-        caches = documents * self.rows * layer_token * self.num_layers
-        # A CPU computes half precision in float32 in between, and a heap (glibc's, as measured)
-        # has holes of half the size of what comes and goes in it.
-        wide = itemsize if on_gpu else max(itemsize, 4)
-
-        def activations(rows: int, chunk: int) -> int:
-            size = activation_bytes(shape, rows, chunk, mlp_rows(on_gpu), wide)
-            return size if on_gpu else size + size // 2
-
-        steps = list(self.steps())
-        chunks = [(len(nodes), nodes[0].context + self.suffix_len) for nodes in steps]
-        rows, chunk = max(n * own for n, own in chunks), max(own for _, own in chunks)
-        hidden = documents * self._own_slots[0] * shape.hidden_size * itemsize
-        walking = hidden + activations(documents * rows, chunk)
-        parked = [nodes[0].kept + self.suffix_len for nodes in steps if self.waits(nodes)]
-        waiting = max(parked, default=0)
-        layers = [level.last_layer - level.first_layer for level in self.levels]
-        if self.recompute == "all":
-            pools = self.prefix_len * layer_token * self.layers_tree
-            moved = waiting * shape.hidden_size * itemsize
-        else:
-            slots = sum(n * own for n, own in zip(layers, self.slots(documents), strict=True))
-            pools = slots * layer_token
-            moved = waiting * layer_token * self.num_layers
-        # A chunk on its way out and one on its way in.
-        moving = 2 * documents * moved if self.offload else 0
-        if self.recompute == "none":
-            return pools + moving + max(walking, caches)
-        again = self.rows if self.recompute == "all" else self.suffix_len
-        # A layer's keys and values, and their copies in the order that attention wants.
-        rereading = caches + 2 * self.rows * layer_token + activations(again, self.rows)
-        if self.recompute == "all":
-            return max(pools + moving + walking, rereading)
-        return max(pools + moving + max(walking, caches), rereading)
-
-    def prefill_memory(self, shape: ModelShape, itemsize: int) -> int:
-        """Bytes at the peak above the weights when the plain model reads the whole input with exact
-        attention.
-        """
-        cache = self.input_len * cache_bytes(shape, itemsize)
-        whole = self.input_len
-        return cache + activation_bytes(shape, whole, whole, whole, itemsize)
+    # What running it costs.
+    flops = costs.flops
+    prefill_flops = costs.prefill_flops
+    memory = costs.memory
+    prefill_memory = costs.prefill_memory
 
     def to_dict(self) -> dict[str, Any]:
         """Everything needed to make this plan again, as plain numbers."""

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from .checks import check_text
+from ..checks import check_text
 from .controls import Span, plain_ids
 from .pieces import locate
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .model.llama import Llama, Select
+from ..model.llama import Llama, Select
 
 
 def read_again_(

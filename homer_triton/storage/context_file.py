@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.tree import Plan
 from .tensor_file import FLOATS, TensorFile, require_finite, save_tensors
-from .tree import Plan
 
 _KIND = "homer_triton.encoded"
 _NAMES = ("keys", "values", "positions", "source_indices", "token_ids", "pruned_at", "logits")

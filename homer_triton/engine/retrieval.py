@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from .model.llama import Llama
-from .tokens import beginning
+from ..model.llama import Llama
+from ..text.tokens import beginning
 
 # A sequence's records, at most half of the context limit; the tokens of each; how many of them the
 # question repeats; and sequences.

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.reference import select_rows, spread
+from ..model.llama import Llama, Select
+from ..selection import Selection
 from .graphs import Replays
-from .kernels.reference import select_rows, spread
-from .model.llama import Llama, Select
 from .offload import HostStore, Stored
 from .pool import SlotPool
 from .retrieval import retrieval_heads
-from .selection import Selection
 from .tree import Node, Plan
 
 # Rows of the labels; below them come the slots in each level's pool, the leaves' first.

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import check_text
+from ..checks import check_text
+from ..model.llama import Llama
 from .controls import affix_ids, plain_ids
-from .model.llama import Llama
 
 TokensLike = str | Sequence[int] | Tensor
 

@@ -9,7 +9,7 @@ call waits for it.
 import torch
 from torch import Tensor
 
-from .model.llama import Llama
+from ..model.llama import Llama
 from .tree import Plan
 
 

@@ -1,0 +1,100 @@
+"""What running a plan costs, before anything is run: floating-point operations and memory, beside
+those of the plain model. They are methods of `Plan`. No torch here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..model.costs import ModelShape, activation_bytes, cache_bytes, layer_flops, mlp_rows
+
+if TYPE_CHECKING:
+    from .tree import Plan
+
+
+def flops(plan: Plan, shape: ModelShape) -> int:
+    """Floating-point operations of the encoding; a multiply and an add are two."""
+    prefix, suffix = plan.prefix_len, plan.suffix_len
+    total = layer_flops(shape, 0, prefix) * plan.layers_tree
+    for level in plan.levels:
+        for node in level.nodes:
+            rows = node.context + suffix
+            layers = level.last_layer - level.first_layer
+            last_only = level.height == plan.height
+            queries = 1 if last_only else node.kept + suffix
+            total += layer_flops(shape, prefix, rows) * (layers - 1)
+            total += layer_flops(shape, prefix, rows, queries, plan.asking)
+    narrowing = plan.narrowing()
+    if narrowing is not None:
+        return total + narrowing.flops(shape)
+    head = 2 * shape.hidden_size * shape.vocab_size
+    return total + head + _recompute_flops(plan, shape)
+
+
+def _recompute_flops(plan: Plan, shape: ModelShape) -> int:
+    """Floating-point operations of what is read once more, in place of the tree's logits."""
+    if plan.recompute == "none":
+        return 0
+    before = 0 if plan.recompute == "all" else plan.rows - plan.suffix_len
+    return layer_flops(shape, before, plan.rows - before) * plan.num_layers
+
+
+def prefill_flops(plan: Plan, shape: ModelShape) -> int:
+    """Floating-point operations of running the whole input through the plain model, last logits
+    only.
+    """
+    head = 2 * shape.hidden_size * shape.vocab_size
+    return layer_flops(shape, 0, plan.input_len) * plan.num_layers + head
+
+
+def memory(
+    plan: Plan, shape: ModelShape, itemsize: int, documents: int = 1, on_gpu: bool = True
+) -> int:
+    """Bytes at the peak above the model's weights, of what the encoding does one after another:
+    walk the tree, gather the finished caches, and read once more what `recompute` says.
+    documents run side by side; on_gpu: on a GPU, or in a CPU's memory.
+    """
+    layer_token = cache_bytes(shape, itemsize) // shape.num_hidden_layers
+    caches = documents * plan.rows * layer_token * plan.num_layers
+    # A CPU computes half precision in float32 in between, and a heap (glibc's, as measured)
+    # has holes of half the size of what comes and goes in it.
+    wide = itemsize if on_gpu else max(itemsize, 4)
+
+    def activations(rows: int, chunk: int) -> int:
+        size = activation_bytes(shape, rows, chunk, mlp_rows(on_gpu), wide)
+        return size if on_gpu else size + size // 2
+
+    steps = list(plan.steps())
+    chunks = [(len(nodes), nodes[0].context + plan.suffix_len) for nodes in steps]
+    rows, chunk = max(n * own for n, own in chunks), max(own for _, own in chunks)
+    hidden = documents * plan.own_slots[0] * shape.hidden_size * itemsize
+    walking = hidden + activations(documents * rows, chunk)
+    parked = [nodes[0].kept + plan.suffix_len for nodes in steps if plan.waits(nodes)]
+    waiting = max(parked, default=0)
+    layers = [level.last_layer - level.first_layer for level in plan.levels]
+    if plan.recompute == "all":
+        pools = plan.prefix_len * layer_token * plan.layers_tree
+        moved = waiting * shape.hidden_size * itemsize
+    else:
+        slots = sum(n * own for n, own in zip(layers, plan.slots(documents), strict=True))
+        pools = slots * layer_token
+        moved = waiting * layer_token * plan.num_layers
+    # A chunk on its way out and one on its way in.
+    moving = 2 * documents * moved if plan.offload else 0
+    if plan.recompute == "none":
+        return pools + moving + max(walking, caches)
+    again = plan.rows if plan.recompute == "all" else plan.suffix_len
+    # A layer's keys and values, and their copies in the order that attention wants.
+    rereading = caches + 2 * plan.rows * layer_token + activations(again, plan.rows)
+    if plan.recompute == "all":
+        return max(pools + moving + walking, rereading)
+    return max(pools + moving + max(walking, caches), rereading)
+
+
+def prefill_memory(plan: Plan, shape: ModelShape, itemsize: int) -> int:
+    """Bytes at the peak above the weights when the plain model reads the whole input with exact
+    attention.
+    """
+    cache = plan.input_len * cache_bytes(shape, itemsize)
+    whole = plan.input_len
+    return cache + activation_bytes(shape, whole, whole, whole, itemsize)

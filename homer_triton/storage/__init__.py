@@ -1,0 +1,1 @@
+"""Files: written without losing anything, read without trusting anything."""

@@ -1,0 +1,1 @@
+"""Texts and tokens: what becomes of a document, and of what survived."""
