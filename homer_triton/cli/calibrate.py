@@ -5,13 +5,16 @@ from typing import Annotated
 
 import typer
 
-from .inputs import open_model, read_text
-from .options import Device, Dtype, Json, ModelPath, Ops, RopeScaling
+from .groups import with_groups
+from .inputs import read_text
+from .options import Checkpoint, Json
 from .output import at_terminal, print_json
 
 
+@with_groups
 def calibrate(
-    model: ModelPath,
+    *,
+    checkpoint: Checkpoint,
     text: Annotated[
         list[str],
         typer.Option(
@@ -35,10 +38,6 @@ def calibrate(
     num_segments: Annotated[
         int, typer.Option(metavar="N", min=1, help="Segments that the mean is taken over.")
     ] = 100,
-    rope_scaling: RopeScaling = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    ops: Ops = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure what a model's attention pays to a token's distance alone, for --calibration.
@@ -54,11 +53,11 @@ def calibrate(
     from .. import calibrate as measure
     from ..storage.files import check_outputs
 
-    check_outputs({"-o": output}, {"--text": text, "--model": model})
+    check_outputs({"-o": output}, {"--text": text, "--model": checkpoint.model})
     if output.suffix != ".safetensors":
         raise ValueError(f"The calibration {output} must be named .safetensors to be read again.")
     texts = [read_text(file) for file in text]
-    llama, _ = open_model(model, device, dtype, ops, rope_scaling)
+    llama, _ = checkpoint.open()
     calibration = measure(llama, texts, segment_len, num_segments, progress=at_terminal())
     calibration.save(output)
     layers, distances = calibration.bias.shape

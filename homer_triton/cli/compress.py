@@ -8,39 +8,26 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .groups import given_options, with_groups
 from .inputs import (
-    compose,
     note_long_chunks,
-    open_model,
     read_text,
     require_one_source,
     tokenizer_of,
 )
-from .options import (
-    Device,
-    Dtype,
-    EncodedFile,
-    Json,
-    ModelPath,
-    NoChatTemplate,
-    Ops,
-    OptionalContextFile,
-    Prefix,
-    RopeScaling,
-    SpecialTokens,
-    Suffix,
-)
+from .options import Around, Checkpoint, EncodedFile, Json, OptionalContextFile
 from .output import at_terminal, note, note_kept, print_json, summary
-from .settings import files_of, given_options, with_settings
+from .settings import Settings
 
 if TYPE_CHECKING:
     from .. import EncodedContext, HomerConfig, Llama
     from .inputs import Parts
 
 
-@with_settings(but=("target_len",))
+@with_groups(but=("target_len",))
 def compress(
-    model: ModelPath,
+    *,
+    checkpoint: Checkpoint,
     context_file: OptionalContextFile = None,
     encoded: EncodedFile = None,
     output: Annotated[
@@ -87,17 +74,9 @@ def compress(
             "was given no question.",
         ),
     ] = False,
-    prefix: Prefix = None,
-    suffix: Suffix = None,
-    no_chat_template: NoChatTemplate = False,
-    special_tokens: SpecialTokens = False,
-    rope_scaling: RopeScaling = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    ops: Ops = "auto",
+    around: Around,
     as_json: Json = False,
-    *,
-    config: HomerConfig,
+    settings: Settings,
 ) -> None:
     """Shorten a text to the words that matter for a question, for any other model to read.
 
@@ -113,39 +92,28 @@ def compress(
     from ..storage.files import check_outputs, write_atomically
     from ..text.controls import plain_ids
 
-    texts = {
-        "--prompt": prompt,
-        "--prefix": prefix,
-        "--suffix": suffix,
-        "--special-tokens": special_tokens or None,
-    }
-    fixed = [option for option, value in texts.items() if value is not None]
-    require_one_source(context_file, encoded, [*fixed, *given_options(config)])
+    config = settings.config
+    fixed = [] if prompt is None else ["--prompt"]
+    fixed += [name for name in given_options(around) if name != "--no-chat-template"]
+    require_one_source(context_file, encoded, [*fixed, *given_options(settings)])
     if with_suffix and encoded is None:
         raise ValueError("--with-suffix goes with --encoded; with --context-file, leave it out.")
-    inputs = {"--context-file": context_file, "--encoded": encoded, "--model": model}
-    check_outputs({"-o": output}, {**inputs, **files_of(config)})
+    inputs = {"--context-file": context_file, "--encoded": encoded, "--model": checkpoint.model}
+    check_outputs({"-o": output}, {**inputs, **settings.files})
 
     source = None
     if context_file is not None:
         source = read_text(context_file)
-        llama, tokenizer = open_model(model, device, dtype, ops, rope_scaling)
+        llama, tokenizer = checkpoint.open()
         note_long_chunks(config, llama.config)
-        parts = compose(
-            tokenizer,
-            prefix,
-            suffix,
-            [] if prompt is None else [prompt],
-            chat=not no_chat_template,
-            ask_later=prompt is None,
-            special_tokens=special_tokens,
-        )
+        prompts = [] if prompt is None else [prompt]
+        parts = around.compose(tokenizer, prompts, ask_later=prompt is None)
         with_suffix = parts.suffix is None
-        context = _encode(llama, source, parts, config, target_len, special_tokens)
+        context = _encode(llama, source, parts, config, target_len, around.special_tokens)
     else:
         assert encoded is not None
         context = EncodedContext.load(encoded)
-        tokenizer = tokenizer_of(context, model, rope_scaling)
+        tokenizer = tokenizer_of(context, checkpoint.model, checkpoint.rope_scaling)
     note_kept(context)
 
     text = context.text(tokenizer, target_len, unit, gap, with_suffix, source)

@@ -7,37 +7,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .inputs import compose, note_long_chunks, open_model, read_text
-from .options import (
-    ContextFile,
-    Device,
-    Dtype,
-    Json,
-    ModelPath,
-    NoChatTemplate,
-    Ops,
-    Prefix,
-    RopeScaling,
-    SpecialTokens,
-    Suffix,
-)
+from .groups import with_groups
+from .inputs import note_long_chunks, read_text
+from .options import Around, Checkpoint, ContextFile, Json
 from .output import at_terminal, note_kept, print_json, readable_bytes, summary
-from .settings import files_of, with_settings
+from .settings import Settings
 
 if TYPE_CHECKING:
-    from .. import HomerConfig
+    pass
 
 
-@with_settings
+@with_groups
 def encode(
-    model: ModelPath,
+    *,
+    checkpoint: Checkpoint,
     context_file: ContextFile,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="FILE", help="Where the encoding goes."),
     ],
-    prefix: Prefix = None,
-    suffix: Suffix = None,
+    around: Around,
     prompt: Annotated[
         str | None,
         typer.Option(
@@ -46,15 +35,8 @@ def encode(
             "question: give them to `homer generate --encoded`.",
         ),
     ] = None,
-    no_chat_template: NoChatTemplate = False,
-    special_tokens: SpecialTokens = False,
-    rope_scaling: RopeScaling = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    ops: Ops = "auto",
     as_json: Json = False,
-    *,
-    config: HomerConfig,
+    settings: Settings,
 ) -> None:
     """Merge a long text into a short KV cache, once, and save it for many questions.
 
@@ -69,20 +51,14 @@ def encode(
     from .. import encode as merge
     from ..storage.files import check_outputs
 
-    inputs = {"--context-file": context_file, "--model": model, **files_of(config)}
+    config = settings.config
+    inputs = {"--context-file": context_file, "--model": checkpoint.model, **settings.files}
     check_outputs({"-o": output}, inputs)
     context = read_text(context_file)
-    llama, tokenizer = open_model(model, device, dtype, ops, rope_scaling)
+    llama, tokenizer = checkpoint.open()
     note_long_chunks(config, llama.config)
-    parts = compose(
-        tokenizer,
-        prefix,
-        suffix,
-        [] if prompt is None else [prompt],
-        chat=not no_chat_template,
-        ask_later=prompt is None,
-        special_tokens=special_tokens,
-    )
+    prompts = [] if prompt is None else [prompt]
+    parts = around.compose(tokenizer, prompts, ask_later=prompt is None)
     encoded = merge(
         llama,
         context,
@@ -90,7 +66,7 @@ def encode(
         parts.suffix,
         config,
         progress=at_terminal(),
-        special_tokens=special_tokens,
+        special_tokens=around.special_tokens,
     )
     encoded.save(output)
     note_kept(encoded)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,8 @@ from .eval_lm import lm
 from .eval_options import (
     DEFAULT_METHODS,
     Methods,
-    NoPlots,
-    OptionalModelPath,
-    OutputFolder,
+    PlottedRun,
+    Run,
     Seed,
     Texts,
     describe_texts,
@@ -26,26 +25,16 @@ from .eval_options import (
 from .eval_questions import needles, passkey, ruler
 from .eval_runs import (
     layout_of,
-    open_checkpoint,
     open_folder,
     perplexity_table,
     progress,
     report,
     share_cells,
-    want_plots,
 )
-from .options import (
-    Device,
-    Dtype,
-    Json,
-    NoChatTemplate,
-    Ops,
-)
+from .groups import with_groups
+from .options import NoChatTemplate
 from .output import table
-from .settings import with_settings
-
-if TYPE_CHECKING:
-    from .. import HomerConfig
+from .settings import Settings
 
 app = typer.Typer(
     help="""Does a shortened context keep what matters? Each evaluation compares methods on one task
@@ -60,11 +49,10 @@ for _command in (passkey, needles, ruler):
 
 
 @app.command()
-@with_settings
+@with_groups
 def perplexity(
-    output: OutputFolder,
+    *,
     text: Texts,
-    model: OptionalModelPath = None,
     methods: Methods = DEFAULT_METHODS,
     max_length: Annotated[
         str | None,
@@ -92,13 +80,8 @@ def perplexity(
         ),
     ] = None,
     seed: Seed = 0,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    ops: Ops = "auto",
-    no_plots: NoPlots = False,
-    as_json: Json = False,
-    *,
-    config: HomerConfig,
+    run: PlottedRun,
+    settings: Settings,
 ) -> None:
     """Predict long documents, each segment from all before it.
 
@@ -112,14 +95,14 @@ def perplexity(
     from ..evaluation.methods import make_readers
     from ..evaluation.perplexity import lay_out_documents, run_perplexity
 
-    want_plots(no_plots)
+    config = settings.config
     texts = read_texts(text)
-    llama, _, checkpoint = open_checkpoint(model, device, dtype, ops)
-    limit = llama.config.max_position_embeddings
+    opened = run.open()
+    model, limit = opened.model, opened.limit
     longest = None if max_length is None else parse_length(max_length, limit)
-    task = lay_out_documents(llama, texts, longest, segments, suffix_len)
-    readers = make_readers(split_list(methods), llama, config)
-    settings = {
+    task = lay_out_documents(model, texts, longest, segments, suffix_len)
+    readers = make_readers(split_list(methods), model, config)
+    described = {
         "task": "perplexity",
         "methods": list(readers),
         **describe_texts(texts),
@@ -128,35 +111,30 @@ def perplexity(
         "suffix_len": task.suffix,
         "seed": seed,
     }
-    folder = open_folder(output, llama, checkpoint, config, settings, {"--text": text})
+    folder = open_folder(run, opened, settings, described, {"--text": text})
     with progress("perplexity", len(task) * len(readers)) as advance:
-        metrics = run_perplexity(llama, readers, task, folder, seed, advance)
+        metrics = run_perplexity(model, readers, task, folder, seed, advance)
     folder.finish(metrics)
-    if not no_plots:
+    if not run.no_plots:
         path = folder.path / "perplexity_by_position.png"
         plots.plot_perplexity_by_position(metrics, limit, path)
-    report(folder, metrics, perplexity_table(metrics), as_json)
+    report(folder, metrics, perplexity_table(metrics), run.as_json)
 
 
 @app.command()
-@with_settings
+@with_groups
 def quality(
-    output: OutputFolder,
+    *,
     data: Annotated[
         Path,
         typer.Option(
             "--data", metavar="FILE", help="Questions in QuALITY's own format (JSON lines)."
         ),
     ],
-    model: OptionalModelPath = None,
     methods: Methods = DEFAULT_METHODS,
     no_chat_template: NoChatTemplate = False,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    ops: Ops = "auto",
-    as_json: Json = False,
-    *,
-    config: HomerConfig,
+    run: Run,
+    settings: Settings,
 ) -> None:
     """Choose the likeliest answers to questions about long articles.
 
@@ -168,26 +146,28 @@ def quality(
     from ..evaluation.methods import make_readers
     from ..evaluation.quality import read_quality, run_quality
 
+    config = settings.config
     questions = read_quality(data)
-    llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
-    readers = make_readers(split_list(methods), llama, config)
-    settings = {
+    opened = run.open()
+    model = opened.model
+    readers = make_readers(split_list(methods), model, config)
+    described = {
         "task": "quality",
         "methods": list(readers),
         "data_digest": digest([data.read_bytes()]),
         "chat_template": not no_chat_template,
     }
-    folder = open_folder(output, llama, checkpoint, config, settings, {"--data": data})
-    layout = layout_of(tokenizer, not no_chat_template)
+    folder = open_folder(run, opened, settings, described, {"--data": data})
+    layout = layout_of(opened.tokenizer, not no_chat_template)
     with progress("quality", len(questions.questions) * len(readers)) as advance:
-        metrics = run_quality(llama, readers, questions, layout, folder, advance)
+        metrics = run_quality(model, readers, questions, layout, folder, advance)
     folder.finish(metrics)
     rows = [
         [row["method"], row["subset"], *share_cells(row), str(row["errors"])]
         for row in metrics["by_method"]
     ]
     headings = ["method", "questions", "right", "95 % interval", "errors"]
-    report(folder, metrics, table(headings, rows), as_json)
+    report(folder, metrics, table(headings, rows), run.as_json)
 
 
 app.command()(ablation)

@@ -2,57 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import typer
 
 from .eval_options import (
-    Depths,
+    AskedAtDepths,
     Lengths,
-    NoPlots,
-    OptionalModelPath,
-    OutputFolder,
-    Samples,
-    Seed,
+    PlottedRun,
     describe_samples,
     describe_texts,
     parse_depths,
-    parse_lengths,
-    parse_samples,
     read_texts,
     split_list,
 )
-from .eval_runs import (
-    layout_of,
-    length_table,
-    open_checkpoint,
-    open_folder,
-    progress,
-    report,
-    want_plots,
-)
-from .options import (
-    Device,
-    Dtype,
-    Json,
-    NoChatTemplate,
-    Ops,
-)
-from .settings import with_settings
-
-if TYPE_CHECKING:
-    from .. import HomerConfig
+from .eval_runs import layout_of, length_table, open_folder, progress, report
+from .groups import with_groups
+from .settings import Settings
 
 
-@with_settings
+@dataclass(frozen=True, kw_only=True)
+class AskedFar(AskedAtDepths):
+    """Questions that a plain model cannot answer."""
+
+    lengths: Lengths = "4x,8x"
+
+
+@with_groups
 def ablation(
-    output: OutputFolder,
-    model: OptionalModelPath = None,
-    lengths: Lengths = "4x,8x",
-    depths: Depths = "0.1,0.3,0.5,0.7,0.9",
-    samples: Samples = "4",
-    seed: Seed = 0,
+    *,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,14 +50,9 @@ def ablation(
             show_default="all",
         ),
     ] = "selection,recompute,refinement,layers_tree,W,M,T",
-    no_chat_template: NoChatTemplate = False,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    ops: Ops = "auto",
-    no_plots: NoPlots = False,
-    as_json: Json = False,
-    *,
-    config: HomerConfig,
+    asked: AskedFar,
+    run: PlottedRun,
+    settings: Settings,
 ) -> None:
     """Change one part of the method at a time, on pass keys or needles.
 
@@ -101,36 +75,34 @@ def ablation(
     from ..evaluation.questions import Questions, ask, check_lengths
     from ..text.tokens import tokenize
 
-    want_plots(no_plots)
+    config = settings.config
     texts = read_texts(text or [])
-    llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
-    limit = llama.config.max_position_embeddings
-    tokens, places = parse_lengths(lengths, limit), parse_depths(depths)
-    numbers = parse_samples(samples, tokens, limit)
+    opened = run.open()
+    model, numbers = opened.model, asked.numbers(opened.limit)
     task = PASSKEY
     if texts:
-        task = needles_in(list(texts.values()), lambda own: len(tokenize(llama, own, "--text")))
-    questions = Questions(task.name, (task,), numbers, seed, places)
-    layout = layout_of(tokenizer, not no_chat_template)
-    check_lengths(llama, questions, layout)
-    bias = config.calibration or calibrate_on_filler(llama, config.chunk_len(llama.config))
-    variants = make_variants(llama, replace(config, calibration=None), bias, seed)
-    variants = choose_parts(variants, split_list(parts))
-    readers = as_readers(llama, variants)
-    settings = {
+        task = needles_in(list(texts.values()), lambda own: len(tokenize(model, own, "--text")))
+    places = parse_depths(asked.depths)
+    questions = Questions(task.name, (task,), numbers, asked.seed, places)
+    layout = layout_of(opened.tokenizer, not asked.no_chat_template)
+    check_lengths(model, questions, layout)
+    bias = config.calibration or calibrate_on_filler(model, config.chunk_len(model.config))
+    variants = make_variants(model, replace(config, calibration=None), bias, asked.seed)
+    readers = as_readers(model, choose_parts(variants, split_list(parts)))
+    described = {
         "task": "ablation",
         "methods": list(readers),
-        "lengths": tokens,
+        "lengths": sorted(numbers),
         "depths": places,
         "samples": describe_samples(numbers),
-        "seed": seed,
-        "chat_template": not no_chat_template,
+        "seed": asked.seed,
+        "chat_template": not asked.no_chat_template,
         **describe_texts(texts),
     }
-    folder = open_folder(output, llama, checkpoint, config, settings, {"--text": text})
+    folder = open_folder(run, opened, settings, described, {"--text": text})
     with progress("ablation", len(questions) * len(readers)) as advance:
-        metrics = ask(llama, readers, questions, layout, folder, advance)
+        metrics = ask(model, readers, questions, layout, folder, advance)
     folder.finish({**metrics, "task": "ablation"})
-    if not no_plots:
-        plots.plot_variants(metrics, limit, folder.path / "variants.png")
-    report(folder, metrics, length_table(metrics, limit), as_json)
+    if not run.no_plots:
+        plots.plot_variants(metrics, opened.limit, folder.path / "variants.png")
+    report(folder, metrics, length_table(metrics, opened.limit), run.as_json)

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .eval_options import OptionalModelPath, split_list
-from .eval_runs import open_checkpoint, open_folder, report
-from .options import Device, Dtype, Json, Ops
+from .eval_options import Run, split_list
+from .eval_runs import open_folder, report
+from .groups import with_groups
 from .output import table
-from .settings import with_settings
+from .settings import Settings
 
 if TYPE_CHECKING:
-    from .. import HomerConfig
     from ..evaluation.runs import Record
 
 # What is kept of all that the harness returns.
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better", "configs")
 
 
-@with_settings
-def lm(
+@dataclass(frozen=True, kw_only=True)
+class LmRun(Run):
+    """A run that begins anew."""
+
     output: Annotated[
         Path,
         typer.Option(
@@ -33,12 +35,16 @@ def lm(
             metavar="FOLDER",
             help="Where the run goes: config.json, predictions.jsonl and results.json.",
         ),
-    ],
+    ]
+
+
+@with_groups
+def lm(
+    *,
     tasks: Annotated[
         str,
         typer.Option("--tasks", metavar="LIST", help="Names of tasks, groups or tags of lm_eval."),
     ],
-    model: OptionalModelPath = None,
     method: Annotated[
         str,
         typer.Option(
@@ -83,12 +89,8 @@ def lm(
             "--apply-chat-template", help="Put the requests into the tokenizer's chat template."
         ),
     ] = False,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    ops: Ops = "auto",
-    as_json: Json = False,
-    *,
-    config: HomerConfig,
+    run: LmRun,
+    settings: Settings,
 ) -> None:
     """Run tasks of EleutherAI's lm-evaluation-harness (the `eval` extra).
 
@@ -103,16 +105,18 @@ def lm(
     from ..evaluation.extras import require
     from ..storage.files import write_atomically
 
+    config = settings.config
     require("lm_eval", "`homer eval lm`")
     from ..evaluation.lm import HomerLM, evaluate_tasks, open_tasks
 
     names = split_list(tasks)
     known = open_tasks(names, include_path)
-    llama, tokenizer, checkpoint = open_checkpoint(model, device, dtype, ops)
+    opened = run.open()
+    tokenizer = opened.tokenizer
     if apply_chat_template and not tokenizer.chat_template:
         raise ValueError("The tokenizer has no chat template; leave --apply-chat-template out.")
-    harness = HomerLM(llama, method, config, apply_chat_template)
-    settings = {
+    harness = HomerLM(opened.model, method, config, apply_chat_template)
+    described = {
         "task": "lm",
         "method": method,
         "tasks": names,
@@ -121,7 +125,7 @@ def lm(
         "num_fewshot": num_fewshot,
         "chat_template": apply_chat_template,
     }
-    folder = open_folder(output, llama, checkpoint, config, settings)
+    folder = open_folder(run, opened, settings, described)
     found = evaluate_tasks(harness, names, known, limit, num_fewshot, apply_chat_template)
     for task, samples in found["samples"].items():
         for sample in samples:
@@ -129,12 +133,12 @@ def lm(
             folder.complete(cell, partial(_outcome, sample))
     results = {name: found[name] for name in _KEPT if name in found}
     versions = {"lm_eval": found["lm_eval_version"]}
-    results["environment"] = {**describe_environment(llama.device), **versions}
+    results["environment"] = {**describe_environment(opened.model.device), **versions}
     results = _plain(results)
     text = json.dumps(results, ensure_ascii=False, indent=2) + "\n"
     path = folder.path / "results.json"
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
-    report(folder, {"results": results["results"]}, _table(results["results"]), as_json)
+    report(folder, {"results": results["results"]}, _table(results["results"]), run.as_json)
 
 
 def _outcome(sample: Record) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -12,30 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..checks import MOST, SEEDS
-from .inputs import read_text
+from .inputs import open_model, read_text
+from .options import Json, Loading, NoChatTemplate
 
 if TYPE_CHECKING:
-    from .. import HomerConfig
+    from transformers import PreTrainedTokenizerBase
 
-OptionalModelPath = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="PATH_OR_ID",
-        help="A Llama checkpoint: a folder or a Hugging Face hub id.",
-        show_default="the small one that ships with homer_triton",
-    ),
-]
-OutputFolder = Annotated[
-    Path,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="FOLDER",
-        help="Where the run goes: config.json, predictions.jsonl, metrics.json and plots. A run "
-        "that was stopped goes on from there.",
-    ),
-]
+    from .. import HomerConfig, Llama
+
 Methods = Annotated[
     str,
     typer.Option(
@@ -47,29 +32,6 @@ Methods = Annotated[
         "homer+pi, homer+ntk, homer+yarn.",
     ),
 ]
-Lengths = Annotated[
-    str,
-    typer.Option(
-        "--lengths",
-        metavar="LIST",
-        help="Text lengths: tokens, or times the context limit as in 4x.",
-    ),
-]
-Depths = Annotated[
-    str,
-    typer.Option(
-        "--depths", metavar="LIST", help="Where the key is hidden, from 0 (the beginning) to 1."
-    ),
-]
-Samples = Annotated[
-    str,
-    typer.Option(
-        "--samples",
-        metavar="N",
-        help="Questions of each kind at each length: of each depth or task; one number, or one for "
-        "each length as in 4x:12,8x:6.",
-    ),
-]
 Texts = Annotated[
     list[str],
     typer.Option(
@@ -78,15 +40,120 @@ Texts = Annotated[
         help="A document in UTF-8; give the option again for more of them.",
     ),
 ]
+
 Seed = Annotated[
     int,
     typer.Option(
         "--seed", metavar="N", min=SEEDS[0], max=SEEDS[1], help="Draws whatever is random."
     ),
 ]
-NoPlots = Annotated[bool, typer.Option("--no-plots", help="Write the figures as numbers only.")]
+Lengths = Annotated[
+    str,
+    typer.Option(
+        "--lengths",
+        metavar="LIST",
+        help="Text lengths: tokens, or times the context limit as in 4x.",
+    ),
+]
 
 DEFAULT_METHODS = "plain,pi,ntk,yarn,window,independent,homer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Loading):
+    """A run folder and the model that fills it."""
+
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Where the run goes: config.json, predictions.jsonl, metrics.json and plots. A "
+            "run that was stopped goes on from there.",
+        ),
+    ]
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="PATH_OR_ID",
+            help="A Llama checkpoint: a folder or a Hugging Face hub id.",
+            show_default="the small one that ships with homer_triton",
+        ),
+    ] = None
+    as_json: Json = False
+
+    def open(self) -> Opened:
+        """The model. Raises as `open_model` does."""
+        from ..demo import CHECKPOINT
+
+        checkpoint = self.model or str(CHECKPOINT)
+        return Opened(*open_model(checkpoint, self.device, self.dtype, self.ops, None), checkpoint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlottedRun(Run):
+    """A run with figures to draw."""
+
+    no_plots: Annotated[
+        bool, typer.Option("--no-plots", help="Write the figures as numbers only.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` where plots are wanted and cannot be drawn."""
+        if not self.no_plots:
+            from ..evaluation.plots import require_matplotlib
+
+            require_matplotlib()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How many questions are asked, about how long a text, and how."""
+
+    lengths: Lengths = "1x,4x,8x,16x"
+    samples: Annotated[
+        str,
+        typer.Option(
+            "--samples",
+            metavar="N",
+            help="Questions of each kind at each length: of each depth or task; one number, or "
+            "one for each length as in 4x:12,8x:6.",
+        ),
+    ] = "4"
+    seed: Seed = 0
+    no_chat_template: NoChatTemplate = False
+
+    def numbers(self, limit: int) -> dict[int, int]:
+        """How many questions at each length, in tokens; limit: the model's."""
+        return parse_samples(self.samples, parse_lengths(self.lengths, limit), limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedAtDepths(Asked):
+    """The same for what is hidden at some depth."""
+
+    depths: Annotated[
+        str,
+        typer.Option(
+            "--depths", metavar="LIST", help="Where the key is hidden, from 0 (the beginning) to 1."
+        ),
+    ] = "0.1,0.3,0.5,0.7,0.9"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model, its tokenizer, and where they came from."""
+
+    model: Llama
+    tokenizer: PreTrainedTokenizerBase
+    checkpoint: str
+
+    @property
+    def limit(self) -> int:
+        """The context limit, in tokens."""
+        return self.model.config.max_position_embeddings
 
 
 def split_list(text: str) -> tuple[str, ...]:

@@ -2,77 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .eval_options import (
     DEFAULT_METHODS,
-    Depths,
+    Asked,
+    AskedAtDepths,
     Lengths,
     Methods,
-    NoPlots,
-    OptionalModelPath,
-    OutputFolder,
-    Samples,
-    Seed,
+    PlottedRun,
     Texts,
     describe_samples,
     describe_texts,
     parse_depths,
-    parse_lengths,
-    parse_samples,
     read_texts,
     split_list,
 )
-from .eval_runs import (
-    layout_of,
-    length_table,
-    open_checkpoint,
-    open_folder,
-    progress,
-    report,
-    want_plots,
-)
-from .options import (
-    Device,
-    Dtype,
-    Json,
-    NoChatTemplate,
-    Ops,
-)
-from .settings import with_settings
+from .eval_runs import layout_of, length_table, open_folder, progress, report
+from .groups import with_groups
+from .settings import Settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from transformers import PreTrainedTokenizerBase
-
-    from .. import HomerConfig, Llama
     from ..evaluation.questions import Questions
-    from ..evaluation.runs import Record, RunFolder
+    from ..evaluation.runs import Record
     from ..storage.files import Inputs
+    from .eval_options import Opened
 
-_DEPTHS = "0.1,0.3,0.5,0.7,0.9"
+
+@dataclass(frozen=True, kw_only=True)
+class AskedBeyond(Asked):
+    """Questions whose texts have a least length."""
+
+    lengths: Lengths = "4x,8x,16x"
 
 
-@with_settings
+@with_groups
 def passkey(
-    output: OutputFolder,
-    model: OptionalModelPath = None,
-    methods: Methods = DEFAULT_METHODS,
-    lengths: Lengths = "1x,4x,8x,16x",
-    depths: Depths = _DEPTHS,
-    samples: Samples = "4",
-    seed: Seed = 0,
-    no_chat_template: NoChatTemplate = False,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    ops: Ops = "auto",
-    no_plots: NoPlots = False,
-    as_json: Json = False,
     *,
-    config: HomerConfig,
+    methods: Methods = DEFAULT_METHODS,
+    asked: AskedAtDepths,
+    run: PlottedRun,
+    settings: Settings,
 ) -> None:
     """Find a five-digit key in a long text of repeated sentences.
 
@@ -82,32 +55,19 @@ def passkey(
     from ..evaluation.passkey import PASSKEY
     from ..evaluation.questions import Questions
 
-    want_plots(no_plots)
-    opened = open_checkpoint(model, device, dtype, ops)
-    numbers = _numbers(opened[0], lengths, samples)
-    questions = Questions("passkey", (PASSKEY,), numbers, seed, parse_depths(depths))
-    folder, metrics = _run(opened, questions, methods, config, not no_chat_template, output)
-    _report(folder, metrics, opened[0], no_plots, as_json)
+    opened, numbers = _open(run, asked, settings)
+    questions = Questions("passkey", (PASSKEY,), numbers, asked.seed, parse_depths(asked.depths))
+    _run(run, opened, asked, settings, methods, questions)
 
 
-@with_settings
+@with_groups
 def needles(
-    output: OutputFolder,
-    text: Texts,
-    model: OptionalModelPath = None,
-    methods: Methods = DEFAULT_METHODS,
-    lengths: Lengths = "1x,4x,8x,16x",
-    depths: Depths = _DEPTHS,
-    samples: Samples = "4",
-    seed: Seed = 0,
-    no_chat_template: NoChatTemplate = False,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    ops: Ops = "auto",
-    no_plots: NoPlots = False,
-    as_json: Json = False,
     *,
-    config: HomerConfig,
+    text: Texts,
+    methods: Methods = DEFAULT_METHODS,
+    asked: AskedAtDepths,
+    run: PlottedRun,
+    settings: Settings,
 ) -> None:
     """Find a magic number in a text of yours.
 
@@ -121,23 +81,17 @@ def needles(
     from ..evaluation.questions import Questions
     from ..text.tokens import tokenize
 
-    want_plots(no_plots)
     texts = read_texts(text)
-    opened = open_checkpoint(model, device, dtype, ops)
-    numbers = _numbers(opened[0], lengths, samples)
-    task = needles_in(list(texts.values()), lambda part: len(tokenize(opened[0], part, "--text")))
-    questions = Questions("needles", (task,), numbers, seed, parse_depths(depths))
-    folder, metrics = _run(
-        *(opened, questions, methods, config, not no_chat_template, output),
-        describe_texts(texts),
-        {"--text": text},
-    )
-    _report(folder, metrics, opened[0], no_plots, as_json)
+    opened, numbers = _open(run, asked, settings)
+    task = needles_in(list(texts.values()), lambda own: len(tokenize(opened.model, own, "--text")))
+    questions = Questions("needles", (task,), numbers, asked.seed, parse_depths(asked.depths))
+    named, inputs = describe_texts(texts), {"--text": text}
+    _run(run, opened, asked, settings, methods, questions, named, inputs)
 
 
-@with_settings
+@with_groups
 def ruler(
-    output: OutputFolder,
+    *,
     tasks: Annotated[
         str,
         typer.Option(
@@ -149,19 +103,10 @@ def ruler(
             show_default="all",
         ),
     ] = "niah_single_1,niah_multikey_2,niah_multikey_3,vt,cwe,fwe",
-    model: OptionalModelPath = None,
     methods: Methods = DEFAULT_METHODS,
-    lengths: Lengths = "4x,8x,16x",
-    samples: Samples = "4",
-    seed: Seed = 0,
-    no_chat_template: NoChatTemplate = False,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    ops: Ops = "auto",
-    no_plots: NoPlots = False,
-    as_json: Json = False,
-    *,
-    config: HomerConfig,
+    asked: AskedBeyond,
+    run: PlottedRun,
+    settings: Settings,
 ) -> None:
     """Retrieve, trace and aggregate in made-up texts: six tasks of RULER (Hsieh et al. 2024).
 
@@ -173,43 +118,45 @@ def ruler(
     from ..evaluation.questions import Questions
     from ..evaluation.ruler import choose_tasks
 
-    want_plots(no_plots)
     chosen = choose_tasks(split_list(tasks))
-    opened = open_checkpoint(model, device, dtype, ops)
-    questions = Questions("ruler", chosen, _numbers(opened[0], lengths, samples), seed)
+    opened, numbers = _open(run, asked, settings)
+    questions = Questions("ruler", chosen, numbers, asked.seed)
     named = {"tasks": [task.name for task in chosen]}
-    folder, metrics = _run(opened, questions, methods, config, not no_chat_template, output, named)
-    _report(folder, metrics, opened[0], no_plots, as_json)
+    _run(run, opened, asked, settings, methods, questions, named)
 
 
-def _numbers(model: Llama, lengths: str, samples: str) -> dict[int, int]:
-    """How many questions to ask at each length, in tokens."""
-    limit = model.config.max_position_embeddings
-    return parse_samples(samples, parse_lengths(lengths, limit), limit)
+def _open(run: PlottedRun, asked: Asked, settings: Settings) -> tuple[Opened, dict[int, int]]:
+    """The model, and how many questions to ask at each length, in tokens; bad settings are refused
+    first.
+    """
+    _ = settings.config
+    opened = run.open()
+    return opened, asked.numbers(opened.limit)
 
 
 def _run(
-    opened: tuple[Llama, PreTrainedTokenizerBase, str],
-    questions: Questions,
+    run: PlottedRun,
+    opened: Opened,
+    asked: Asked,
+    settings: Settings,
     methods: str,
-    config: HomerConfig,
-    chat: bool,
-    output: Path,
+    questions: Questions,
     named: Record | None = None,
     inputs: Inputs | None = None,
-) -> tuple[RunFolder, Record]:
-    """Let the methods answer all questions; the folder, and the figures.
+) -> None:
+    """Let the methods answer all questions, draw the figures, and print them.
 
     named: settings of the run beside those that all have; inputs: files that were read, by option.
     """
+    from ..evaluation import plots
     from ..evaluation.methods import make_readers
     from ..evaluation.questions import ask, check_lengths
 
-    model, tokenizer, checkpoint = opened
-    readers = make_readers(split_list(methods), model, config)
-    layout = layout_of(tokenizer, chat)
+    model, chat = opened.model, not asked.no_chat_template
+    readers = make_readers(split_list(methods), model, settings.config)
+    layout = layout_of(opened.tokenizer, chat)
     check_lengths(model, questions, layout)
-    settings = {
+    described = {
         "task": questions.name,
         "methods": list(readers),
         "lengths": sorted(questions.samples),
@@ -219,22 +166,14 @@ def _run(
         **({"depths": questions.depths} if questions.has_depths else {}),
         **(named or {}),
     }
-    folder = open_folder(output, model, checkpoint, config, settings, inputs)
+    folder = open_folder(run, opened, settings, described, inputs)
     with progress(questions.name, len(questions) * len(readers)) as advance:
         metrics = ask(model, readers, questions, layout, folder, advance)
     folder.finish(metrics)
-    return folder, metrics
-
-
-def _report(
-    folder: RunFolder, metrics: Record, model: Llama, no_plots: bool, as_json: bool
-) -> None:
-    """Draw the figures, and print them."""
-    from ..evaluation import plots
-
-    limit = model.config.max_position_embeddings
-    if not no_plots:
-        plots.plot_accuracy_by_length(metrics, limit, folder.path / "accuracy_by_length.png")
+    if not run.no_plots:
+        by_length = folder.path / "accuracy_by_length.png"
+        plots.plot_accuracy_by_length(metrics, opened.limit, by_length)
         if "by_depth" in metrics:
-            plots.plot_depth_by_length(metrics, limit, folder.path / "depth_by_length.png")
-    report(folder, metrics, length_table(metrics, limit), as_json)
+            by_depth = folder.path / "depth_by_length.png"
+            plots.plot_depth_by_length(metrics, opened.limit, by_depth)
+    report(folder, metrics, length_table(metrics, opened.limit), run.as_json)

@@ -4,38 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .eval_options import describe_config
-from .inputs import compose, open_model
+from .eval_options import Opened, Run, describe_config
+from .inputs import compose
 from .output import at_terminal, note, print_json, readable_bytes, table
-from .settings import files_of
+from .settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .. import HomerConfig, Llama
     from ..evaluation.questions import Layout
     from ..evaluation.runs import Record, RunFolder
     from ..storage.files import Inputs
 
 
-def open_checkpoint(
-    model: str | None, device: str | None, dtype: str, ops: str
-) -> tuple[Llama, PreTrainedTokenizerBase, str]:
-    """The model, its tokenizer, and where it came from."""
-    from ..demo import CHECKPOINT
-
-    checkpoint = model or str(CHECKPOINT)
-    return *open_model(checkpoint, device, dtype, ops, None), checkpoint
-
-
 def open_folder(
-    output: Path,
-    model: Llama,
-    checkpoint: str,
-    config: HomerConfig,
+    run: Run,
+    opened: Opened,
+    homer: Settings,
     settings: Record,
     inputs: Inputs | None = None,
 ) -> RunFolder:
@@ -48,17 +35,18 @@ def open_folder(
     from ..evaluation.runs import RunFolder
     from ..storage.files import check_folder
 
-    check_folder("-o", output, {**(inputs or {}), "--model": checkpoint, **files_of(config)})
+    model = opened.model
+    check_folder("-o", run.output, {**(inputs or {}), "--model": opened.checkpoint, **homer.files})
     settings = {
         **settings,
         "fingerprint": model.fingerprint,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "homer": describe_config(config),
+        "homer": describe_config(homer.config),
     }
-    environment = {"model": checkpoint, **describe_environment(model.device)}
-    folder = RunFolder(output, settings, environment)
+    environment = {"model": opened.checkpoint, **describe_environment(model.device)}
+    folder = RunFolder(run.output, settings, environment)
     if folder.records:
-        note(f"{output} has {len(folder.records):,} predictions already; going on from there.")
+        note(f"{run.output} has {len(folder.records):,} predictions already; going on from there.")
     return folder
 
 
@@ -72,14 +60,6 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Layout:
         return parts.prefix, (parts.suffix or question) + reply
 
     return lay_out
-
-
-def want_plots(no_plots: bool) -> None:
-    """Raise `ValueError` where plots are wanted and cannot be drawn."""
-    from ..evaluation.plots import require_matplotlib
-
-    if not no_plots:
-        require_matplotlib()
 
 
 @contextmanager

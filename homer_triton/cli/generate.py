@@ -9,31 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..checks import SEEDS
-from .inputs import compose, note_long_chunks, open_model, read_text, require_one_source
-from .options import (
-    Device,
-    Dtype,
-    EncodedFile,
-    Json,
-    ModelPath,
-    NoChatTemplate,
-    Ops,
-    OptionalContextFile,
-    Prefix,
-    RopeScaling,
-    SpecialTokens,
-    Suffix,
-)
+from .groups import given_options, with_groups
+from .inputs import note_long_chunks, read_text, require_one_source
+from .options import Around, Checkpoint, EncodedFile, Json, OptionalContextFile
 from .output import at_terminal, note_kept, print_json, summary
-from .settings import given_options, with_settings
+from .settings import Settings
 
 if TYPE_CHECKING:
-    from .. import HomerConfig
+    pass
 
 
-@with_settings
+@with_groups
 def generate(
-    model: ModelPath,
+    *,
+    checkpoint: Checkpoint,
     context_file: OptionalContextFile = None,
     encoded: EncodedFile = None,
     prompt: Annotated[
@@ -46,10 +35,7 @@ def generate(
             show_default="none: go on with the text",
         ),
     ] = None,
-    prefix: Prefix = None,
-    suffix: Suffix = None,
-    no_chat_template: NoChatTemplate = False,
-    special_tokens: SpecialTokens = False,
+    around: Around,
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Most tokens in an answer.")
     ] = 256,
@@ -88,13 +74,8 @@ def generate(
             show_default="none",
         ),
     ] = None,
-    rope_scaling: RopeScaling = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    ops: Ops = "auto",
     as_json: Json = False,
-    *,
-    config: HomerConfig,
+    settings: Settings,
 ) -> None:
     """Answer questions about a text that may be many times longer than the model's context limit.
 
@@ -114,26 +95,17 @@ def generate(
     from ..checks import whole_number
     from ..generation import make_warpers
 
-    fixed = [
-        name for name, value in (("--prefix", prefix), ("--suffix", suffix)) if value is not None
-    ]
-    require_one_source(context_file, encoded, [*fixed, *given_options(config)])
+    config = settings.config
+    fixed = [name for name in given_options(around) if name in ("--prefix", "--suffix")]
+    require_one_source(context_file, encoded, [*fixed, *given_options(settings)])
     # Bad settings are refused before the long work.
     make_warpers(temperature, top_k, top_p)
     whole_number("max_new_tokens", max_new_tokens, 1)
     prompts = prompt or []
     questions: list[str | None] = [*prompts] or [None]
     text = "" if context_file is None else read_text(context_file)
-    llama, tokenizer = open_model(model, device, dtype, ops, rope_scaling)
-    parts = compose(
-        tokenizer,
-        prefix,
-        suffix,
-        prompts,
-        chat=not no_chat_template,
-        ask_later=encoded is not None or len(prompts) > 1,
-        special_tokens=special_tokens,
-    )
+    llama, tokenizer = checkpoint.open()
+    parts = around.compose(tokenizer, prompts, encoded is not None or len(prompts) > 1)
     if encoded is None:
         note_long_chunks(config, llama.config)
         context = merge(
@@ -143,7 +115,7 @@ def generate(
             parts.suffix,
             config,
             progress=at_terminal(),
-            special_tokens=special_tokens,
+            special_tokens=around.special_tokens,
         )
     else:
         context = EncodedContext.load(encoded, llama.device)

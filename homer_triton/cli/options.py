@@ -1,9 +1,22 @@
-"""The options that commands share, each with its help in one place."""
+"""The options that commands share, each with its help in one place, those that go together in
+groups.
+"""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from .inputs import Parts, compose, open_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .. import Llama
 
 ModelPath = Annotated[
     str,
@@ -23,29 +36,6 @@ RopeScaling = Annotated[
         '\'{"rope_type": "yarn", "factor": 4.0}\'.',
     ),
 ]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="NAME",
-        help="cuda, cuda:1, cpu, …",
-        show_default="cuda where there is a GPU, else cpu",
-    ),
-]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        "--dtype",
-        metavar="NAME",
-        help="float32, float16 or bfloat16; auto is the checkpoint's own.",
-    ),
-]
-Ops = Annotated[
-    str,
-    typer.Option(
-        "--ops", metavar="NAME", help="triton or torch; auto is Triton on a GPU, PyTorch elsewhere."
-    ),
-]
 
 _context_file = typer.Option(
     "--context-file", metavar="FILE", help="The long text, in UTF-8; - reads standard input."
@@ -60,30 +50,6 @@ EncodedFile = Annotated[
         help="Go on from what `homer encode` saved, in place of --context-file.",
     ),
 ]
-Prefix = Annotated[
-    str | None,
-    typer.Option(
-        "--prefix",
-        metavar="TEXT",
-        help="Text before the context, such as instructions; every chunk holds it.",
-    ),
-]
-Suffix = Annotated[
-    str | None,
-    typer.Option(
-        "--suffix",
-        metavar="TEXT",
-        help="Text after the context; every chunk ends in it, and what it attends to is kept.",
-        show_default="the prompt, or else the context's own end",
-    ),
-]
-NoChatTemplate = Annotated[
-    bool,
-    typer.Option(
-        "--no-chat-template",
-        help="Give the model the bare text even where its tokenizer has a chat template.",
-    ),
-]
 SpecialTokens = Annotated[
     bool,
     typer.Option(
@@ -95,3 +61,89 @@ SpecialTokens = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a model runs."""
+
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="cuda, cuda:1, cpu, …",
+            show_default="cuda where there is a GPU, else cpu",
+        ),
+    ] = None
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            metavar="NAME",
+            help="float32, float16 or bfloat16; auto is the checkpoint's own.",
+        ),
+    ] = "auto"
+    ops: Annotated[
+        str,
+        typer.Option(
+            "--ops",
+            metavar="NAME",
+            help="triton or torch; auto is Triton on a GPU, PyTorch elsewhere.",
+        ),
+    ] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Loading):
+    """The model of a command that must be given one."""
+
+    model: ModelPath
+    rope_scaling: RopeScaling = None
+
+    def open(self) -> tuple[Llama, PreTrainedTokenizerBase]:
+        """The model and its tokenizer. Raises as `open_model` does."""
+        return open_model(self.model, self.device, self.dtype, self.ops, self.rope_scaling)
+
+
+NoChatTemplate = Annotated[
+    bool,
+    typer.Option(
+        "--no-chat-template",
+        help="Give the model the bare text even where its tokenizer has a chat template.",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Around:
+    """What stands around a context, and how it is read."""
+
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            "--prefix",
+            metavar="TEXT",
+            help="Text before the context, such as instructions; every chunk holds it.",
+        ),
+    ] = None
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            "--suffix",
+            metavar="TEXT",
+            help="Text after the context; every chunk ends in it, and what it attends to is kept.",
+            show_default="the prompt, or else the context's own end",
+        ),
+    ] = None
+    no_chat_template: NoChatTemplate = False
+    special_tokens: SpecialTokens = False
+
+    def compose(
+        self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], ask_later: bool
+    ) -> Parts:
+        """The texts laid out around the context, as `inputs.compose` does it."""
+        chat = not self.no_chat_template
+        return compose(
+            tokenizer, self.prefix, self.suffix, prompts, chat, ask_later, self.special_tokens
+        )

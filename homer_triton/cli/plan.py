@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .groups import with_groups
 from .inputs import note_long_chunks, parse_rope_scaling, read_text
 from .options import (
     Json,
@@ -15,16 +16,17 @@ from .options import (
     SpecialTokens,
 )
 from .output import print_json, readable_bytes, readable_flops, table
-from .settings import with_settings
+from .settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .. import HomerConfig, ModelConfig, Plan
+    from .. import ModelConfig, Plan
 
 
-@with_settings
+@with_groups
 def plan(
+    *,
     model: ModelPath,
     context_len: Annotated[
         int | None,
@@ -59,8 +61,7 @@ def plan(
         ),
     ] = "cuda",
     as_json: Json = False,
-    *,
-    config: HomerConfig,
+    settings: Settings,
 ) -> None:
     """Print the merge tree for an input: its levels, layers, lengths, memory and operations.
 
@@ -76,6 +77,7 @@ def plan(
     from ..model.config import load_config
     from ..model.hub import resolve
 
+    config = settings.config
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not known; choose auto, {', '.join(DTYPES)}.")
     if device not in ("cuda", "cpu"):

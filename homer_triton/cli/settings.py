@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import fields
-from functools import partial
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from .. import HomerConfig
 
-# By HomerConfig's field: the option that gives it. What is left out is left to the library.
-SETTINGS: dict[str, Any] = {
-    "max_chunk_len": Annotated[
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """By HomerConfig's field, the option that gives it. What is left out is left to the library."""
+
+    max_chunk_len: Annotated[
         int | None,
         typer.Option(
             "--max-chunk-len",
@@ -24,8 +25,8 @@ SETTINGS: dict[str, Any] = {
             help="Most tokens in a chunk, prefix and suffix included.",
             show_default="a quarter of the context limit, 1024 to 8192",
         ),
-    ],
-    "target_len": Annotated[
+    ] = None
+    target_len: Annotated[
         int | None,
         typer.Option(
             "--target-len",
@@ -33,8 +34,8 @@ SETTINGS: dict[str, Any] = {
             help="Most tokens in the finished cache.",
             show_default="an eighth of a chunk, at least 384, beside prefix and suffix",
         ),
-    ],
-    "layers_warmup": Annotated[
+    ] = None
+    layers_warmup: Annotated[
         int | None,
         typer.Option(
             "--layers-warmup",
@@ -42,8 +43,8 @@ SETTINGS: dict[str, Any] = {
             help="Layers that chunks run alone, beyond their share, before the first merge.",
             show_default="half of the layers, fewer where the text needs more merges",
         ),
-    ],
-    "leaf_batch": Annotated[
+    ] = None
+    leaf_batch: Annotated[
         int | None,
         typer.Option(
             "--leaf-batch",
@@ -52,8 +53,8 @@ SETTINGS: dict[str, Any] = {
             "fill, for more memory.",
             show_default="1",
         ),
-    ],
-    "offload": Annotated[
+    ] = None
+    offload: Annotated[
         Literal["cpu"] | None,
         typer.Option(
             "--offload",
@@ -61,8 +62,8 @@ SETTINGS: dict[str, Any] = {
             "grow with the text.",
             show_default="on the device",
         ),
-    ],
-    "memory_budget": Annotated[
+    ] = None
+    memory_budget: Annotated[
         str | None,
         typer.Option(
             "--memory-budget",
@@ -71,16 +72,16 @@ SETTINGS: dict[str, Any] = {
             "--offload are chosen to fit where they are left out.",
             show_default="none",
         ),
-    ],
-    "cuda_graphs": Annotated[
+    ] = None
+    cuda_graphs: Annotated[
         bool | None,
         typer.Option(
             "--cuda-graphs",
             help="Replay steps of equal shape from CUDA graphs, for small models.",
             show_default="no",
         ),
-    ],
-    "calibration": Annotated[
+    ] = None
+    calibration: Annotated[
         Path | None,
         typer.Option(
             "--calibration",
@@ -88,8 +89,8 @@ SETTINGS: dict[str, Any] = {
             help="What `homer calibrate` made for this model: corrects the scores for distance.",
             show_default="none",
         ),
-    ],
-    "selection": Annotated[
+    ] = None
+    selection: Annotated[
         str | None,
         typer.Option(
             "--selection",
@@ -98,8 +99,8 @@ SETTINGS: dict[str, Any] = {
             "and changes to rows, logit, heads, layers and window as in votes,window=7.",
             show_default="votes, or paper with --calibration",
         ),
-    ],
-    "recompute": Annotated[
+    ] = None
+    recompute: Annotated[
         Literal["none", "suffix", "all"] | None,
         typer.Option(
             "--recompute",
@@ -107,8 +108,8 @@ SETTINGS: dict[str, Any] = {
             "the suffix over the merged cache; or none, as in the paper.",
             show_default="all",
         ),
-    ],
-    "layers_tree": Annotated[
+    ] = None
+    layers_tree: Annotated[
         int | None,
         typer.Option(
             "--layers-tree",
@@ -116,72 +117,23 @@ SETTINGS: dict[str, Any] = {
             help="Layers that chunks and their merges run, where all survivors are recomputed.",
             show_default="4/5 of the layers",
         ),
-    ],
-}
+    ] = None
 
+    @cached_property
+    def config(self) -> HomerConfig:
+        """The settings that the options give, the library's defaults elsewhere.
 
-def with_settings(
-    command: Callable[..., None] | None = None, *, but: tuple[str, ...] = ()
-) -> Callable[..., Any]:
-    """Give a command the options of `SETTINGS`, `but` for some: its parameter `config` is the
-    `HomerConfig` that they make.
-    """
-    if command is None:
-        return partial(with_settings, but=but)
-    settings = {name: option for name, option in SETTINGS.items() if name not in but}
+        Raises as `HomerConfig` and `Calibration.load` do.
+        """
+        from .. import Calibration, HomerConfig
 
-    def run(**arguments: Any) -> None:
-        given = {name: arguments.pop(_parameter(name)) for name in settings}
-        command(**arguments, config=_make_config(given))
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {name: value for name, value in options.items() if value is not None}
+        if self.calibration is not None:
+            given["calibration"] = Calibration.load(self.calibration)
+        return HomerConfig(**given)
 
-    own = inspect.signature(command).parameters.values()
-    parameters = []
-    for parameter in own:
-        if parameter.name == "config":
-            parameters += [
-                inspect.Parameter(
-                    _parameter(name), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint
-                )
-                for name, hint in settings.items()
-            ]
-        else:
-            hint = parameter.annotation
-            if isinstance(hint, str):
-                hint = eval(hint, command.__globals__)
-            parameters.append(
-                parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY)
-            )
-    run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, __name__
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
-
-
-def given_options(config: HomerConfig) -> list[str]:
-    """The options that were given to make a config, in the order of the help."""
-    default = {field.name: field.default for field in fields(config)}
-    given = [name for name in SETTINGS if getattr(config, name) != default[name]]
-    return [SETTINGS[name].__metadata__[0].default for name in given]
-
-
-def files_of(config: HomerConfig) -> dict[str, Path | None]:
-    """The files that a config was made from, by the options that name them."""
-    return {"--calibration": None if config.calibration is None else config.calibration.file}
-
-
-def _parameter(name: str) -> str:
-    """A setting's name among a command's parameters, some of which are called alike."""
-    return f"homer_{name}"
-
-
-def _make_config(given: dict[str, Any]) -> HomerConfig:
-    """The settings that the options give, the library's defaults elsewhere.
-
-    Raises as `HomerConfig` and `Calibration.load` do.
-    """
-    from .. import Calibration, HomerConfig
-
-    settings = {name: value for name, value in given.items() if value is not None}
-    if "calibration" in settings:
-        settings["calibration"] = Calibration.load(settings["calibration"])
-    return HomerConfig(**settings)
+    @property
+    def files(self) -> dict[str, Path | None]:
+        """The files that are read, by the options that name them."""
+        return {"--calibration": self.calibration}

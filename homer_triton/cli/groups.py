@@ -1,0 +1,80 @@
+"""Groups of options: a dataclass states each of them once, and commands take whole groups.
+
+A group's fields are options, `name: Annotated[type, typer.Option("--name", ...)] = default`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from functools import partial
+from typing import Any, get_type_hints
+
+import typer
+
+
+def with_groups(
+    command: Callable[..., None] | None = None, *, but: tuple[str, ...] = ()
+) -> Callable[..., Any]:
+    """Give a command the options of its groups, `but` for some: each of its parameters that is
+    annotated with a dataclass is one, made of what the options give.
+    """
+    if command is None:
+        return partial(with_groups, but=but)
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    members: dict[str, list[str]] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            own = [option for option in _options(hint) if option.name not in but]
+            members[parameter.name] = [option.name for option in own]
+            parameters += own
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(annotation=hint, kind=kind))
+
+    def run(**arguments: Any) -> None:
+        for name, own in members.items():
+            group: Any = hints[name]
+            arguments[name] = group(**{option: arguments.pop(option) for option in own})
+        command(**arguments)
+
+    # What can be left out comes last, or Python takes it for no signature.
+    parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+    run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, __name__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def given_options(group: Any) -> list[str]:
+    """The options that were given to make a group, in the order of the help."""
+    return [
+        _flag(option.annotation)
+        for option in _options(type(group))
+        if getattr(group, option.name) != option.default
+    ]
+
+
+def _options(group: type) -> Iterator[inspect.Parameter]:
+    """A group's fields as parameters, its own before those that it has from others."""
+    hints = get_type_hints(group, include_extras=True)
+    defaults = {field.name: field.default for field in fields(group)}
+    for owner in group.__mro__:
+        for name in inspect.get_annotations(owner):
+            if name in defaults:
+                default = defaults.pop(name)
+                yield inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if default is MISSING else default,
+                    annotation=hints[name],
+                )
+
+
+def _flag(hint: Any) -> str:
+    """An option's own name, from its annotation."""
+    (option,) = (part for part in hint.__metadata__ if isinstance(part, typer.models.OptionInfo))
+    return str(option.default)
