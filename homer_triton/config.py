@@ -173,7 +173,7 @@ def plan(
     if warmup is None:
         share = layers // 2 if layers_tree < layers else 3 * layers // 8
         warmup = max(min(share, layers_tree - levels), 0)
-    selection.width(room)  # refuses a window that is too long
+    selection.check_room(room)
     asking = selection.asking(suffix_len) if suffix_len else 1
 
     limit = model.max_position_embeddings
@@ -193,9 +193,6 @@ def plan(
             recompute=recompute,
             asking=asking,
         )
-        narrowing = tree.narrowing()
-        if narrowing is not None:
-            selection.width(narrowing.max_chunk_len - prefix_len - suffix_len)
         if recompute == "all" and tree.rows > limit and not model.reaches_beyond_limit:
             raise ValueError(
                 f"{tree.rows} survivors are read once more as one prompt, beyond the model's "

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 from . import kernels
 from .kernels import reference
 from .model.config import ModelConfig, load_config, read_json
+from .model.errors import shorten
 from .model.fingerprint import stored_fingerprint
 from .model.hub import resolve
 from .model.llama import Llama
@@ -130,7 +131,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         tokenizer("a word")  # some settings are first read when a text is
         return tokenizer
     except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file
-        reason = " ".join(str(error).split())
+        reason = shorten(" ".join(str(error).split()))
         raise ValueError(f"The tokenizer in {folder} cannot be read: {reason}.") from error
 
 

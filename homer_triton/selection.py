@@ -65,19 +65,22 @@ class Selection:
         return self.rows
 
     def width(self, room: int) -> int:
-        """The window in chunks of `room` context tokens.
+        """The window in chunks of `room` context tokens."""
+        if self.window is not None:
+            return self.window
+        longest = LONGEST_RETRIEVED if self.heads == "retrieval" else LONGEST_WINDOW
+        return min(longest, room // 8 | 1)
 
-        Raises `ValueError` where it is longer than a chunk's context.
+    def check_room(self, room: int) -> None:
+        """Raise `ValueError` where the window is longer than the `room` context tokens of chunks.
+
+        The chunk of the root's survivors alone may be shorter.
         """
-        if self.window is None:
-            longest = LONGEST_RETRIEVED if self.heads == "retrieval" else LONGEST_WINDOW
-            return min(longest, room // 8 | 1)
-        if self.window > room:
+        if self.width(room) > room:
             raise ValueError(
                 f"selection: window={self.window} is longer than the {room} context tokens of a "
                 "chunk; lower it or raise max_chunk_len."
             )
-        return self.window
 
     def reach(self, room: int) -> tuple[int, int]:
         """The window as rows before and behind a row, in chunks of `room` context tokens."""

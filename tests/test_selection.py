@@ -59,9 +59,9 @@ def test_a_window_left_out_fits_the_chunk() -> None:
     widths = [VOTES.width(room) for room in (1, 20, 115, 1000, 5000)]
     assert widths == [1, 3, 15, 63, 63]
     assert Selection(heads="sum").width(5000) == 31
-    assert Selection(window=9).width(9) == 9
+    Selection(window=9).check_room(9)
     with pytest.raises(ValueError, match="window=9 is longer than the 8 context tokens of a chunk"):
-        Selection(window=9).width(8)
+        Selection(window=9).check_room(8)
 
 
 def test_what_retrieval_heads_find_is_followed_by_the_answer() -> None:
