@@ -57,7 +57,8 @@ class Homer:
     ) -> None:
         streams.mkdir(exist_ok=True)
         self._stdout, self._stderr = streams / "stdout", streams / "stderr"
-        self._stdout.touch()
+        for stream in (self._stdout, self._stderr):
+            stream.write_text("")  # another command may have left some
         self.pid = os.fork()
         if self.pid == 0:
             try:
