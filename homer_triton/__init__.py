@@ -12,24 +12,28 @@ if TYPE_CHECKING:
     from .chat import chat_affixes
     from .config import HomerConfig, plan
     from .context import EncodedContext
-    from .encoding import encode, encode_batch
+    from .encoding import DocumentsError, encode, encode_batch
     from .engine.tree import Plan
     from .generation import Generation, generate
     from .loading import from_transformers, load, with_rope
     from .model.config import ModelConfig
     from .model.llama import Llama
+    from .ranks import RankError, Ranks
     from .selection import Selection
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Calibration",
+    "DocumentsError",
     "EncodedContext",
     "Generation",
     "HomerConfig",
     "Llama",
     "ModelConfig",
     "Plan",
+    "RankError",
+    "Ranks",
     "Selection",
     "calibrate",
     "chat_affixes",
@@ -47,11 +51,12 @@ _MODULES = {
     "chat": ("chat_affixes",),
     "config": ("HomerConfig", "plan"),
     "context": ("EncodedContext",),
-    "encoding": ("encode", "encode_batch"),
+    "encoding": ("DocumentsError", "encode", "encode_batch"),
     "generation": ("Generation", "generate"),
     "loading": ("from_transformers", "load", "with_rope"),
     "model.config": ("ModelConfig",),
     "model.llama": ("Llama",),
+    "ranks": ("RankError", "Ranks"),
     "selection": ("Selection",),
     "engine.tree": ("Plan",),
 }

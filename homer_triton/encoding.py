@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import partial
+from typing import Any, overload
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .checks import whole_number
-from .config import HomerConfig, plan
-from .context import EncodedContext, EncodeStats
-from .engine.graphs import Replays
-from .engine.heap import trim_heap
-from .engine.pool import SlotPool, make_pools
-from .engine.recompute import read_again_
-from .engine.scheduler import Merged, Scheduler
-from .engine.stopwatch import Stopwatch
+from .config import HomerConfig
+from .context import EncodedContext
+from .engine.documents import encode_alike, fit_plan
+from .engine.rank_scheduler import RankScheduler
+from .engine.scheduler import Scheduler
 from .engine.tree import Node, Plan
 from .model.llama import Llama
+from .ranks import Ranks
 from .text.tokens import TokensLike, split_input
 
+Parts = tuple[Tensor, Tensor, Tensor]
 
+
+class DocumentsError(ValueError):
+    """Some documents of a batch failed; `encoded` has the others, None for each of these."""
+
+    def __init__(self, message: str, encoded: list[EncodedContext | None]) -> None:
+        super().__init__(message)
+        self.encoded = encoded
+
+
+@overload
 def encode(
     model: Llama,
     context: TokensLike,
@@ -32,7 +42,32 @@ def encode(
     progress: bool | Callable[[Node], None] = False,
     scheduler: Callable[..., Scheduler] = Scheduler,
     special_tokens: bool = False,
-) -> EncodedContext:
+    ranks: None = None,
+) -> EncodedContext: ...
+@overload
+def encode(
+    model: Llama,
+    context: TokensLike,
+    prefix: TokensLike | None = None,
+    suffix: TokensLike | None = None,
+    config: HomerConfig | None = None,
+    progress: bool | Callable[[Node], None] = False,
+    scheduler: Callable[..., Scheduler] = Scheduler,
+    special_tokens: bool = False,
+    ranks: Ranks | None = None,
+) -> EncodedContext | None: ...
+@torch.no_grad()
+def encode(
+    model: Llama,
+    context: TokensLike,
+    prefix: TokensLike | None = None,
+    suffix: TokensLike | None = None,
+    config: HomerConfig | None = None,
+    progress: bool | Callable[[Node], None] = False,
+    scheduler: Callable[..., Scheduler] = Scheduler,
+    special_tokens: bool = False,
+    ranks: Ranks | None = None,
+) -> EncodedContext | None:
     """Merge a long input into a cache of at most `config.target_len` rows (HOMER, Song et al., ICLR
     2024).
 
@@ -45,17 +80,65 @@ def encode(
     special_tokens: let control tokens that the context spells, such as those that end a chat's
     turn, be control tokens. Left out, it is read as nothing but text; in prefix and suffix they
     always count, but for the question that `chat_affixes` was given.
+    ranks: processes that share the input, each of which calls this with the same arguments: every
+    one walks subtrees of its own. The first one gets the result, the others None or, if the ranks
+    say so, a copy.
 
     Raises `ValueError` for inputs and settings that do not fit the model or each other, for a
-    calibration made for something else, and for a model whose weights yield NaN.
+    calibration made for something else, for a model whose weights yield NaN, and for ranks that
+    were given different things; `RankError` where another rank is gone.
     """
-    suffixes = None if suffix is None else [suffix]
-    (encoded,) = encode_batch(
-        model, [context], prefix, suffixes, config, progress, 1, scheduler, special_tokens
-    )
-    return encoded
+    if ranks is None:
+        suffixes = None if suffix is None else [suffix]
+        (encoded,) = encode_batch(
+            model, [context], prefix, suffixes, config, progress, 1, scheduler, special_tokens
+        )
+        return encoded
+    if scheduler is not Scheduler:
+        raise ValueError("Ranks have a walk of their own; leave scheduler out.")
+    config = config or HomerConfig()
+    with ranks.agreeing() as facts:
+        parts = split_input(
+            model, context, prefix, suffix, config.chunk_len(model.config), special_tokens
+        )
+        tree, _ = fit_plan(model, parts, config, 1)
+        facts |= _facts(model, config, [parts], [tree])
+    walk = partial(RankScheduler, ranks=ranks)
+    try:
+        done = encode_alike(model, tree, [parts], config, _shown(progress, ranks), walk)
+    except ValueError as error:
+        if ranks.everywhere:
+            ranks.share(error)
+        raise
+    return _hand_out(ranks, model, None if done is None else done[0])
 
 
+@overload
+def encode_batch(
+    model: Llama,
+    contexts: Sequence[TokensLike],
+    prefix: TokensLike | None = None,
+    suffixes: Sequence[TokensLike] | None = None,
+    config: HomerConfig | None = None,
+    progress: bool | Callable[[Node], None] = False,
+    batch_size: int = 8,
+    scheduler: Callable[..., Scheduler] = Scheduler,
+    special_tokens: bool = False,
+    ranks: None = None,
+) -> list[EncodedContext]: ...
+@overload
+def encode_batch(
+    model: Llama,
+    contexts: Sequence[TokensLike],
+    prefix: TokensLike | None = None,
+    suffixes: Sequence[TokensLike] | None = None,
+    config: HomerConfig | None = None,
+    progress: bool | Callable[[Node], None] = False,
+    batch_size: int = 8,
+    scheduler: Callable[..., Scheduler] = Scheduler,
+    special_tokens: bool = False,
+    ranks: Ranks | None = None,
+) -> list[EncodedContext] | None: ...
 @torch.no_grad()
 def encode_batch(
     model: Llama,
@@ -67,12 +150,16 @@ def encode_batch(
     batch_size: int = 8,
     scheduler: Callable[..., Scheduler] = Scheduler,
     special_tokens: bool = False,
-) -> list[EncodedContext]:
+    ranks: Ranks | None = None,
+) -> list[EncodedContext] | None:
     """`encode` of several documents, in their order; each as if it were alone, to rounding.
 
     Documents of equal lengths share a tree and run side by side, at most `batch_size` of them;
     others run one after another. suffixes: one for each context. The other arguments are
     `encode`'s, and so is what is raised.
+    ranks: processes among which whole documents are dealt out by what they cost; each of them calls
+    this with the same arguments, and gets what `encode` says. A document that fails on its rank
+    ends no other: `DocumentsError` names it where all are there.
     """
     if isinstance(contexts, str) or isinstance(suffixes, str):
         raise ValueError("contexts and suffixes are lists, an entry for each document, not texts.")
@@ -83,190 +170,114 @@ def encode_batch(
     chunk_len = config.chunk_len(model.config)
     ends: list[TokensLike | None]
     ends = [None] * len(contexts) if suffixes is None else list(suffixes)
-    inputs = [
-        split_input(model, context, prefix, end, chunk_len, special_tokens)
-        for context, end in zip(contexts, ends, strict=True)
-    ]
+
+    def lay_out() -> tuple[list[Parts], list[tuple[Plan, list[int]]]]:
+        inputs = [
+            split_input(model, context, prefix, end, chunk_len, special_tokens)
+            for context, end in zip(contexts, ends, strict=True)
+        ]
+        return inputs, _batches(model, inputs, config, batch_size)
+
+    def run(tree: Plan, batch: list[int]) -> list[EncodedContext]:
+        parts = [inputs[index] for index in batch]
+        done = encode_alike(model, tree, parts, config, _shown(progress, ranks), scheduler)
+        assert done is not None
+        return done
+
+    encoded: dict[int, EncodedContext] = {}
+    if ranks is None:
+        inputs, batches = lay_out()
+        for tree, batch in batches:
+            encoded |= zip(batch, run(tree, batch), strict=True)
+        return [encoded[index] for index in range(len(inputs))]
+    with ranks.agreeing() as facts:
+        inputs, batches = lay_out()
+        facts |= _facts(model, config, inputs, [tree for tree, _ in batches])
+    failed: dict[int, str] = {}
+    for tree, batch in _deal(model, batches, ranks):
+        try:
+            encoded |= zip(batch, run(tree, batch), strict=True)
+        except Exception as error:  # the other documents are none the worse
+            failed |= dict.fromkeys(batch, f"{type(error).__name__}: {error}")
+    given = ranks.collect(({i: one.to("cpu") for i, one in encoded.items()}, failed))
+    if given is not None:
+        encoded, failed = {}, {}
+        for rank, (theirs, wrong) in enumerate(given):
+            encoded |= theirs
+            failed |= {index: f"on rank {rank}: {what}" for index, what in wrong.items()}
+    documents = [encoded.get(index) for index in range(len(inputs))]
+    if ranks.everywhere:
+        documents, failed = ranks.share((documents, failed))
+    elif given is None:
+        return None
+    if failed:
+        told = (f"Document {index} failed {what}" for index, what in sorted(failed.items()))
+        raise DocumentsError("; ".join(told), documents)
+    return [one.to(model.device) for one in documents if one is not None]
+
+
+def _batches(
+    model: Llama, inputs: list[Parts], config: HomerConfig, batch_size: int
+) -> list[tuple[Plan, list[int]]]:
+    """Documents of equal lengths, as many as run side by side, each with their plan."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (_, context, suffix) in enumerate(inputs):
         groups.setdefault((len(context), len(suffix)), []).append(index)
-    encoded: dict[int, EncodedContext] = {}
+    batches = []
     for group in groups.values():
         while group:
-            tree, documents = _fit(model, inputs[group[0]], config, min(batch_size, len(group)))
-            batch, group = group[:documents], group[documents:]
-            parts = [inputs[index] for index in batch]
-            done = _encode_alike(model, tree, parts, config, progress, scheduler)
-            encoded |= zip(batch, done, strict=True)
-    return [encoded[index] for index in range(len(inputs))]
+            tree, documents = fit_plan(model, inputs[group[0]], config, min(batch_size, len(group)))
+            batches.append((tree, group[:documents]))
+            group = group[documents:]
+    return batches
 
 
-def _fit(
-    model: Llama, parts: tuple[Tensor, Tensor, Tensor], config: HomerConfig, documents: int
-) -> tuple[Plan, int]:
-    """The plan for documents of these parts' lengths, and how many of them fit the memory."""
-    prefix, context, suffix = map(len, parts)
-    size, on_gpu = model.dtype.itemsize, model.device.type != "cpu"
-    while True:
-        try:
-            tree = plan(
-                model.config, context, prefix, suffix, config, size, documents, on_gpu=on_gpu
-            )
-            return tree, documents
-        except ValueError:
-            if documents == 1:
-                raise
-            documents //= 2
+def _shown(
+    progress: bool | Callable[[Node], None], ranks: Ranks | None
+) -> bool | Callable[[Node], None]:
+    """What shows the progress: of ranks, only the first has a bar."""
+    return progress if callable(progress) or ranks is None or not ranks.rank else False
 
 
-def _encode_alike(
-    model: Llama,
-    tree: Plan,
-    inputs: list[tuple[Tensor, Tensor, Tensor]],
-    config: HomerConfig,
-    progress: bool | Callable[[Node], None],
-    scheduler: Callable[..., Scheduler],
-) -> list[EncodedContext]:
-    """Encode documents of the plan's lengths side by side. inputs: each one's prefix, context and
-    suffix, token ids on the CPU.
-    """
-    documents = len(inputs)
-    if config.cuda_graphs and model.device.type != "cuda":
-        raise ValueError(f"cuda_graphs needs a model on a CUDA device; this is on {model.device}.")
-    before = inputs[0][0].to(model.device)
-    middle, after = (torch.stack([x[i] for x in inputs]).to(model.device) for i in (1, 2))
-    bias = None
-    if config.calibration is not None:
-        config.calibration.check(model, tree)
-        bias = config.calibration.bias.to(model.device, torch.float32)
-    pools = [] if tree.recompute == "all" else make_pools(model, tree, documents)
-    replays = Replays(model.device) if config.cuda_graphs else None
-    walk = scheduler(model, tree, pools, bias, config.selected_by, documents, replays)
-    watch = Stopwatch(model.device)
-    seconds = [0.0] * len(tree.levels)
-    finished: list[int] = []
-    with tqdm(
-        total=sum(len(level.nodes) for level in tree.levels),
-        desc="encode",
-        unit="chunk",
-        disable=progress is not True,
-    ) as bar:
-
-        def on_node(node: Node) -> None:
-            watch.mark()
-            finished.append(node.height)
-            bar.update()
-            if callable(progress):
-                progress(node)
-
-        def on_root_again(node: Node) -> None:
-            watch.mark()
-            finished.append(tree.height)
-
-        merged = walk.run(before, middle, after, on_node)
-    narrowing = tree.narrowing()
-    if narrowing is not None:
-        again = scheduler(model, narrowing, [], bias, config.selected_by, documents)
-        merged = _narrow(again, merged, tree, inputs, on_root_again)
-    logits = list(model.logits(merged.hidden)) if tree.recompute == "none" else []
-    peak_slots = pools[0].high_water if pools else tree.peak_slots
-    token_ids = [torch.cat(parts).to(model.device) for parts in inputs]
-    positions = merged.positions
-    if model.device.type == "cpu":
-        trim_heap()  # the activations' memory, before the caches take theirs
-    caches = _gather(model, tree, pools, merged.slots)
-    del pools, walk
-    if tree.recompute == "suffix":
-        start = tree.next_position - tree.suffix_len
-        logits = [
-            read_again_(model, own, keys, values, start)
-            for own, (keys, values) in zip(after, caches, strict=True)
-        ]
-    elif tree.recompute == "all":
-        positions = torch.arange(tree.rows, device=model.device).expand_as(positions)
-        logits = [
-            read_again_(model, ids[own], keys, values, 0)
-            for ids, own, (keys, values) in zip(
-                token_ids, merged.source_indices, caches, strict=True
-            )
-        ]
-    watch.mark()
-    laps = watch.laps()
-    for height, lap in zip(finished, laps, strict=False):
-        seconds[height] += lap
-    stats = EncodeStats(
-        tokens=tree.input_len,
-        kept_tokens=tree.rows,
-        seconds=sum(laps),
-        seconds_by_height=tuple(seconds),
-        flops=tree.flops(model.config),
-        peak_slots=peak_slots,
-        documents=documents,
-    )
-    fingerprint = model.fingerprint
-    encoded = [
-        EncodedContext(
-            keys=keys,
-            values=values,
-            positions=positions[i],
-            source_indices=merged.source_indices[i],
-            token_ids=token_ids[i],
-            pruned_at=merged.pruned_at[i],
-            next_position=tree.next_position,
-            logits=logits[i],
-            plan=tree,
-            stats=stats,
-            model=fingerprint,
-        )
-        for i, (keys, values) in enumerate(caches)
-    ]
-    if not all(x.logits.isfinite().all() for x in encoded):
-        raise ValueError(
-            "The logits are not finite: the weights hold NaN or overflow in this dtype; try "
-            "another dtype."
-        )
-    return encoded
+def _deal(
+    model: Llama, batches: list[tuple[Plan, list[int]]], ranks: Ranks
+) -> list[tuple[Plan, list[int]]]:
+    """This rank's batches: the dearest first, each to the rank that has the least to do so far."""
+    work = [0] * ranks.size
+    own = []
+    costs = [tree.flops(model.config) * len(batch) for tree, batch in batches]
+    for index in sorted(range(len(batches)), key=lambda i: -costs[i]):
+        rank = work.index(min(work))
+        work[rank] += costs[index]
+        if rank == ranks.rank:
+            own.append(batches[index])
+    return own
 
 
-def _narrow(
-    walk: Scheduler,
-    merged: Merged,
-    tree: Plan,
-    inputs: list[tuple[Tensor, Tensor, Tensor]],
-    on_node: Callable[[Node], None],
-) -> Merged:
-    """What a walk over the survivors of a tree's root leaves of them, as if it were left of the
-    whole inputs.
-    """
-    sources = merged.source_indices
-    tokens = torch.stack([torch.cat(parts) for parts in inputs]).to(sources.device)
-    prefix, middle, suffix = tokens.gather(1, sources).split(
-        [tree.prefix_len, tree.survivors - tree.prefix_len - tree.suffix_len, tree.suffix_len], 1
-    )
-    fewer = walk.run(prefix[0], middle, suffix, on_node)
-    pruned_at = merged.pruned_at.scatter(
-        1, sources, torch.where(fewer.pruned_at < 0, -1, tree.height).to(merged.pruned_at.dtype)
-    )
-    return replace(
-        fewer, source_indices=sources.gather(1, fewer.source_indices), pruned_at=pruned_at
-    )
+def _facts(
+    model: Llama, config: HomerConfig, inputs: list[Parts], trees: list[Plan]
+) -> dict[str, Any]:
+    """What must be the same on all ranks."""
+    from . import __version__
+
+    tokens = hashlib.sha256()
+    for part in (part for parts in inputs for part in parts):
+        tokens.update(part.numpy().tobytes() + b"|")
+    bias = None if config.calibration is None else config.calibration.bias
+    return {
+        "version": __version__,
+        "model": (model.fingerprint, str(model.dtype)),
+        "settings": ([tree.to_dict() for tree in trees], str(config.selected_by)),
+        "calibration": None if bias is None else hashlib.sha256(bias.numpy().tobytes()).hexdigest(),
+        "text": tokens.hexdigest(),
+    }
 
 
-def _gather(
-    model: Llama, tree: Plan, pools: list[SlotPool], slots: Tensor
-) -> list[tuple[Tensor, Tensor]]:
-    """The finished keys and values [L, HKV, T', D] of each document, from their slots [D, levels,
-    T']; without pools, room for them.
-    """
-    c = model.config
-    shape = (c.num_hidden_layers, c.num_key_value_heads, tree.rows, c.head_dim)
-    caches = []
-    for own_slots in slots:
-        keys, values = (
-            torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(2)
-        )
-        for level, pool, places in zip(tree.levels, pools, own_slots, strict=bool(pools)):
-            layers = slice(level.first_layer, level.last_layer)
-            model.ops.gather_cache_(pool.cache, places, keys[layers], values[layers])
-        caches.append((keys, values))
-    return caches
+def _hand_out(ranks: Ranks, model: Llama, encoded: EncodedContext | None) -> EncodedContext | None:
+    """The first rank's encoding, on the others too where they want it."""
+    if not ranks.everywhere:
+        return encoded
+    given = ranks.share(None if encoded is None else encoded.to("cpu"))
+    if isinstance(given, ValueError):
+        raise given
+    return encoded or given.to(model.device)

@@ -9,26 +9,27 @@ from typing import TYPE_CHECKING
 from ..model.costs import ModelShape, activation_bytes, cache_bytes, layer_flops, mlp_rows
 
 if TYPE_CHECKING:
-    from .tree import Plan
+    from .tree import Node, Plan
 
 
 def flops(plan: Plan, shape: ModelShape) -> int:
     """Floating-point operations of the encoding; a multiply and an add are two."""
-    prefix, suffix = plan.prefix_len, plan.suffix_len
-    total = layer_flops(shape, 0, prefix) * plan.layers_tree
-    for level in plan.levels:
-        for node in level.nodes:
-            rows = node.context + suffix
-            layers = level.last_layer - level.first_layer
-            last_only = level.height == plan.height
-            queries = 1 if last_only else node.kept + suffix
-            total += layer_flops(shape, prefix, rows) * (layers - 1)
-            total += layer_flops(shape, prefix, rows, queries, plan.asking)
+    total = layer_flops(shape, 0, plan.prefix_len) * plan.layers_tree
+    total += sum(node_flops(plan, shape, node) for level in plan.levels for node in level.nodes)
     narrowing = plan.narrowing()
     if narrowing is not None:
         return total + narrowing.flops(shape)
     head = 2 * shape.hidden_size * shape.vocab_size
     return total + head + _recompute_flops(plan, shape)
+
+
+def node_flops(plan: Plan, shape: ModelShape, node: Node) -> int:
+    """Floating-point operations of one node."""
+    level, rows = plan.levels[node.height], node.context + plan.suffix_len
+    layers = level.last_layer - level.first_layer
+    queries = 1 if level.height == plan.height else node.kept + plan.suffix_len
+    whole = layer_flops(shape, plan.prefix_len, rows) * (layers - 1)
+    return whole + layer_flops(shape, plan.prefix_len, rows, queries, plan.asking)
 
 
 def _recompute_flops(plan: Plan, shape: ModelShape) -> int:

@@ -4,7 +4,7 @@ is still needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,15 +120,14 @@ class Scheduler:
 
     def run(
         self, prefix: Tensor, contexts: Tensor, suffixes: Tensor, on_node: Callable[[Node], None]
-    ) -> Merged:
+    ) -> Merged | None:
         """Encode `prefix ‖ context ‖ suffix` of D documents: token ids [P], [D, C] and [D, S] on
-        the model's device; `on_node` hears of each node.
+        the model's device; `on_node` hears of each node. None where another rank has the result.
         """
         self._run_prefix(prefix)
         waiting: list[Chunk | Parked] = []
-        for nodes in self.plan.steps():
-            # No name for a chunk here: its memory must go when its parent's begins.
-            waiting.append(self._finish(nodes, *self._begin(nodes, waiting, contexts, suffixes)))
+        for nodes in self.steps():
+            self._step(nodes, waiting, contexts, suffixes)
             for node in nodes:
                 on_node(node)
         (root,) = waiting
@@ -152,6 +151,21 @@ class Scheduler:
             self.rotary,
             Select(1, lambda index, q, k: rows[:, -1:]),
         )
+
+    def steps(self) -> Iterator[tuple[Node, ...]]:
+        """The plan's steps that are run here, in their order."""
+        return self.plan.steps()
+
+    def _step(
+        self,
+        nodes: tuple[Node, ...],
+        waiting: list[Chunk | Parked],
+        contexts: Tensor,
+        suffixes: Tensor,
+    ) -> None:
+        """Run a step's nodes, which then wait in place of their children."""
+        # No name for a chunk here: its memory must go when its parent's begins.
+        waiting.append(self._finish(nodes, *self._begin(nodes, waiting, contexts, suffixes)))
 
     def _begin(
         self,
@@ -353,13 +367,20 @@ class Scheduler:
         )
 
     def _park(self, chunk: Chunk) -> Parked:
-        """Move a chunk to host memory; its slots are free again."""
+        """Move a chunk to host memory."""
+        labels, parts = self._take_out(chunk)
+        return Parked(labels, self._store.put(parts))
+
+    def _take_out(self, chunk: Chunk) -> tuple[Tensor, list[Tensor]]:
+        """A chunk's labels without slots, which are free again, and the rest of it: hidden states,
+        and keys and values by level.
+        """
         labels = chunk.kept_labels()
         parts = [chunk.hidden]
         for slots, pool in zip(labels[:, SLOTS:].unbind(1), self.pools, strict=False):
             parts.append(pool.cache[:, :, slots])
             pool.give(slots)
-        return Parked(labels[:, :SLOTS], self._store.put(parts))
+        return labels[:, :SLOTS], parts
 
     def _next(self, waiting: list[Chunk | Parked]) -> Chunk:
         """The chunk that waits last, which no longer does."""
