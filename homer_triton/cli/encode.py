@@ -11,6 +11,14 @@ from .groups import with_groups
 from .inputs import note_long_chunks, read_text
 from .options import Around, Checkpoint, ContextFile, Json
 from .output import at_terminal, note_kept, print_json, readable_bytes, summary
+from .ranks import (
+    Devices,
+    check_readable_by_ranks,
+    is_first,
+    is_rank,
+    joined,
+    start_ranks,
+)
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -35,6 +43,7 @@ def encode(
             "question: give them to `homer generate --encoded`.",
         ),
     ] = None,
+    devices: Devices = None,
     as_json: Json = False,
     settings: Settings,
 ) -> None:
@@ -47,27 +56,40 @@ def encode(
     Example:
       homer encode --model meta-llama/Llama-3.2-1B --context-file book.txt \\
           -o book.safetensors
+
+    Over several machines or GPUs, every process reads a part of the text: --devices 8, or torchrun
+    --nproc-per-node 8 -m homer_triton encode, and so on.
     """
     from .. import encode as merge
     from ..storage.files import check_outputs
 
     config = settings.config
-    inputs = {"--context-file": context_file, "--model": checkpoint.model, **settings.files}
-    check_outputs({"-o": output}, inputs)
+    several = (devices or 1) > 1 or is_rank()
+    check_readable_by_ranks(context_file, several)
+    if is_first():
+        inputs = {"--context-file": context_file, "--model": checkpoint.model, **settings.files}
+        check_outputs({"-o": output}, inputs)
+    if (devices or 1) > 1 and not is_rank():
+        start_ranks(devices or 1)
     context = read_text(context_file)
-    llama, tokenizer = checkpoint.open()
-    note_long_chunks(config, llama.config)
-    prompts = [] if prompt is None else [prompt]
-    parts = around.compose(tokenizer, prompts, ask_later=prompt is None)
-    encoded = merge(
-        llama,
-        context,
-        parts.prefix,
-        parts.suffix,
-        config,
-        progress=at_terminal(),
-        special_tokens=around.special_tokens,
-    )
+    with joined(checkpoint.device) as ranks:
+        llama, tokenizer = checkpoint.open()
+        if is_first():
+            note_long_chunks(config, llama.config)
+        prompts = [] if prompt is None else [prompt]
+        parts = around.compose(tokenizer, prompts, ask_later=prompt is None)
+        encoded = merge(
+            llama,
+            context,
+            parts.prefix,
+            parts.suffix,
+            config,
+            progress=at_terminal(),
+            special_tokens=around.special_tokens,
+            ranks=ranks,
+        )
+    if encoded is None:
+        return
     encoded.save(output)
     note_kept(encoded)
     if as_json:

@@ -1,14 +1,16 @@
 """What users see when something goes wrong: one sentence on stderr and an exit code."""
 
 import errno
+import os
 import sys
 from typing import Any
 
 from typer.core import TyperGroup
 
-from .interrupts import leave_interrupted, was_interrupted
+from .interrupts import QUIET, leave_interrupted, was_interrupted
 
 BAD_INPUT = 2
+LOST_RANK = 1
 
 _OUT_OF_MEMORY = (
     "out of memory; lower --max-chunk-len, --target-len, --leaf-batch or --max-new-tokens, load in "
@@ -32,11 +34,21 @@ class ReportingGroup(TyperGroup):
         except Exception as error:
             if was_interrupted():
                 leave_interrupted()
+            if isinstance(error, _rank_errors()):
+                if QUIET not in os.environ:  # or whoever started it says which rank it was
+                    print(f"homer: {error}", file=sys.stderr)
+                sys.exit(LOST_RANK)
             sentence = _describe(error)
             if sentence is None:
                 raise
             print(f"homer: {sentence}", file=sys.stderr)
             sys.exit(BAD_INPUT)
+
+
+def _rank_errors() -> tuple[type[Exception], ...]:
+    """What tells of another rank that is gone, if there can be any."""
+    ranks = sys.modules.get("homer_triton.ranks")
+    return () if ranks is None else (ranks.RankError,)
 
 
 def _describe(error: Exception) -> str | None:

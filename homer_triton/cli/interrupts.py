@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = 130
+# Set for the processes that a command starts, which speaks for them.
+QUIET = "HOMER_RANK_OF_A_COMMAND"
 # Seconds after which an interrupt that was caught by nobody of ours comes once more. What is to be
 # cleaned up on the way out takes less.
 AGAIN = 2.0
@@ -27,7 +30,7 @@ def leave_interrupted() -> NoReturn:
     """Say so once, and exit."""
     global _told
     signal.setitimer(signal.ITIMER_REAL, 0)
-    if not _told:
+    if not _told and QUIET not in os.environ:
         print("homer: interrupted.", file=sys.stderr)
     _told = True
     sys.exit(INTERRUPTED)

@@ -1,0 +1,175 @@
+"""Commands on several ranks: those that torchrun starts, or that a command starts by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from .errors import BAD_INPUT
+from .interrupts import QUIET
+
+if TYPE_CHECKING:
+    from ..ranks import Ranks
+
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        "--devices",
+        metavar="N",
+        min=1,
+        help="Share the work among N processes on this machine, each with a GPU of its own where "
+        "there are some. Several machines: torchrun … -m homer_triton.",
+        show_default="1",
+    ),
+]
+
+# Where the processes that a command started find each other; torchrun has ways of its own.
+_MEETING = "HOMER_RANKS_MEET_AT"
+# Seconds that a process has to tidy up once it is asked to end.
+_PATIENCE = 10.0
+
+
+def is_rank() -> bool:
+    """Whether this process is one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks and writes."""
+    return not is_rank() or os.environ["RANK"] == "0"
+
+
+@contextmanager
+def joined(device: str | None) -> Iterator[Ranks | None]:
+    """The ranks that this process was started among, None where it is alone.
+
+    device: where the model runs; GPUs talk by nccl, CPUs by gloo.
+    """
+    if not is_rank():
+        yield None
+        return
+    import torch
+    import torch.distributed as dist
+
+    from ..ranks import Ranks
+
+    on_gpu = torch.cuda.is_available() and (device or "cuda").startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=os.environ.get(_MEETING, "env://"),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
+    try:
+        yield Ranks()
+    finally:
+        dist.destroy_process_group()
+
+
+def check_readable_by_ranks(file: str | None, several: bool) -> None:
+    """Raise `ValueError` where several processes would read the same standard input."""
+    if several and file == "-":
+        raise ValueError("Several processes cannot read standard input; give the text as a file.")
+
+
+def start_ranks(count: int) -> NoReturn:
+    """Run this very command on `count` ranks in place of this process, and exit as it did.
+
+    Only the first rank is heard; where another one fails, one sentence says so.
+    """
+    arguments = _without("--devices", sys.argv[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [_start(rank, count, arguments, Path(folder)) for rank in range(count)]
+        try:
+            failed = _first_to_fail(ranks)
+        finally:
+            _end(ranks)
+        if failed is None:
+            sys.exit(0)
+        if ranks[0].returncode == BAD_INPUT:  # which it has said
+            sys.exit(BAD_INPUT)
+        code = ranks[failed].returncode
+        said = (Path(folder) / f"{failed}.stderr").read_text(errors="replace") if failed else ""
+    sentences = [line for line in said.splitlines() if line.startswith("homer: ")]
+    if code < 0:
+        name = signal.Signals(-code).name
+        print(f"homer: Rank {failed} was ended by {name}; the others were, too.", file=sys.stderr)
+    elif sentences:
+        print(sentences[-1], file=sys.stderr)
+    elif failed:
+        print(said, file=sys.stderr, end="")
+    sys.exit(code if code > 0 else 1)
+
+
+def _start(
+    rank: int, count: int, arguments: Sequence[str], folder: Path
+) -> subprocess.Popen[bytes]:
+    threads = max(1, (os.cpu_count() or 1) // count)
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        **os.environ,
+        QUIET: "1",
+        _MEETING: f"file://{folder}/meeting",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+    }
+    with (folder / f"{rank}.stderr").open("wb") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-m", "homer_triton", *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=None if rank == 0 else subprocess.DEVNULL,
+            stderr=None if rank == 0 else stderr,
+            start_new_session=True,  # an interrupt is passed on once, by the one that started them
+        )
+
+
+def _first_to_fail(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """The number of the first one that fails, None once all have ended well."""
+    while True:
+        codes = [process.poll() for process in ranks]
+        for rank, code in enumerate(codes):
+            if code:
+                return rank
+        if None not in codes:
+            return None
+        time.sleep(0.05)
+
+
+def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End those that still run; what they wrote halfway goes with them."""
+    for process in ranks:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + _PATIENCE
+    for process in ranks:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _without(option: str, arguments: Sequence[str]) -> list[str]:
+    """A command line without an option that has a value."""
+    left = iter(arguments)
+    kept = []
+    for word in left:
+        if word == option:
+            next(left, None)
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return kept
