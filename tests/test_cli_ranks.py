@@ -1,4 +1,4 @@
-"""`homer encode` on several ranks: the same file, one voice, and one sentence where a rank fails."""
+"""`homer encode` on several ranks: the same file, one voice, one sentence on failure."""
 
 import json
 import os
