@@ -1,5 +1,6 @@
 """A checkpoint's safetensors files: what their headers list, and tensors read block by block."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def catalogue(folder: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{index} has no weight_map from tensor names to file names.")
     stored: dict[str, StoredTensor] = {}
     for shard in sorted(set(shard_of.values())):
-        if not (folder / shard).is_file():
+        if not os.path.isfile(folder / shard):  # nor may the name be too long for one
             raise MissingCheckpointError(f"{index} names the shard {shard}, which is not there.")
         stored |= _read_header(folder / shard)
     absent = sorted(shard_of.keys() - stored.keys())

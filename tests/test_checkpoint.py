@@ -1,5 +1,6 @@
 """A checkpoint's files: blocks, and what is refused when they are damaged, absent or not finite."""
 
+import json
 import re
 import resource
 from pathlib import Path
@@ -68,6 +69,14 @@ def test_an_absent_shard_is_refused_by_name(tmp_path: Path) -> None:
     shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(MissingCheckpointError, match=f"names the shard {re.escape(shard.name)}"):
+        load(tmp_path)
+
+
+def test_a_shard_of_a_name_that_no_file_can_have_is_absent(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, shards=True)
+    index = {"weight_map": {"model.norm.weight": "x" * 300}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(MissingCheckpointError, match="names the shard xxx"):
         load(tmp_path)
 
 

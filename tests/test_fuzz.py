@@ -167,6 +167,7 @@ def test_homer_in_a_process_of_its_own(tmp_path: Path) -> None:
         # Python's own start, before any line of ours.
         (Ended(-2, "", ""), None),
         (Ended(-2, "", 'Traceback\n  File "<frozen site>", line 599\nKeyboardInterrupt\n'), None),
+        (Ended(1, "", "Fatal Python error: init_import_site\nTraceback\n"), None),
         (Ended(-2, "", 'Traceback\n  File "homer_triton/cli/__init__.py"\n'), "traceback"),
     ],
 )

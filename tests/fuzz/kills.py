@@ -180,8 +180,10 @@ class Kills:
 
 def check_interrupted(ended: Ended) -> None:
     """Raise `FaultError` unless Ctrl-C ended a command in a sentence, or came too late."""
-    if ended.code == -signal.SIGINT and "homer_triton" not in ended.stderr:
+    if ended.code == -signal.SIGINT and "homer_triton/" not in ended.stderr:
         return  # while Python itself starts
+    if ended.code == 1 and ended.stderr.startswith("Fatal Python error: init_import_site"):
+        return
     if "Traceback" in ended.stderr:
         raise FaultError("Ctrl-C leaves a traceback")
     if ended.code not in (0, INTERRUPTED):
