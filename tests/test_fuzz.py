@@ -168,7 +168,14 @@ def test_homer_in_a_process_of_its_own(tmp_path: Path) -> None:
         (Ended(-2, "", ""), None),
         (Ended(-2, "", 'Traceback\n  File "<frozen site>", line 599\nKeyboardInterrupt\n'), None),
         (Ended(1, "", "Fatal Python error: init_import_site\nTraceback\n"), None),
-        (Ended(-2, "", 'Traceback\n  File "homer_triton/cli/__init__.py"\n'), "traceback"),
+        (
+            Ended(-2, "", 'Traceback\n  File "x/homer_triton/__init__.py", line 6, in <module>\n'),
+            None,
+        ),
+        (
+            Ended(-2, "", 'Traceback\n  "x/homer_triton/cli/__init__.py", line 9, in main'),
+            "traceback",
+        ),
     ],
 )
 def test_how_an_interrupted_command_may_end(ended: Ended, wrong: str | None) -> None:

@@ -7,6 +7,7 @@ kill hurts most.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,8 @@ OUTPUTS = {
     "eval": "run",
 }
 EARLIER = b"what was there before"
+# In a traceback: the command has begun to listen to Ctrl-C.
+_LISTENING = re.compile(r'homer_triton/cli/__init__\.py", line \d+, in main')
 # Runs homer as its console script does, from the first import on.
 COLD_START = "from homer_triton.cli import main; main()"
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate", "os.chmod", "os.link")
@@ -180,10 +183,9 @@ class Kills:
 
 def check_interrupted(ended: Ended) -> None:
     """Raise `FaultError` unless Ctrl-C ended a command in a sentence, or came too late."""
-    if ended.code == -signal.SIGINT and "homer_triton/" not in ended.stderr:
+    starting = ended.code == -signal.SIGINT or "Fatal Python error: init_" in ended.stderr
+    if starting and _LISTENING.search(ended.stderr) is None:
         return  # while Python itself starts
-    if ended.code == 1 and ended.stderr.startswith("Fatal Python error: init_import_site"):
-        return
     if "Traceback" in ended.stderr:
         raise FaultError("Ctrl-C leaves a traceback")
     if ended.code not in (0, INTERRUPTED):
