@@ -78,7 +78,8 @@ FEW = {"2x": 4, "4x": 2}
 RUNS = (
     ask("needles", "homer", {"2x": 12, "4x": 6, "8x": 3}),
     ask("passkey", "homer", {"2x": 12, "4x": 6, "8x": 3}),
-    ask("ruler", "plain", {"4096": 20}),
+    # Short texts too: how much of a text the model can make out at all.
+    ask("ruler", "plain", {"1024": 20, "2048": 20, "4096": 20}),
     ask("ruler", "homer", {"2x": 60, "4x": 30, "8x": 12}),
     *(ask(task, "retrieval", FEW) for task in ("needles", "passkey")),
     ask("ruler", "retrieval", {"2x": 60, "4x": 30}),
