@@ -12,8 +12,8 @@ from oracle_tree import Settings
 from torch import Tensor
 
 import homer_triton as ht
-from homer_triton import encoding, graphs
 from homer_triton.demo import CHECKPOINT
+from homer_triton.engine import documents, graphs
 from homer_triton.engine.graphs import Captured, Replays, Step
 from homer_triton.engine.pool import make_pools
 from homer_triton.selection import PAPER
@@ -47,7 +47,7 @@ def test_replayed_steps_give_what_the_steps_do(monkeypatch: pytest.MonkeyPatch) 
     model, tokens = peers(4, 2)[1], random_tokens(145)
     parts = tokens[2:-3], tokens[:2], tokens[-3:]
     plain = ht.encode(model, *parts, to_config(CASE.settings))
-    scheduler = encoding.Scheduler
+    scheduler = documents.Scheduler
 
     def with_replays(*args: Any) -> Any:
         return scheduler(*args[:-1], Counted(model.device))
@@ -87,7 +87,7 @@ def test_the_tree_neither_waits_nor_asks_the_driver_for_memory() -> None:
 
     def walk() -> int:
         pools = make_pools(model, plan)
-        scheduler = encoding.Scheduler(model, plan, pools, None, PAPER)
+        scheduler = documents.Scheduler(model, plan, pools, None, PAPER)
         before = torch.cuda.memory_stats()["num_device_alloc"]
         torch.cuda.set_sync_debug_mode("error")
         try:
