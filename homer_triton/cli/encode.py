@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -20,9 +20,6 @@ from .ranks import (
     start_ranks,
 )
 from .settings import Settings
-
-if TYPE_CHECKING:
-    pass
 
 
 @with_groups

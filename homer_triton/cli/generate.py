@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,9 +14,6 @@ from .inputs import note_long_chunks, read_text, require_one_source
 from .options import Around, Checkpoint, EncodedFile, Json, OptionalContextFile
 from .output import at_terminal, note_kept, print_json, summary
 from .settings import Settings
-
-if TYPE_CHECKING:
-    pass
 
 
 @with_groups
