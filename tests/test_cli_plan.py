@@ -1,6 +1,7 @@
 """`homer plan`: the tree in words and as JSON, from a config alone."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from command_line import checkpoint, run, text
 
 import homer_triton as ht
 from homer_triton.config import parse_bytes
+from homer_triton.engine.shares import Shares
 from homer_triton.model.config import load_config
 
 
@@ -45,6 +47,19 @@ def test_words_show_every_level_and_both_costs(model: Path) -> None:
     assert ["2", "1", "2", "to", "2", "32", "32"] in rows
     assert "the tree runs 3 of 3 layers, then all that survived is read once more" in result.stdout
     assert rows[-1] == ["rows", "in", "the", "cache", "32", "104", "30.8%"]
+
+
+def test_each_devices_share_is_said(model: Path) -> None:
+    options = ("--context-len", 90, "--prefix-len", 2, "--suffix-len", 6, "--devices", 2)
+    report = json.loads(run("plan", "--model", model, *options, "--json").stdout)
+    config = load_config(model)
+    first, second = Shares(ht.plan(config, 90, 2, 6), 2).costs(config, config.dtype.itemsize)
+    assert report["devices"] == [asdict(first), asdict(second)]
+    assert (first.leaves, second.leaves, first.sent) == (2, 2, 0)
+    shown = run("plan", "--model", model, *options).stdout
+    rows = [line.split() for line in shown.splitlines()]
+    assert [row[:2] for row in rows[-4:-2]] == [["0", "2"], ["1", "2"]]
+    assert "more tokens at once than one alone" in shown
 
 
 def test_chunks_are_a_quarter_of_the_limit_within_bounds(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -60,6 +61,10 @@ def plan(
             help="Whose memory is reckoned: cuda or cpu; it need not be there.",
         ),
     ] = "cuda",
+    devices: Annotated[
+        int,
+        typer.Option("--devices", metavar="N", min=1, help="Say what each of so many has to do."),
+    ] = 1,
     as_json: Json = False,
     settings: Settings,
 ) -> None:
@@ -73,6 +78,7 @@ def plan(
       homer plan --model meta-llama/Llama-3.2-1B --context-len 131072
     """
     from .. import plan as lay_out
+    from ..engine.shares import Shares
     from ..loading import DTYPES
     from ..model.config import load_config
     from ..model.hub import resolve
@@ -90,6 +96,8 @@ def plan(
     note_long_chunks(config, shape)
     tree = lay_out(shape, tokens, prefix_len, suffix_len, config, itemsize, on_gpu=on_gpu)
     described = _describe(tree, shape, itemsize, on_gpu)
+    if devices > 1:
+        described["devices"] = [asdict(x) for x in Shares(tree, devices).costs(shape, itemsize)]
     if as_json:
         print_json(described)
     else:
@@ -195,13 +203,25 @@ def _in_words(tree: Plan, described: dict[str, Any]) -> str:
         f"the tree runs {tree.layers_tree} of {tree.num_layers} layers, then "
         + _AGAIN[tree.recompute]
     )
-    return "\n\n".join(
-        [
-            lengths,
-            table(["height", "chunks", "layers", "rows in", "rows kept"], levels),
-            table(["", "HOMER", "plain prefill", "ratio"], costs),
+    parts = [
+        lengths,
+        table(["height", "chunks", "layers", "rows in", "rows kept"], levels),
+        table(["", "HOMER", "plain prefill", "ratio"], costs),
+    ]
+    if "devices" in described:
+        shares = [
+            [
+                str(rank),
+                f"{share['leaves']:,}",
+                readable_flops(share["flops"]),
+                f"{share['flops'] / described['flops']:.1%}",
+                readable_bytes(share["sent"]),
+            ]
+            for rank, share in enumerate(described["devices"])
         ]
-    )
+        parts.append(table(["device", "leaves", "operations", "of all", "sent"], shares))
+        parts.append("None holds more tokens at once than one alone would.")
+    return "\n\n".join(parts)
 
 
 def _span(counts: list[int]) -> str:
