@@ -4,7 +4,7 @@ Commands import the library inside their functions, and nothing else here import
 --help` and a misspelt option answer at once.
 """
 
-from .interrupts import heard_interrupts, leave_interrupted, was_interrupted
+from .interrupts import Interrupted, heard_interrupts, leave_interrupted, was_interrupted
 
 
 def main() -> None:
@@ -15,10 +15,12 @@ def main() -> None:
             from .streams import checked_streams
 
             with checked_streams():
-                app(prog_name="homer")
+                try:
+                    app(prog_name="homer")
+                except SystemExit as left:
+                    # While options are read, typer ends in silence.
+                    if left.code and was_interrupted() and not isinstance(left, Interrupted):
+                        leave_interrupted()
+                    raise
     except KeyboardInterrupt:
         leave_interrupted()
-    except SystemExit as left:
-        if left.code and was_interrupted():  # while options were read, which typer ends in silence
-            leave_interrupted()
-        raise

@@ -18,7 +18,10 @@ QUIET = "HOMER_RANK_OF_A_COMMAND"
 AGAIN = 2.0
 
 _pressed = False
-_told = False
+
+
+class Interrupted(SystemExit):
+    """The exit after an interrupt, of which people have been told."""
 
 
 def was_interrupted() -> bool:
@@ -27,13 +30,11 @@ def was_interrupted() -> bool:
 
 
 def leave_interrupted() -> NoReturn:
-    """Say so once, and exit."""
-    global _told
+    """Say so, and exit."""
     signal.setitimer(signal.ITIMER_REAL, 0)
-    if not _told and QUIET not in os.environ:
+    if QUIET not in os.environ:
         print("homer: interrupted.", file=sys.stderr)
-    _told = True
-    sys.exit(INTERRUPTED)
+    raise Interrupted(INTERRUPTED)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -94,6 +94,9 @@ def start_ranks(count: int) -> NoReturn:
         ranks = [_start(rank, count, arguments, Path(folder)) for rank in range(count)]
         try:
             failed = _first_to_fail(ranks)
+            if failed:  # the first one finds out, and may say why
+                with suppress(subprocess.TimeoutExpired):
+                    ranks[0].wait(_PATIENCE)
         finally:
             _end(ranks)
         if failed is None:
