@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from .calibration import Calibration
@@ -232,4 +233,4 @@ def parse_bytes(size: int | str) -> int:
         )
     number, prefix, binary = match.groups()
     base = 1024 if binary else 1000
-    return int(float(number) * base ** " KMGT".index(prefix.upper() or " "))
+    return int(Fraction(number) * base ** " KMGT".index(prefix.upper() or " "))

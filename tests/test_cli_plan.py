@@ -106,3 +106,7 @@ def test_a_memory_budget_chooses_how_to_run(model: Path) -> None:
 )
 def test_sizes_are_read_as_they_are_written(text: str | int, size: int) -> None:
     assert parse_bytes(text) == size
+
+
+def test_a_size_may_have_more_digits_than_a_float_holds() -> None:
+    assert parse_bytes("9" * 400) == int("9" * 400)

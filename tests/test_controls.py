@@ -225,3 +225,13 @@ def test_compressing_finds_the_words_of_a_text_that_spells_control_tokens(place:
         )
         assert result.exit_code == 0, (result.stderr, result.exception)
         assert result.stdout.strip()
+
+
+def test_a_tokenizer_that_cannot_read_a_text_is_refused() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words_only = Tokenizer(models.WordLevel({"a": 0}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words_only)
+    with pytest.raises(ValueError, match=r"The tokenizer cannot read the text: .*\[UNK\]"):
+        plain_ids(tokenizer, "b")

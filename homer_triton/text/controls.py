@@ -9,7 +9,9 @@ from itertools import pairwise
 from threading import Lock
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from ..model.errors import shorten
 
 # Where in a text something begins and ends, in characters.
 Span = tuple[int, int]
@@ -98,14 +100,7 @@ def control_spans(
     """Token ids of a text in which control tokens count, unless `plain`, and where each comes from,
     as a fast tokenizer tells.
     """
-    with _reading:
-        read = tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=plain,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
+    read = _encode(tokenizer, text, plain, return_offsets_mapping=True)
     return list(read["input_ids"]), list(read["offset_mapping"])
 
 
@@ -127,11 +122,26 @@ def control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) -> list[int]:
-    with _reading:
-        read = tokenizer(
-            str(text), add_special_tokens=False, split_special_tokens=plain, verbose=False
-        )
-    return list(read["input_ids"])
+    return list(_encode(tokenizer, str(text), plain)["input_ids"])
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, plain: bool, **wanted: Any
+) -> BatchEncoding:
+    """What a tokenizer makes of a text. Raises `ValueError` where it cannot read it."""
+    try:
+        with _reading:
+            return tokenizer(
+                text,
+                add_special_tokens=False,
+                split_special_tokens=plain,
+                verbose=False,
+                **wanted,
+            )
+    except Exception as error:
+        if type(error) is not Exception:  # tokenizers has none of its own
+            raise
+        raise ValueError(f"The tokenizer cannot read the text: {shorten(error)}.") from error
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, str]]:
