@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
@@ -79,7 +80,7 @@ def fuzz(
     kinds: Sequence[str], folder: Path, seed: int, most: dict[str, int | None], minutes: float
 ) -> list[Tally]:
     """Make attempts of these kinds by turns, from the seed on, until the minutes are over or there
-    are enough of each.
+    are enough of each, or Ctrl-C comes.
     """
     tallies = []
     for name in kinds:
@@ -88,11 +89,12 @@ def fuzz(
             (own / part).mkdir(parents=True)
         tallies.append(Tally(KINDS[name](own / "kept"), own / "attempts", most.get(name)))
     end = time.perf_counter() + 60 * minutes
-    while waiting := [tally for tally in tallies if not tally.done]:
-        if time.perf_counter() > end:
-            break
-        next_one = min(waiting, key=lambda tally: tally.seconds)
-        next_one.go_on(seed, min(end, time.perf_counter() + TURN))
+    with suppress(KeyboardInterrupt):  # what there is so far is worth telling
+        while waiting := [tally for tally in tallies if not tally.done]:
+            if time.perf_counter() > end:
+                break
+            next_one = min(waiting, key=lambda tally: tally.seconds)
+            next_one.go_on(seed, min(end, time.perf_counter() + TURN))
     return tallies
 
 
