@@ -130,7 +130,12 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         )
         tokenizer("a word")  # some settings are first read when a text is
         return tokenizer
-    except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file
+    except (
+        BaseException
+    ) as error:  # transformers and tokenizers raise many kinds for a damaged file
+        # The panic of a library in Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = shorten(" ".join(str(error).split()))
         raise ValueError(f"The tokenizer in {folder} cannot be read: {reason}.") from error
 

@@ -138,8 +138,9 @@ def _encode(
                 verbose=False,
                 **wanted,
             )
-    except Exception as error:
-        if type(error) is not Exception:  # tokenizers has none of its own
+    except BaseException as error:
+        # What tokenizers raises has no class of its own, and its panics are no Exception.
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"The tokenizer cannot read the text: {shorten(error)}.") from error
 
