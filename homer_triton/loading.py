@@ -130,9 +130,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         )
         tokenizer("a word")  # some settings are first read when a text is
         return tokenizer
-    except (
-        BaseException
-    ) as error:  # transformers and tokenizers raise many kinds for a damaged file
+    except BaseException as error:  # of many kinds, for a damaged file
         # The panic of a library in Rust is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
