@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, overload
@@ -19,6 +18,7 @@ from .engine.scheduler import Scheduler
 from .engine.tree import Node, Plan
 from .model.llama import Llama
 from .ranks import Ranks
+from .storage.tensor_file import checksum_of
 from .text.tokens import TokensLike, split_input
 
 Parts = tuple[Tensor, Tensor, Tensor]
@@ -260,16 +260,14 @@ def _facts(
     """What must be the same on all ranks."""
     from . import __version__
 
-    tokens = hashlib.sha256()
-    for part in (part for parts in inputs for part in parts):
-        tokens.update(part.numpy().tobytes() + b"|")
     bias = None if config.calibration is None else config.calibration.bias
+    tokens = {f"{i}.{j}": part for i, parts in enumerate(inputs) for j, part in enumerate(parts)}
     return {
         "version": __version__,
         "model": (model.fingerprint, str(model.dtype)),
         "settings": ([tree.to_dict() for tree in trees], str(config.selected_by)),
-        "calibration": None if bias is None else hashlib.sha256(bias.numpy().tobytes()).hexdigest(),
-        "text": tokens.hexdigest(),
+        "calibration": None if bias is None else checksum_of("", {"bias": bias}),
+        "text": checksum_of("", tokens),
     }
 
 

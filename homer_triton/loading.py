@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 from . import kernels
 from .kernels import reference
 from .model.config import ModelConfig, load_config, read_json
-from .model.errors import shorten
+from .model.errors import is_panic, shorten
 from .model.fingerprint import stored_fingerprint
 from .model.hub import resolve
 from .model.llama import Llama
@@ -131,8 +131,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         tokenizer("a word")  # some settings are first read when a text is
         return tokenizer
     except BaseException as error:  # of many kinds, for a damaged file
-        # The panic of a library in Rust is no Exception.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
         reason = shorten(" ".join(str(error).split()))
         raise ValueError(f"The tokenizer in {folder} cannot be read: {reason}.") from error

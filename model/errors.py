@@ -25,3 +25,8 @@ def shorten(message: object) -> str:
         return text
     half = _LONGEST_MESSAGE // 2
     return f"{text[:half]} … {text[-half:]}"
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust gave up: its panic is no `Exception` and has no class to import."""
+    return type(error).__name__ == "PanicException"

@@ -13,7 +13,6 @@ from .options import Around, Checkpoint, ContextFile, Json
 from .output import at_terminal, note_kept, print_json, readable_bytes, summary
 from .ranks import (
     Devices,
-    check_readable_by_ranks,
     is_first,
     is_rank,
     joined,
@@ -40,7 +39,7 @@ def encode(
             "question: give them to `homer generate --encoded`.",
         ),
     ] = None,
-    devices: Devices = None,
+    devices: Devices = 1,
     as_json: Json = False,
     settings: Settings,
 ) -> None:
@@ -61,13 +60,14 @@ def encode(
     from ..storage.files import check_outputs
 
     config = settings.config
-    several = (devices or 1) > 1 or is_rank()
-    check_readable_by_ranks(context_file, several)
+    starts = devices > 1 and not is_rank()
+    if context_file == "-" and (starts or is_rank()):
+        raise ValueError("Several processes cannot read standard input; give the text as a file.")
     if is_first():
         inputs = {"--context-file": context_file, "--model": checkpoint.model, **settings.files}
         check_outputs({"-o": output}, inputs)
-    if (devices or 1) > 1 and not is_rank():
-        start_ranks(devices or 1)
+    if starts:
+        start_ranks(devices)
     context = read_text(context_file)
     with joined(checkpoint.device) as ranks:
         llama, tokenizer = checkpoint.open()

@@ -22,14 +22,13 @@ if TYPE_CHECKING:
     from ..ranks import Ranks
 
 Devices = Annotated[
-    int | None,
+    int,
     typer.Option(
         "--devices",
         metavar="N",
         min=1,
         help="Share the work among N processes on this machine, each with a GPU of its own where "
         "there are some. Several machines: torchrun … -m homer_triton.",
-        show_default="1",
     ),
 ]
 
@@ -76,12 +75,6 @@ def joined(device: str | None) -> Iterator[Ranks | None]:
         yield Ranks()
     finally:
         dist.destroy_process_group()
-
-
-def check_readable_by_ranks(file: str | None, several: bool) -> None:
-    """Raise `ValueError` where several processes would read the same standard input."""
-    if several and file == "-":
-        raise ValueError("Several processes cannot read standard input; give the text as a file.")
 
 
 def start_ranks(count: int) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -29,37 +29,34 @@ class RankScheduler(Scheduler):
         self._shares = Shares(self.plan, ranks.size)
         self._sent: list[Sent] = []
 
-    def run(
-        self, prefix: Tensor, contexts: Tensor, suffixes: Tensor, on_node: Callable[[Node], None]
-    ) -> Merged | None:
-        """What `Scheduler.run` returns on the first rank, None on the others.
-
-        Raises `RankError` where another rank does not answer.
-        """
-        self._run_prefix(prefix)
-        waiting: list[Chunk | Parked] = []
-        for nodes in self.steps():
-            child = self._shares.arriving(nodes)
-            if child is not None:
-                waiting.append(self._receive(child))
-            self._step(nodes, waiting, contexts, suffixes)
-            to = self._shares.destination(nodes)
-            if to is not None:
-                (node,) = nodes
-                self._send(node, waiting, to)
-            for node in nodes:
-                on_node(node)
-        for sent in self._sent:
-            sent.wait()
-        if self._ranks.rank:
-            return None
-        (root,) = waiting
-        assert isinstance(root, Chunk)
-        return self._result(root)
-
     def steps(self) -> Iterator[tuple[Node, ...]]:
         """The plan's steps that this rank runs, in their order."""
         return self._shares.steps(self._ranks.rank)
+
+    def _step(
+        self,
+        nodes: tuple[Node, ...],
+        waiting: list[Chunk | Parked],
+        contexts: Tensor,
+        suffixes: Tensor,
+    ) -> None:
+        """A step between what arrives for it and what leaves after it. Raises `RankError` where
+        another rank does not answer.
+        """
+        child = self._shares.arriving(nodes)
+        if child is not None:
+            waiting.append(self._receive(child))
+        super()._step(nodes, waiting, contexts, suffixes)
+        to = self._shares.destination(nodes)
+        if to is not None:
+            (node,) = nodes
+            self._send(node, waiting, to)
+
+    def _end(self, waiting: list[Chunk | Parked]) -> Merged | None:
+        """The root's on the first rank, None on the others, once what they sent has arrived."""
+        for sent in self._sent:
+            sent.wait()
+        return None if self._ranks.rank else super()._end(waiting)
 
     def _send(self, node: Node, waiting: list[Chunk | Parked], to: int) -> None:
         """Begin to send the last chunk that waits, and what its tokens have been given so far."""

@@ -130,9 +130,7 @@ class Scheduler:
             self._step(nodes, waiting, contexts, suffixes)
             for node in nodes:
                 on_node(node)
-        (root,) = waiting
-        assert isinstance(root, Chunk)
-        return self._result(root)
+        return self._end(waiting)
 
     def _run_prefix(self, prefix: Tensor) -> None:
         """The prefix is the same in every chunk and sees only itself: one pass fills its slots for
@@ -166,6 +164,12 @@ class Scheduler:
         """Run a step's nodes, which then wait in place of their children."""
         # No name for a chunk here: its memory must go when its parent's begins.
         waiting.append(self._finish(nodes, *self._begin(nodes, waiting, contexts, suffixes)))
+
+    def _end(self, waiting: list[Chunk | Parked]) -> Merged | None:
+        """What is left once all steps are done, of the root alone."""
+        (root,) = waiting
+        assert isinstance(root, Chunk)
+        return self._result(root)
 
     def _begin(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from ..model.errors import shorten
+from ..model.errors import is_panic, shorten
 
 # Where in a text something begins and ends, in characters.
 Span = tuple[int, int]
@@ -139,8 +139,7 @@ def _encode(
                 **wanted,
             )
     except BaseException as error:
-        # What tokenizers raises has no class of its own, and its panics are no Exception.
-        if type(error) is not Exception and type(error).__name__ != "PanicException":
+        if type(error) is not Exception and not is_panic(error):  # tokenizers has none of its own
             raise
         raise ValueError(f"The tokenizer cannot read the text: {shorten(error)}.") from error
 
