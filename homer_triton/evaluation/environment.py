@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def _version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     """The commit that this code is checked out at, with a plus sign if it was changed since; the
-    results that a run writes are no change.
+    results that a run writes are no change. Of a copy without git, what HOMER_COMMIT says.
     """
     here = ["git", "-C", str(Path(__file__).resolve().parent)]
     all_but_results = ["--", ":/", ":(top,exclude)bench/results"]
@@ -63,5 +64,7 @@ def _git_commit() -> str | None:
             [*here, "diff", "--quiet", "HEAD", *all_but_results], capture_output=True
         )
     except OSError:
-        return None
-    return commit.stdout.strip() + "+" * changed.returncode if commit.returncode == 0 else None
+        return os.environ.get("HOMER_COMMIT")
+    if commit.returncode:
+        return os.environ.get("HOMER_COMMIT")
+    return commit.stdout.strip() + "+" * bool(changed.returncode)
