@@ -193,12 +193,13 @@ def score_rows(
     prefix = 0 if prefix_k is None else len(prefix_k)
     joined = None
     for head in range(k.shape[2]):  # one at a time bounds the logits' memory
-        queries = widen(q[:, :, head * group : (head + 1) * group]).flatten(1, 2) * dim**-0.5
-        logits = queries @ widen(k[:, :, head]).transpose(1, 2)
+        queries = widen(q[:, :, head * group : (head + 1) * group]).flatten(1, 2)
+        # Scaled afterwards: whole numbers stay exact until then, and so do their ties.
+        logits = queries @ widen(k[:, :, head]).transpose(1, 2) * dim**-0.5
         if logit != "logit":
             seen = logits
             if prefix_k is not None and prefix:
-                before = queries @ widen(prefix_k[:, head]).T
+                before = queries @ widen(prefix_k[:, head]).T * dim**-0.5
                 seen = torch.cat([before, logits], dim=2)
             logits = logits - seen.logsumexp(2, keepdim=True)
             if logit == "softmax":
