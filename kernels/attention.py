@@ -3,9 +3,10 @@
     out[i] = softmax(q[i] · K / sqrt(D)) · V,    K, V = prefix ‖ rows 0..row(i)
 
 q: [B, R, HQ, D]; k, v: [B, T, HKV, D]; the prefix [P, HKV, D] is read where it lies, shared by the
-batch. A program takes BLOCK_M queries of one head. Queries stand at ascending rows, so all keys up
-to the first one's row need no mask and none after the last one's are read: selected rows cost what
-their positions cost, and no mask is ever in memory.
+batch. A program takes BLOCK_M queries of one head, and goes over blocks of the prefix and then of
+the chunk in one loop. Queries stand at ascending rows, so all keys up to the first one's row need
+no mask and none after the last one's are read: selected rows cost what their positions cost, and no
+mask is ever in memory.
 """
 
 import torch
@@ -28,59 +29,6 @@ HALF_TILES = {
 }
 # Full precision has no tensor cores: its operands stand in registers.
 FLOAT32_TILES = {64: (64, 32, 8, 1), 128: (32, 16, 8, 1), 256: (16, 16, 8, 1)}
-
-
-@triton.jit
-def _attend(
-    acc,
-    peak,
-    total,
-    q,
-    k_ptr,
-    v_ptr,
-    first_key,
-    end_key,
-    keys,
-    last_visible,
-    stride_k_row,
-    stride_v_row,
-    scale,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    """Add keys [first_key, end_key) to the softmax so far: acc, largest logit and sum of weights.
-
-    Unmasked, the range is whole blocks that every query sees; masked, query i sees keys up to
-    last_visible[i].
-    """
-    offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    for start in tl.range(first_key, end_key, BLOCK_N):
-        far = tl.cast(start, tl.int64)
-        k_ptrs = k_ptr + far * stride_k_row + offs_n[:, None] * stride_k_row + offs_d[None, :]
-        v_ptrs = v_ptr + far * stride_v_row + offs_n[:, None] * stride_v_row + offs_d[None, :]
-        if MASKED:
-            mask = ((start + offs_n) < keys)[:, None] & (offs_d < HEAD_DIM)[None, :]
-            k = tl.load(k_ptrs, mask=mask, other=0.0)
-            v = tl.load(v_ptrs, mask=mask, other=0.0)
-        elif BLOCK_D == HEAD_DIM:
-            k, v = tl.load(k_ptrs), tl.load(v_ptrs)
-        else:
-            k = tl.load(k_ptrs, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
-            v = tl.load(v_ptrs, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee")
-        if MASKED:
-            visible = (start + offs_n)[None, :] <= last_visible[:, None]
-            logits = tl.where(visible, logits, float("-inf"))
-        # The first key of all is visible to every query, so peak is finite after the first block.
-        new_peak = tl.maximum(peak, tl.max(logits, axis=1) * scale)
-        weights = tl.exp2(logits * scale - new_peak[:, None])
-        shrink = tl.exp2(peak - new_peak)
-        total = total * shrink + tl.sum(weights, axis=1)
-        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-        peak = new_peak
-    return acc, peak, total
 
 
 @triton.jit(do_not_specialize=["queries", "keys", "prefix_keys"])
@@ -138,59 +86,54 @@ def _causal_attention_kernel(
     q_rows = offs_m.to(tl.int64) * stride_q_row
     q = tl.load(q_ptr + q_rows[:, None] + offs_d[None, :], mask=mask_q, other=0.0)
 
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
     key_head = (head // group).to(tl.int64)
+    k_ptr += batch * stride_k_batch + key_head * stride_k_head
+    v_ptr += batch * stride_v_batch + key_head * stride_v_head
+    prefix_blocks = 0
     if prefix_k_ptr is not None:
         prefix_k_ptr += key_head * stride_prefix_k_head
         prefix_v_ptr += key_head * stride_prefix_v_head
-        whole = prefix_keys // BLOCK_N * BLOCK_N
-        all_visible = tl.full([BLOCK_M], 0, tl.int32) + prefix_keys - 1
-        for masked in tl.static_range(2):
-            acc, peak, total = _attend(
-                acc,
-                peak,
-                total,
-                q,
-                prefix_k_ptr,
-                prefix_v_ptr,
-                whole if masked else 0,
-                prefix_keys if masked else whole,
-                prefix_keys,
-                all_visible,
-                stride_prefix_k_row,
-                stride_prefix_v_row,
-                scale,
-                HEAD_DIM,
-                BLOCK_N,
-                BLOCK_D,
-                MASKED=masked == 1,
-            )
+        prefix_blocks = tl.cdiv(prefix_keys, BLOCK_N)
 
-    k_ptr += batch * stride_k_batch + key_head * stride_k_head
-    v_ptr += batch * stride_v_batch + key_head * stride_v_head
-    seen_by_all = (first_row + 1) // BLOCK_N * BLOCK_N
-    for masked in tl.static_range(2):
-        acc, peak, total = _attend(
-            acc,
-            peak,
-            total,
-            q,
-            k_ptr,
-            v_ptr,
-            seen_by_all if masked else 0,
-            last_row + 1 if masked else seen_by_all,
-            keys,
-            rows,
-            stride_k_row,
-            stride_v_row,
-            scale,
-            HEAD_DIM,
-            BLOCK_N,
-            BLOCK_D,
-            MASKED=masked == 1,
-        )
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    offs_n = tl.arange(0, BLOCK_N)
+    # One loop over both parts: of two in a row, the compiler lets no product run beside another.
+    for block in tl.range(0, prefix_blocks + tl.cdiv(last_row + 1, BLOCK_N)):
+        start, end, seen_by_all, last_visible = block * BLOCK_N, keys, first_row + 1, rows
+        block_k_ptr, block_v_ptr = k_ptr, v_ptr
+        stride_k, stride_v = stride_k_row, stride_v_row
+        if prefix_k_ptr is not None:
+            in_prefix = block < prefix_blocks
+            start = tl.where(in_prefix, block, block - prefix_blocks) * BLOCK_N
+            end = tl.where(in_prefix, prefix_keys, keys)
+            seen_by_all = tl.where(in_prefix, prefix_keys, first_row + 1)
+            last_visible = tl.where(in_prefix, prefix_keys - 1, rows)
+            block_k_ptr = tl.where(in_prefix, prefix_k_ptr, k_ptr)
+            block_v_ptr = tl.where(in_prefix, prefix_v_ptr, v_ptr)
+            stride_k = tl.where(in_prefix, stride_prefix_k_row, stride_k_row)
+            stride_v = tl.where(in_prefix, stride_prefix_v_row, stride_v_row)
+        # Past the end the last row is read again, and not seen.
+        key_rows = tl.minimum(start + offs_n, end - 1).to(tl.int64)
+        k_ptrs = block_k_ptr + key_rows[:, None] * stride_k + offs_d[None, :]
+        v_ptrs = block_v_ptr + key_rows[:, None] * stride_v + offs_d[None, :]
+        if BLOCK_D == HEAD_DIM:
+            k, v = tl.load(k_ptrs), tl.load(v_ptrs)
+        else:
+            k = tl.load(k_ptrs, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
+            v = tl.load(v_ptrs, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
+        logits = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if start + BLOCK_N > seen_by_all:
+            visible = (start + offs_n)[None, :] <= last_visible[:, None]
+            logits = tl.where(visible, logits, float("-inf"))
+        # The first key of all is visible to every query, so peak is finite after the first block.
+        new_peak = tl.maximum(peak, tl.max(logits, axis=1) * scale)
+        weights = tl.exp2(logits * scale - new_peak[:, None])
+        shrink = tl.exp2(peak - new_peak)
+        total = total * shrink + tl.sum(weights, axis=1)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+        peak = new_peak
 
     out_ptr += batch * stride_out_batch + head.to(tl.int64) * stride_out_head
     out_rows = offs_m.to(tl.int64) * stride_out_row
