@@ -15,6 +15,7 @@ from torch import Tensor
 import homer_triton as ht
 from homer_triton.evaluation.ablation import as_readers, calibrate_on_filler, make_variants
 from homer_triton.evaluation.schedulers import LayerwiseScheduler, RandomScheduler
+from homer_triton.evaluation.spread import read_spread
 from homer_triton.kernels.reference import score_rows
 from homer_triton.model.llama import Select
 
@@ -178,7 +179,7 @@ def test_variants_differ_from_the_settings_in_one_thing(tmp_path: Path) -> None:
     variants = make_variants(model, config, bias, seed=0)
     assert len({variant.name for variant in variants}) == len(variants)
     assert {variant.group for variant in variants} == {
-        *("selection", "recompute", "refinement", "layers_tree", "W", "M", "T")
+        *("selection", "recompute", "positions", "refinement", "layers_tree", "W", "M", "T")
     }
     prefix, context, suffix = parts(200)
     results = {
@@ -221,3 +222,26 @@ def test_the_table_comes_from_one_command(tmp_path: Path) -> None:
     assert all(name in result.stdout for name in names)
     assert all(row["low"] <= row["accuracy"] <= row["high"] for row in metrics["by_length"])
     assert (output / "variants.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("context", [20, 300])
+def test_survivors_at_their_own_distances(context: int) -> None:
+    """As transformers reads the kept tokens at those positions, shrunk into the limit."""
+    peer = random_model(num_hidden_layers=LAYERS, dtype=torch.float64)
+    model = ht.from_transformers(peer)
+    limit = model.config.max_position_embeddings
+    prefix, middle, suffix = parts(context)
+    config = ht.HomerConfig(max_chunk_len=32, target_len=17)
+    encoded = ht.encode(model, middle, prefix, suffix, config)
+    spread = read_spread(model, encoded, new_tokens=8)
+
+    positions, kept = spread.positions, encoded.source_indices
+    assert (positions.diff() >= 0).all() and positions[:2].tolist() == [0, 1]
+    assert positions[-3:].tolist() == list(range(spread.next_position - 3, spread.next_position))
+    if context == 20:
+        assert torch.equal(positions, kept)
+    else:
+        assert spread.next_position == limit - 8
+    ids = encoded.token_ids[kept][None]
+    logits = peer(ids, position_ids=positions[None]).logits[0, -1]
+    torch.testing.assert_close(spread.logits, logits.float())

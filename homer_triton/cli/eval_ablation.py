@@ -46,10 +46,10 @@ def ablation(
         typer.Option(
             "--parts",
             metavar="LIST",
-            help="Any of selection, recompute, refinement, layers_tree, W, M, T.",
+            help="Any of selection, recompute, positions, refinement, layers_tree, W, M, T.",
             show_default="all",
         ),
-    ] = "selection,recompute,refinement,layers_tree,W,M,T",
+    ] = "selection,recompute,positions,refinement,layers_tree,W,M,T",
     asked: AskedFar,
     run: PlottedRun,
     settings: Settings,
@@ -57,7 +57,8 @@ def ablation(
     """Change one part of the method at a time, on pass keys or needles.
 
     selection: the paper's (calibrated by --calibration, or on the pass keys' own sentences), ours,
-    ours with one thing changed, random. recompute: none, suffix, all. refinement: propagative, by
+    ours with one thing changed, random. recompute: none, suffix, all. positions: the
+    survivors closed up, or at their own distances. refinement: propagative, by
     each layer's own scores, random. layers_tree; W, the warm-up layers; M, the chunk's length; T,
     the target's.
 

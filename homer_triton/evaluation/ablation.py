@@ -20,6 +20,7 @@ from ..text.tokens import tokenize
 from .methods import Reader, Reading
 from .passkey import FILLER
 from .schedulers import LayerwiseScheduler, RandomScheduler
+from .spread import read_spread
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,14 @@ class Variant:
     """HOMER with one thing changed.
 
     group, change: the heading and the entry in the table; config: its settings; scheduler: how it
-    prunes.
+    prunes; spread: whether what survived is read again at its own distances.
     """
 
     group: str
     change: str
     config: HomerConfig
     scheduler: Callable[..., Scheduler] = Scheduler
+    spread: bool = False
 
     @property
     def name(self) -> str:
@@ -44,7 +46,7 @@ class Variant:
     ) -> Reading:
         """A text as this variant reads it."""
         encoded = encode(model, context, prefix, suffix, self.config, scheduler=self.scheduler)
-        return Reading(model, encoded)
+        return Reading(model, read_spread(model, encoded, new_tokens) if self.spread else encoded)
 
 
 def make_variants(
@@ -88,6 +90,8 @@ def make_variants(
             Variant("recompute", name, replace(config, recompute=name, layers_tree=None))
             for name in get_args(Recompute)
         ),
+        Variant("positions", "closed up", replace(config, recompute="all")),
+        Variant("positions", "own distances", replace(config, recompute="all"), spread=True),
         Variant("refinement", "propagative", cached),
         Variant("refinement", "scores of each layer", cached, LayerwiseScheduler),
         Variant("refinement", "random", cached, partial(LayerwiseScheduler, seed=seed)),
