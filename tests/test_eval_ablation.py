@@ -188,7 +188,7 @@ def test_variants_differ_from_the_settings_in_one_thing(tmp_path: Path) -> None:
     }
     plain = results["selection: votes"]
     same = {name for name, e in results.items() if torch.equal(e.keys, plain.keys)}
-    assert same >= {"selection: votes", "recompute: all"}
+    assert same >= {"selection: votes", "recompute: all", "positions: closed up"}
     # What has the defaults' own value, in a model and chunks this small.
     own = {
         f"layers_tree: {4 * LAYERS // 5}",
@@ -201,7 +201,7 @@ def test_variants_differ_from_the_settings_in_one_thing(tmp_path: Path) -> None:
     # So small a model has no retrieval heads.
     own |= {"selection: all heads", "selection: last layers"}
     alike = {"selection: window 1", "selection: window 7", "selection: last row asks"}
-    assert same <= {"selection: votes", "recompute: all", *own, *alike}
+    assert same <= {"selection: votes", "recompute: all", "positions: closed up", *own, *alike}
 
 
 def test_the_table_comes_from_one_command(tmp_path: Path) -> None:
@@ -236,7 +236,8 @@ def test_survivors_at_their_own_distances(context: int) -> None:
     spread = read_spread(model, encoded, new_tokens=8)
 
     positions, kept = spread.positions, encoded.source_indices
-    assert (positions.diff() >= 0).all() and positions[:2].tolist() == [0, 1]
+    assert (positions.diff() >= 0).all()
+    assert positions[:2].tolist() == [0, 1]
     assert positions[-3:].tolist() == list(range(spread.next_position - 3, spread.next_position))
     if context == 20:
         assert torch.equal(positions, kept)
