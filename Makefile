@@ -7,7 +7,7 @@ REAL ?= out/smollm2
 MINUTES ?= 10
 SEED ?= 0
 
-.PHONY: demo test fuzz lint compile bench real gpu clean
+.PHONY: demo test fuzz lint compile bench real tune gpu clean
 
 demo: .venv/ready
 	$(BIN)/homer demo
@@ -35,6 +35,10 @@ real: .venv/ready
 	$(BIN)/python bench/smollm2.py $(REAL)
 	$(BIN)/python bench/real.py --model $(REAL) $(foreach text,$(TEXTS),--text $(text))
 	$(BIN)/python bench/tables.py
+
+# Measures attention's tiles on this GPU and writes the winners to kernels/attention_tiles.json.
+tune: .venv/ready
+	$(BIN)/python bench/tune.py
 
 gpu: .venv/ready
 	$(BIN)/python bench/gpu.py --out $(OUT)

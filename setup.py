@@ -23,6 +23,7 @@ setup(
             "demo/real_model.json",
             "demo/text_checkpoint/*",
             "evaluation/*.html",
+            "kernels/*.json",
         ]
     },
     python_requires=">=3.11",

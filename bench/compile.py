@@ -4,8 +4,8 @@
 
 Prints a table of registers, spills, shared memory and matrix instructions and writes it to
 bench/results/compile.csv. Exits 1, leaving the file as it was, when a kernel spills, asks for more
-shared memory than its chip has, lost its matrix instructions, or needs clearly more registers than
-the file says; `--update` accepts the latter.
+shared memory than its chip has, lost its matrix instructions or has them serialised, or needs
+clearly more registers than the file says; `--update` accepts the latter.
 """
 
 import argparse
@@ -87,7 +87,9 @@ ROWS, KEPT, PREFIX, SUFFIX, SLOTS, LAYERS, ASKING = 2048, 1074, 100, 100, 8192, 
 
 @dataclass(frozen=True)
 class Built:
-    """One line of the table. `spills` are bytes per thread, on AMD chips vector registers."""
+    """One line of the table. `spills` are bytes per thread, on AMD chips vector registers;
+    serialised: whether ptxas lets no asynchronous matrix product run beside anything else.
+    """
 
     kernel: str
     case: str
@@ -97,6 +99,7 @@ class Built:
     shared: int
     shared_limit: int
     matrix: str
+    serialised: bool
     triton: str
 
 
@@ -251,11 +254,30 @@ def describe(name: str, case: str, chip_name: str, kernel: CompiledKernel) -> Bu
     registers, spills = resources(kernel, chip)
     text = kernel.asm["ptx" if chip.target.backend == "cuda" else "amdgcn"]
     matrix = next((instruction for instruction in chip.matrix if instruction in text), "")
-    shared = kernel.metadata.shared
-    version = triton.__version__
     return Built(
-        name, case, chip_name, registers, spills, shared, chip.shared_limit, matrix, version
+        name,
+        case,
+        chip_name,
+        registers,
+        spills,
+        kernel.metadata.shared,
+        chip.shared_limit,
+        matrix,
+        matrix == "wgmma" and is_serialised(text, chip.target.arch),
+        triton.__version__,
     )
+
+
+def is_serialised(ptx: str, arch: int) -> bool:
+    """Whether ptxas warns that it makes wgmma wait (C7510 to C7519), which Triton does not show."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [triton.knobs.nvidia.ptxas.path, "-v", f"-arch=sm_{arch}a", file.name]
+        told = subprocess.run(
+            [*command, "-o", os.devnull], capture_output=True, text=True, check=True
+        )
+    return re.search(r"\bC751\d\b", told.stdout + told.stderr) is not None
 
 
 def complaints(lines: list[Built], before: dict[tuple[str, str, str], dict[str, str]]) -> list[str]:
@@ -274,6 +296,8 @@ def complaints(lines: list[Built], before: dict[tuple[str, str, str], dict[str, 
             wanted = CHIPS[line.chip].matrix[-1]  # of few rows
         if uses_matrix and line.matrix != wanted:
             found.append(f"{what} uses {line.matrix or 'no matrix instruction'}, not {wanted}")
+        if line.serialised:
+            found.append(f"{what} has its matrix products serialised by ptxas")
         if (
             old
             and old["triton"] == line.triton

@@ -9,6 +9,9 @@ no mask and none after the last one's are read: selected rows cost what their po
 mask is ever in memory.
 """
 
+import json
+from pathlib import Path
+
 import torch
 import triton
 import triton.language as tl
@@ -19,14 +22,11 @@ from .devices import architecture, launching_on
 
 LOG2_E = 1.4426950408889634
 
-# (BLOCK_M, BLOCK_N, warps, pipeline stages) by head dim, rounded up. Fixed, so that nothing is
-# tuned at a user's first call; `bench/compile.py` holds every entry to no spills.
-HALF_TILES = {
-    "sm_80": {64: (128, 64, 8, 3), 128: (128, 32, 8, 3), 256: (64, 32, 8, 2)},
-    "sm_90": {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (128, 32, 8, 2)},
-    "sm_10": {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (128, 32, 8, 2)},
-    "gfx": {64: (128, 32, 4, 1), 128: (128, 32, 4, 1), 256: (64, 32, 4, 1)},
-}
+# (BLOCK_M, BLOCK_N, warps, pipeline stages) by family of chips and head dim, rounded up. `make
+# tune` measures and writes them, so that nothing is tuned at a user's first call; the compile gate
+# holds every entry to no spills.
+TILES = Path(__file__).with_name("attention_tiles.json")
+HALF_TILES: dict[str, dict[str, list[int]]] = json.loads(TILES.read_text(encoding="utf-8"))
 # Full precision has no tensor cores: its operands stand in registers.
 FLOAT32_TILES = {64: (64, 32, 8, 1), 128: (32, 16, 8, 1), 256: (16, 16, 8, 1)}
 
@@ -150,7 +150,8 @@ def attention_tile(queries: int, dim: int, itemsize: int, arch: str) -> tuple[in
         return FLOAT32_TILES[width]
     # The smallest tiles run on every chip that has none of its own.
     family = next((name for name in HALF_TILES if arch.startswith(name)), "sm_80")
-    return HALF_TILES[family][width]
+    block_m, block_n, warps, stages = HALF_TILES[family][str(width)]
+    return block_m, block_n, warps, stages
 
 
 def causal_attention(

@@ -54,8 +54,10 @@ def _version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     """The commit that this code is checked out at, with a plus sign if it was changed since; the
-    results that a run writes are no change. Of a copy without git, what HOMER_COMMIT says.
+    results that a run writes are no change. HOMER_COMMIT says it of a copy made without git.
     """
+    if said := os.environ.get("HOMER_COMMIT"):
+        return said
     here = ["git", "-C", str(Path(__file__).resolve().parent)]
     all_but_results = ["--", ":/", ":(top,exclude)bench/results"]
     try:
@@ -64,7 +66,5 @@ def _git_commit() -> str | None:
             [*here, "diff", "--quiet", "HEAD", *all_but_results], capture_output=True
         )
     except OSError:
-        return os.environ.get("HOMER_COMMIT")
-    if commit.returncode:
-        return os.environ.get("HOMER_COMMIT")
-    return commit.stdout.strip() + "+" * bool(changed.returncode)
+        return None
+    return commit.stdout.strip() + "+" * changed.returncode if commit.returncode == 0 else None

@@ -1,0 +1,244 @@
+"""Which tiles attention is fastest with on this GPU.
+
+    python bench/tune.py [--out DIR] [--keep]
+
+Compiles every candidate in a process of its own, checks it against float32, and times it by graph
+replay over several inputs, beside PyTorch's flash and cuDNN attention. Writes DIR/tiles-CHIP.csv,
+and the winners of every head dim, the ones of the smallest geometric mean over the cases, to
+kernels/attention_tiles.json; with --keep they are only printed. Takes a minute on sixteen cores.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import measure  # noqa: E402
+import torch  # noqa: E402
+from cases import BACKENDS, random, sdpa, some_rows  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from homer_triton.kernels import attention, reference  # noqa: E402
+from homer_triton.kernels.devices import architecture  # noqa: E402
+
+Tile = tuple[int, int, int, int]
+CANDIDATES: dict[int, list[Tile]] = {
+    64: [
+        *((64, n, 4, stages) for n in (64, 128) for stages in (2, 3)),
+        *((128, n, 8, stages) for n in (64, 128) for stages in (2, 3)),
+        (128, 64, 4, 3),
+        (256, 64, 8, 3),
+    ],
+    128: [
+        *((64, 64, 4, stages) for stages in (2, 3, 4)),
+        *((128, 64, 8, stages) for stages in (2, 3, 4)),
+        *((128, 128, 8, stages) for stages in (1, 2)),
+        (64, 128, 4, 2),
+        (128, 32, 8, 4),
+    ],
+    256: [(64, 32, 4, 2), (64, 64, 4, 2), (128, 32, 8, 2), (128, 64, 8, 2), (64, 64, 8, 2)],
+}
+KEY_HEADS, QUERY_HEADS, ROWS, KEPT = 8, 32, 2048, 1074
+# Inputs that are rotated, so that none is in the cache when its turn comes.
+INPUTS, REPLAYS = 8, 7
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A call: the chunks side by side, the prefix before them, and whether half the rows ask."""
+
+    name: str
+    batch: int
+    prefix: int
+    kept: bool
+
+
+SHAPES = (
+    Shape("one chunk", 1, 0, False),
+    Shape("eight chunks", 8, 0, False),
+    Shape("after one token", 1, 1, False),
+    Shape("after 100 tokens", 4, 100, False),
+    Shape("kept rows after 100", 4, 100, True),
+)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A tile, or another system, at a shape: microseconds of a call, and what that is in TFLOP/s;
+    nan where it was wrong or could not run.
+    """
+
+    chip: str
+    dim: int
+    shape: str
+    system: str
+    microseconds: float
+    tflops: float
+    problem: str
+    device: str
+    versions: str
+    commit: str
+    command: str
+
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+def draw(shape: Shape, dim: int) -> Inputs:
+    """q, k, v, the prefix's keys and values, and the asking rows."""
+    q = random(shape.batch, KEPT if shape.kept else ROWS, QUERY_HEADS, dim)
+    k, v = (random(shape.batch, ROWS, KEY_HEADS, dim) for _ in range(2))
+    before = [random(shape.prefix, KEY_HEADS, dim) if shape.prefix else None for _ in range(2)]
+    return q, k, v, before[0], before[1], some_rows(shape.batch, ROWS, KEPT) if shape.kept else None
+
+
+def use(tile: Tile) -> None:
+    """Let every call of this process take a tile."""
+    attention.attention_tile = lambda *_: tile
+
+
+def compile_tile(job: tuple[int, Tile]) -> str:
+    """Compile one for all shapes; what came in the way, or nothing."""
+    dim, tile = job
+    use(tile)
+    try:
+        for shape in SHAPES:
+            attention.causal_attention(*draw(shape, dim))
+    except Exception as error:  # shared memory, registers: whatever a compiler says
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
+
+
+def time_us(call: Callable[[int], object]) -> float:
+    """The median time of a call with one of the inputs, by graph replay."""
+    for index in range(INPUTS):
+        call(index)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for index in range(INPUTS):
+            call(index)
+    graph.replay()
+    times = []
+    for _ in range(REPLAYS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / INPUTS * 1e3)
+    return statistics.median(times)
+
+
+def flops(shape: Shape, dim: int, rows: Tensor | None) -> int:
+    """Two products of every query with the keys that it sees."""
+    pairs = shape.batch * (ROWS * (ROWS + 1) // 2 + ROWS * shape.prefix)
+    if rows is not None:
+        pairs = int((rows + 1 + shape.prefix).sum())
+    return 4 * pairs * QUERY_HEADS * dim
+
+
+def measured(shape: Shape, dim: int, tiles: list[Tile]) -> Iterator[tuple[str, float, str]]:
+    """(system, microseconds, problem) of every tile, and of PyTorch's where it has the call."""
+    inputs = [draw(shape, dim) for _ in range(INPUTS)]
+    first = tuple(x[:1] if x is not None and x.dim() != 3 else x for x in inputs[0])
+    own = reference.causal_attention(*first)
+    wide = (x.float() if x is not None and x.is_floating_point() else x for x in first)
+    exact = reference.causal_attention(*wide)  # type: ignore[arg-type]
+    for tile in tiles:
+        use(tile)
+        name = "x".join(map(str, tile))
+        try:
+            measure.require_as_exact(attention.causal_attention(*inputs[0])[:1], own, exact)
+            yield name, time_us(lambda i: attention.causal_attention(*inputs[i])), ""
+        except (ArithmeticError, RuntimeError) as error:
+            yield name, math.nan, str(error).splitlines()[0]
+    if not shape.prefix:
+        for name, backend in BACKENDS.items():
+            try:
+                yield name, time_us(lambda i, b=backend: sdpa(*inputs[i][:3], b)), ""
+            except RuntimeError as error:
+                yield name, math.nan, str(error).splitlines()[0]
+
+
+def best(timings: list[Timing], dim: int) -> Tile:
+    """The tile that loses least against the fastest, over all shapes."""
+    losses = defaultdict(list)
+    for shape in SHAPES:
+        ran = {
+            timing.system: timing.microseconds
+            for timing in timings
+            if (timing.dim, timing.shape) == (dim, shape.name)
+            and not math.isnan(timing.microseconds)
+            and timing.system not in BACKENDS
+        }
+        for system, microseconds in ran.items():
+            losses[system].append(math.log(microseconds / min(ran.values())))
+    whole = {system: sum(of) for system, of in losses.items() if len(of) == len(SHAPES)}
+    block_m, block_n, warps, stages = map(int, min(whole, key=whole.__getitem__).split("x"))
+    return block_m, block_n, warps, stages
+
+
+def write_tiles(family: str, winners: dict[int, Tile]) -> None:
+    """Put a family's winners into the table, one line for each family."""
+    tiles = dict(attention.HALF_TILES)
+    tiles[family] = {str(dim): list(tile) for dim, tile in winners.items()}
+    lines = ",\n".join(f'  "{name}": {json.dumps(of)}' for name, of in tiles.items())
+    temporary = attention.TILES.with_suffix(".tmp")
+    temporary.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    os.replace(temporary, attention.TILES)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--keep", action="store_true", help="leave the table as it is")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no GPU: PyTorch finds no CUDA device", file=sys.stderr)
+        return 2
+    torch.manual_seed(0)
+    chip = architecture(torch.device("cuda", 0))
+    about = measure.about()
+    jobs = [(dim, tile) for dim, tiles in CANDIDATES.items() for tile in tiles]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), spawn) as pool:
+        problems = dict(zip(jobs, pool.map(compile_tile, jobs), strict=True))
+    for (dim, tile), problem in problems.items():
+        if problem:
+            print(f"D {dim} {tile}: {problem}", flush=True)
+    timings: list[Timing] = []
+    for dim, tiles in CANDIDATES.items():
+        runs = [tile for tile in tiles if not problems[dim, tile]]
+        for shape in SHAPES:
+            work = flops(shape, dim, draw(shape, dim)[5])
+            for system, microseconds, problem in measured(shape, dim, runs):
+                rate = work / microseconds / 1e6
+                line = Timing(chip, dim, shape.name, system, microseconds, rate, problem, *about)
+                timings.append(line)
+                print(
+                    f"D {dim:3} {shape.name:20} {system:12} {microseconds:8.1f} us {rate:5.0f}"
+                    f" TFLOP/s {problem}",
+                    flush=True,
+                )
+        measure.write_csv(args.out / f"tiles-{chip}.csv", timings)
+    winners = {dim: best(timings, dim) for dim in CANDIDATES}
+    print(f"{chip}: {winners}")
+    if not args.keep:
+        write_tiles(chip, winners)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
