@@ -223,7 +223,10 @@ def _refuse_unsupported(hf_config: LlamaConfig, sizes: Mapping[str, Any]) -> Non
         raise CheckpointError(
             "quantization_config is set; quantised checkpoints are not supported, use the original."
         )
-    _refuse_rope(_rope(hf_config))
+    rope = _rope(hf_config)
+    _refuse_rope(rope)
+    if rope.get("rope_theta") is None:
+        raise CheckpointError("rope_theta is missing.")
 
 
 def _rope(hf_config: LlamaConfig) -> dict[str, Any]:

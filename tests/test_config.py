@@ -120,6 +120,7 @@ def test_bad_rope_scaling_is_refused(tmp_path: Path, given: object, sentence: st
         ({"num_attention_heads": 0}, "config.json cannot be used"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is set"),
         ({"rope_parameters": {"rope_type": "spiral"}}, "'spiral'; known are default"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "rope_theta"),
         ({"rope_scaling": {"type": "longrope"}}, "longrope"),
         ({"rope_scaling": {"type": "linear"}}, "factor"),
         ({"eos_token_id": "stop"}, "eos_token_id"),
