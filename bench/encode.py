@@ -73,7 +73,7 @@ class Task:
     dtype: str
     system: str
     tokens: int
-    leaf_batch: int
+    leaf_batch: int | None
     repeats: int
     profile: bool
     cuda_graphs: bool
@@ -111,20 +111,21 @@ def measure_task(task: Task) -> Line:
     seconds = sorted(timed(call) for _ in range(task.repeats))[task.repeats // 2]
     peak = peak_bytes() - before
     outside = profile_outside(call) if task.profile else math.nan
-    tree = ht.plan(model.config, task.tokens - 2 * AFFIX, AFFIX, AFFIX, homer_config(task))
+    size, on_gpu = model.dtype.itemsize, model.device.type != "cpu"
+    context = task.tokens - 2 * AFFIX
+    tree = ht.plan(model.config, context, AFFIX, AFFIX, homer_config(task), size, on_gpu=on_gpu)
     flops = tree.prefill_flops(model.config) if plain else tree.flops(model.config)
-    size = model.dtype.itemsize
     predicted = (
         tree.prefill_memory(model.config, size)
         if plain
-        else tree.memory(model.config, size, on_gpu=model.device.type != "cpu")
+        else tree.memory(model.config, size, on_gpu=on_gpu)
     )
     return Line(
         task.shape,
         task.dtype,
         task.system,
         task.tokens,
-        task.leaf_batch,
+        tree.leaf_batch,
         seconds,
         seconds / task.tokens * 1e6,
         peak,
@@ -303,7 +304,7 @@ def main() -> int:
         "--plain-up-to", type=int, default=32768, help="tokens of the plain prefill"
     )
     parser.add_argument("--systems", help="torch, triton or both; all that run here by default")
-    parser.add_argument("--leaf-batch", type=int, default=1)
+    parser.add_argument("--leaf-batch", type=int, help="as many as fill the chip by default")
     parser.add_argument("--cuda-graphs", action="store_true", help="replay steps of equal shape")
     parser.add_argument("--offload", action="store_true", help="waiting chunks in host memory")
     parser.add_argument("--repeats", type=int, default=1)

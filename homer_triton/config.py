@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from .calibration import Calibration
 from .checks import whole_number
+from .engine.leaves import most_memory, with_leaves_at_once
 from .engine.tree import (
     Plan,
     Recompute,
@@ -20,9 +22,6 @@ from .engine.tree import (
 from .model.config import ModelConfig
 from .model.llama import Llama
 from .selection import PAPER, VOTES, Selection
-
-# What a memory budget is tried with: more than eight leaves at once hardly gain anything.
-LEAF_BATCHES = (8, 4, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,11 @@ class HomerConfig:
     calibration: the bias that makes near and far tokens comparable, from `calibrate`.
 
     The numbers do not depend, but for rounding, on how it is run. leaf_batch: leaves that run at
-    once, a power of two, 1 by default; more fill a chip better and take memory. offload: "cpu" lets
-    chunks wait in host memory, so that a GPU's peak does not depend on the length. memory_budget:
-    bytes, or a text such as "12GiB", that encoding may take beside the weights; `plan` then picks
-    `leaf_batch` and `offload` where they are left out. cuda_graphs: replay a level's steps from
-    CUDA graphs.
+    once, a power of two; by default as many as keep the chip busy, at most twice the memory of one
+    at a time (or 256 MiB). offload: "cpu" lets chunks wait in host memory, so that a GPU's peak
+    does not depend on the length. memory_budget: bytes, or a text such as "12GiB", that encoding
+    may take beside the weights; `plan` then picks `leaf_batch` and `offload` by it where they are
+    left out. cuda_graphs: replay a level's steps from CUDA graphs.
 
     `HomerConfig.paper()` is the paper's method. Raises `ValueError` for values out of range.
     """
@@ -140,13 +139,15 @@ def plan(
     itemsize: int | None = None,
     documents: int = 1,
     on_gpu: bool = True,
+    ranks: int = 1,
 ) -> Plan:
     """The merge tree for an input of these lengths, in tokens, before anything is run.
 
-    What a memory budget allows depends on the rest: itemsize, the bytes of a number in the model's
-    dtype, the checkpoint's own when left out; documents, how many run side by side; on_gpu, where
-    rows go through the layers as a GPU wants them, and host memory is another than the model's, so
-    that moving chunks there helps.
+    How many leaves run at once, and what a memory budget allows, depends on the rest: itemsize, the
+    bytes of a number in the model's dtype, the checkpoint's own when left out; documents, how many
+    run side by side; on_gpu, where rows go through the layers as a GPU wants them, and host memory
+    is another than the model's, so that moving chunks there helps; ranks, how many processes share
+    the leaves.
 
     Raises `ValueError` where the lengths or settings do not fit together, or no way to run them
     fits the budget; the message says what to change.
@@ -155,6 +156,7 @@ def plan(
     prefix_len = whole_number("prefix_len", prefix_len, 0)
     suffix_len = whole_number("suffix_len", suffix_len, 0)
     documents = whole_number("documents", documents, 1)
+    ranks = whole_number("ranks", ranks, 1)
     config = config or HomerConfig()
     model = model.config if isinstance(model, Llama) else model
     chunk_len = config.chunk_len(model)
@@ -202,19 +204,24 @@ def plan(
             )
         return tree
 
-    if config.memory_budget is None:
-        return lay_out(config.leaf_batch or 1, config.offload is not None)
-    budget = parse_bytes(config.memory_budget)
+    def ways(offload: bool) -> Iterable[Plan]:
+        if config.leaf_batch is not None:
+            return [lay_out(config.leaf_batch, offload)]
+        return with_leaves_at_once(lay_out(1, offload), documents, on_gpu, ranks)
+
     size = model.dtype.itemsize if itemsize is None else itemsize
-    plans = [
-        lay_out(leaf_batch, offload)
-        for offload in ([True] if config.offload else [False, True] if on_gpu else [False])
-        for leaf_batch in ([config.leaf_batch] if config.leaf_batch else LEAF_BATCHES)
-    ]
-    for tree in plans:
-        if tree.memory(model, size, documents, on_gpu) <= budget:
+    may_offload = config.memory_budget is not None and on_gpu
+    choices = [True] if config.offload else [False, True] if may_offload else [False]
+    plans = [tree for offload in choices for tree in ways(offload)]
+    needs = [tree.memory(model, size, documents, on_gpu) for tree in plans]
+    least = min(needs)
+    if config.memory_budget is None:
+        budget = most_memory(least)
+    else:
+        budget = parse_bytes(config.memory_budget)
+    for tree, need in zip(plans, needs, strict=True):
+        if need <= budget:
             return tree
-    least = min(tree.memory(model, size, documents, on_gpu) for tree in plans)
     raise ValueError(
         f"memory_budget={config.memory_budget} is less than the {-(-least // 2**20)}MiB that this "
         "input needs beside the weights; raise it or lower max_chunk_len or target_len."

@@ -101,7 +101,7 @@ def encode(
         parts = split_input(
             model, context, prefix, suffix, config.chunk_len(model.config), special_tokens
         )
-        tree, _ = fit_plan(model, parts, config, 1)
+        tree, _ = fit_plan(model, parts, config, 1, ranks.size)
         facts |= _facts(model, config, [parts], [tree])
     walk = partial(RankScheduler, ranks=ranks)
     try:

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from .cache import gather_cache_
     from .merging import average_affix_, prune_and_concatenate
     from .norms import add_rms_norm, rms_norm
-    from .products import linear
+    from .products import add_linear_, linear
     from .rotary import apply_rotary_, rotary_and_store_
     from .selection import score_and_select
     from .voting import score_rows, vote_and_select
 
 __all__ = [
+    "add_linear_",
     "add_rms_norm",
     "apply_rotary_",
     "average_affix_",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "add_linear_": "products",
     "add_rms_norm": "norms",
     "apply_rotary_": "rotary",
     "average_affix_": "merging",

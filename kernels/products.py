@@ -1,6 +1,7 @@
 """Matrix products with what follows them, for all devices: no Triton here.
 
-    linear: x Wᵀ + residual        gated_linear: silu(x Wgᵀ) * (x Wuᵀ)
+    linear: x Wᵀ + residual        add_linear_: rows += x Wᵀ
+    gated_linear: silu(x Wgᵀ) * (x Wuᵀ)
 
 On a GPU they are cuBLAS's. On a CPU they are oneDNN's, which adds, multiplies and activates while a
 tile of the output is still in the cache, and which, unlike MKL, is as fast on every maker's chips.
@@ -56,6 +57,18 @@ def linear(x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None = Non
     outputs = [_plain(x, weight) if fused else F.linear(x, weight) for weight in weights]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
     return joined if residual is None else joined + residual
+
+
+def add_linear_(rows: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Add x times a matrix transposed to rows, in place. rows: [R, O]; x: [R, I]; weight: [O, I].
+
+    Raises `ValueError` for arguments that do not fit together.
+    """
+    check_linear(x, (weight,), rows)
+    if x.device.type == "cpu":
+        rows += linear(x, (weight,))
+    else:
+        _multiply_into_(rows, x, weight)
 
 
 def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
@@ -134,6 +147,11 @@ def _wide_blocks(weight: Tensor) -> Iterator[Tensor]:
 
 def _plain(x: Tensor, weight: Tensor) -> Tensor:
     return _ONEDNN(x, weight, None, "none", [], "")
+
+
+def _multiply_into_(rows: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Add x Wᵀ to rows within the product, in one pass."""
+    rows.addmm_(x, weight.t())
 
 
 @cache

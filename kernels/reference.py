@@ -25,6 +25,7 @@ from .checks import (
     check_silu_mul,
     check_votes,
 )
+from .products import add_linear_ as add_linear_
 from .products import gated_linear as gated_linear
 from .products import linear as linear
 

@@ -227,7 +227,7 @@ class Llama:
         ops, w = self.ops, self.weights.layers[index]
         for rows in hidden.view(-1, hidden.shape[-1]).split(mlp_rows(self.device.type != "cpu")):
             x = ops.rms_norm(rows, w.post_norm, self.config.rms_norm_eps)
-            rows += ops.linear(ops.gated_linear(x, w.gate_up), (w.down,))
+            ops.add_linear_(rows, ops.gated_linear(x, w.gate_up), w.down)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output head: [..., E] -> [..., vocabulary] float32."""

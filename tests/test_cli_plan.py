@@ -91,7 +91,9 @@ def test_a_memory_budget_chooses_how_to_run(model: Path) -> None:
         assert plan["leaf_batch"] in at_once
         assert plan["memory_bytes"] <= budget
     words = run(*options, "--offload", "cpu").stdout
-    assert "1 leaf runs at once; finished chunks wait in host memory" in words
+    assert "4 leaves run at once; finished chunks wait in host memory" in words
+    words = run(*options, "--leaf-batch", 1).stdout
+    assert "1 leaf runs at once; finished chunks wait on the device" in words
     refused = run(*options, "--memory-budget", "1KB")
     assert refused.exit_code == 2
     assert "memory_budget=1KB is less than" in refused.stderr

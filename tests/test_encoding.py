@@ -31,6 +31,7 @@ from oracle import Oracle
 from oracle_tree import Settings
 
 import homer_triton as ht
+from homer_triton.engine.scheduler import Scheduler
 from homer_triton.engine.tree import Node
 
 
@@ -273,6 +274,36 @@ def test_documents_come_with_defaults_and_are_counted() -> None:
         ht.encode_batch(model, [[1, 2]], batch_size=0)
 
 
+@pytest.mark.parametrize("recompute", ["none", "suffix", "all"])
+@pytest.mark.parametrize("documents", [1, 3])
+def test_leaves_run_side_by_side_with_the_same_result(recompute: Any, documents: int) -> None:
+    model = peers(4, 2)[1]
+    contexts = [random_tokens(104, seed) for seed in range(documents)]
+    config = replace(to_config(Settings(15, 15, 2)), recompute=recompute)
+    steps: list[int] = []
+
+    class Counted(Scheduler):
+        def _step(self, nodes: tuple[Node, ...], *rest: Any) -> None:
+            steps.append(len(nodes))
+            super()._step(nodes, *rest)
+
+    def read(leaf_batch: int | None) -> tuple[list[ht.EncodedContext], list[int]]:
+        steps.clear()
+        settings = replace(config, leaf_batch=leaf_batch)
+        ends = [[2]] * documents
+        encoded = ht.encode_batch(model, contexts, [1], ends, settings, scheduler=Counted)
+        return encoded, list(steps)
+
+    (found, together), (expected, apart) = read(None), read(1)
+    assert set(apart) == {1}
+    assert sum(together) == sum(apart)
+    assert len(together) <= len(apart) / 2
+    for one, other in zip(found, expected, strict=True):
+        assert one.plan.leaf_batch == max(together)
+        for name in ("keys", "values", "positions", "source_indices", "pruned_at", "logits"):
+            torch.testing.assert_close(getattr(one, name), getattr(other, name), **TOLERANCE)
+
+
 def test_a_memory_budget_sets_how_much_runs_at_once() -> None:
     model = peers(4, 2)[1]
     contexts = [random_tokens(90, seed) for seed in range(4)]
@@ -286,7 +317,7 @@ def test_a_memory_budget_sets_how_much_runs_at_once() -> None:
         plan = ht.plan(model.config, 90, 1, 1, replace(config, leaf_batch=leaf_batch))
         return plan.memory(model.config, 8, documents, on_gpu=False)
 
-    for documents, leaf_batch in ((1, 1), (2, 1), (4, 2), (4, 8)):
+    for documents, leaf_batch in ((1, 1), (2, 1), (4, 2), (4, 4)):
         encoded = read(need(documents, leaf_batch))[0]
         assert (encoded.stats.documents, encoded.plan.leaf_batch) == (documents, leaf_batch)
     with pytest.raises(ValueError, match=r"memory_budget=\d+ is less than the \d+MiB"):

@@ -3,6 +3,7 @@ step again on the same memory: what it cannot show is that a GPU captures the st
 """
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,13 +47,14 @@ def test_replayed_steps_give_what_the_steps_do(monkeypatch: pytest.MonkeyPatch) 
 
     model, tokens = peers(4, 2)[1], random_tokens(145)
     parts = tokens[2:-3], tokens[:2], tokens[-3:]
-    plain = ht.encode(model, *parts, to_config(CASE.settings))
+    config = replace(to_config(CASE.settings), leaf_batch=1)
+    plain = ht.encode(model, *parts, config)
     scheduler = documents.Scheduler
 
     def with_replays(*args: Any) -> Any:
         return scheduler(*args[:-1], Counted(model.device))
 
-    replayed = ht.encode(model, *parts, to_config(CASE.settings), scheduler=with_replays)
+    replayed = ht.encode(model, *parts, config, scheduler=with_replays)
     for name in ("keys", "values", "positions", "source_indices", "pruned_at", "logits"):
         assert torch.equal(getattr(plain, name), getattr(replayed, name)), name
     assert max(keys.values()) > 8, "no shape came often enough to be replayed"
@@ -68,7 +70,7 @@ def test_a_model_on_a_cpu_has_no_graphs() -> None:
 def test_graphs_and_offload_change_no_bit_on_a_gpu() -> None:
     model = ht.load(CHECKPOINT, "cuda", "float16")
     tokens = random_tokens(4000, vocabulary=200)
-    settings = {"max_chunk_len": 128, "layers_warmup": 1}
+    settings = {"max_chunk_len": 128, "layers_warmup": 1, "leaf_batch": 1}
     plain, replayed, offloaded = (
         ht.encode(model, tokens, [1], [2, 3], ht.HomerConfig(**settings, **more))
         for more in ({}, {"cuda_graphs": True}, {"offload": "cpu"})

@@ -44,6 +44,7 @@ def good(op: str) -> dict[str, Any]:
             "weights": (floats(5, E), floats(6, E)),
             "residual": floats(B, T, 11),
         },
+        "add_linear_": {"rows": floats(T, 5), "x": floats(T, E), "weight": floats(5, E)},
         "gated_linear": {"x": floats(B, T, E), "weights": (floats(10, E),)},
         "apply_rotary_": {"x": q, **rotation},
         "rotary_and_store_": {
@@ -136,6 +137,7 @@ BAD: list[tuple[str, str, Callable[[Any], Any], str]] = [
     ("linear", "x", lambda x: x[..., 1:], r"the shape of weights\[0\] is \(5, 24\)"),
     ("linear", "residual", lambda x: x[..., 1:], "the shape of residual is"),
     ("linear", "weights", lambda x: (x[0], x[1].half()), r"the dtype of weights\[1\] is"),
+    ("add_linear_", "rows", lambda x: x[:1], "the shape of residual is"),
     ("gated_linear", "weights", lambda x: (x[0][:, 1:],), r"the shape of weights\[0\] is \(10, 23"),
     ("apply_rotary_", "x", lambda x: x[..., 1:], "the head dim of x is 15: it must be even"),
     ("apply_rotary_", "positions", Tensor.int, "the dtype of positions is torch.int32"),
@@ -241,5 +243,5 @@ def test_without_a_gpu_and_the_interpreter_every_kernel_says_what_runs() -> None
     assert done.returncode == 0, done.stderr
     sentence = "the device is cpu: it must be a GPU for Triton; kernels.reference runs on any."
     expected = dict.fromkeys(kernels.__all__, sentence)
-    expected["linear"] = "runs"
+    expected["linear"] = expected["add_linear_"] = "runs"
     assert dict(line.split(" ", 1) for line in done.stdout.splitlines()) == expected

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,22 @@ def test_linear_is_the_product_and_the_residual(
     assert_close(products.linear(x, whole.split(split)), exact, dtype)
     assert_close(products.linear(x, whole.split(split), residual), exact + residual, dtype)
     assert torch.equal(residual, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("add_", [products.add_linear_, products._multiply_into_])
+@pytest.mark.usefixtures("knows_halves")
+def test_a_product_is_added_in_place(
+    dtype: torch.dtype, add_: Callable[[Tensor, Tensor, Tensor], None]
+) -> None:
+    """Both as it is done here and as a GPU does it, to some rows of a tensor."""
+    x, weight = made(7, 16, dtype=dtype), made(12, 16, dtype=dtype, seed=1)
+    whole = made(10, 12, dtype=dtype, seed=2)
+    before = whole.clone()
+    add_(whole[1:8], x, weight)
+    assert_close(whole[1:8], before[1:8] + x.double() @ weight.double().T, dtype)
+    assert torch.equal(whole[0], before[0])
+    assert torch.equal(whole[8:], before[8:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

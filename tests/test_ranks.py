@@ -33,7 +33,9 @@ def model() -> ht.Llama:
 def assert_alike(found: ht.EncodedContext, expected: ht.EncodedContext) -> None:
     for name in ("keys", "values", "positions", "source_indices", "pruned_at", "logits"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
-    assert (found.plan, found.next_position) == (expected.plan, expected.next_position)
+    # Ranks may run fewer leaves at once, so that each has some.
+    plan = replace(expected.plan, leaf_batch=found.plan.leaf_batch)
+    assert (found.plan, found.next_position) == (plan, expected.next_position)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,8 @@ def test_as_many_bytes_are_sent_as_was_said(
     model: ht.Llama, tmp_path: Path, recompute: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(CONFIG, recompute=recompute)
-    plan = ht.plan(model, 500, len(PREFIX), len(SUFFIX), config)
+    lengths = 500, len(PREFIX), len(SUFFIX)
+    plan = ht.plan(model, *lengths, config, 8, on_gpu=False, ranks=3)
     expected = [share.sent for share in Shares(plan, 3).costs(model.config, 8)]
 
     def share(rank: int) -> int:

@@ -14,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import homer_triton as ht
+from homer_triton.engine import leaves
+from homer_triton.engine.leaves import ROWS_ON_CPU, ROWS_ON_GPU, SPARE_BYTES
 from homer_triton.engine.tree import Plan, build_plan
 from homer_triton.kernels import products
 
@@ -226,6 +228,42 @@ def test_memory_grows_by_at_most_half_a_chunk_a_height_where_the_prefills_double
     assert plans[0].memory(shape, 2) >= 2 * plans[0].rows * row, "the pool and the finished cache"
 
 
+def test_as_many_leaves_run_at_once_as_fill_a_chip() -> None:
+    shape = ht.ModelConfig.from_hf(random_model(num_hidden_layers=24).config)
+
+    def chosen(context: int, on_gpu: bool = True, documents: int = 1, ranks: int = 1) -> int:
+        config = ht.HomerConfig(max_chunk_len=128, recompute="none")
+        return ht.plan(shape, context, 4, 4, config, 2, documents, on_gpu, ranks).leaf_batch
+
+    full, rows = 120 * 2**10, 120 + 4
+    for on_gpu, enough in ((True, ROWS_ON_GPU), (False, ROWS_ON_CPU)):
+        for documents in (1, 3, 8, 64):
+            count = chosen(full, on_gpu, documents) * documents * rows
+            assert enough <= count < 2 * enough or chosen(full, on_gpu, documents) == 1
+    assert [chosen(120 * count) for count in (1, 2, 4, 8)] == [1, 2, 4, 8], "no more than there are"
+    assert chosen(120 * 8 - 50) == 4, "the last leaf is shorter than the others"
+    assert [chosen(120 * 8, ranks=ranks) for ranks in (2, 4, 8, 16)] == [4, 2, 1, 1]
+
+
+def test_many_leaves_at_once_take_at_most_twice_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = ht.ModelConfig.from_hf(random_model(num_hidden_layers=24).config)
+    config = ht.HomerConfig(max_chunk_len=128, recompute="none")
+
+    def lay_out(leaf_batch: int | None) -> Plan:
+        return ht.plan(shape, 120 * 2**9, 4, 4, replace(config, leaf_batch=leaf_batch), 2)
+
+    def need(leaf_batch: int | None) -> int:
+        return lay_out(leaf_batch).memory(shape, 2)
+
+    roomy = lay_out(None).leaf_batch
+    assert 2 * need(1) < need(roomy) <= SPARE_BYTES
+    monkeypatch.setattr(leaves, "SPARE_BYTES", 0)
+    tight = lay_out(None).leaf_batch
+    assert 1 < tight < roomy
+    assert need(tight) <= 2 * need(1) < need(2 * tight)
+    assert lay_out(roomy).leaf_batch == roomy, "what is given stays"
+
+
 def test_a_budget_is_met_by_fewer_leaves_first_and_then_by_offloading() -> None:
     shape = ht.ModelConfig.from_hf(random_model(num_hidden_layers=24).config)
     config = ht.HomerConfig.paper(max_chunk_len=128, target_len=128, layers_warmup=2)
@@ -236,8 +274,8 @@ def test_a_budget_is_met_by_fewer_leaves_first_and_then_by_offloading() -> None:
     def need(plan: Plan) -> int:
         return plan.memory(shape, 2)
 
-    many, few = need(lay_out(leaf_batch=8)), need(lay_out())
-    least = need(lay_out(offload="cpu"))
+    many, few = need(lay_out(leaf_batch=8)), need(lay_out(leaf_batch=1))
+    least = need(lay_out(offload="cpu", leaf_batch=1))
     assert least < few < many
     for budget, offload in ((many, False), (few, False), (few - 1, True), (least, True)):
         chosen = lay_out(memory_budget=budget)
@@ -251,5 +289,6 @@ def test_a_budget_is_met_by_fewer_leaves_first_and_then_by_offloading() -> None:
     for on_gpu, too_small in ((False, few - 1), (True, least - 1)):
         with pytest.raises(ValueError, match=rf"memory_budget={too_small} is less than the \d+MiB"):
             lay_out(on_gpu, memory_budget=too_small)
-    shorter = ht.plan(shape, 120 * 2**5, 4, 4, replace(config, offload="cpu"), 2)
+    short = replace(config, offload="cpu", leaf_batch=1)
+    shorter = ht.plan(shape, 120 * 2**5, 4, 4, short, 2)
     assert need(shorter) == pytest.approx(least, rel=0.01), "it does not grow with the text"

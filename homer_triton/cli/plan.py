@@ -94,7 +94,9 @@ def plan(
     tokens = _context_tokens(context_len, context_file, folder, special_tokens)
     itemsize = DTYPES.get(dtype, shape.dtype).itemsize
     note_long_chunks(config, shape)
-    tree = lay_out(shape, tokens, prefix_len, suffix_len, config, itemsize, on_gpu=on_gpu)
+    tree = lay_out(
+        shape, tokens, prefix_len, suffix_len, config, itemsize, on_gpu=on_gpu, ranks=devices
+    )
     described = _describe(tree, shape, itemsize, on_gpu)
     if devices > 1:
         described["devices"] = [asdict(x) for x in Shares(tree, devices).costs(shape, itemsize)]

@@ -51,7 +51,7 @@ class Settings:
             metavar="N",
             help="Chunks that run at once, a power of two: faster on a chip that one does not "
             "fill, for more memory.",
-            show_default="1",
+            show_default="as many as fill the chip, in at most twice the memory",
         ),
     ] = None
     offload: Annotated[

@@ -22,15 +22,21 @@ from .tree import Node, Plan
 
 
 def fit_plan(
-    model: Llama, parts: tuple[Tensor, Tensor, Tensor], config: HomerConfig, documents: int
+    model: Llama,
+    parts: tuple[Tensor, Tensor, Tensor],
+    config: HomerConfig,
+    documents: int,
+    ranks: int = 1,
 ) -> tuple[Plan, int]:
-    """The plan for documents of these parts' lengths, and how many of them fit the memory."""
+    """The plan for documents of these parts' lengths, and how many of them fit the memory. ranks:
+    how many processes share each one's leaves.
+    """
     prefix, context, suffix = map(len, parts)
     size, on_gpu = model.dtype.itemsize, model.device.type != "cpu"
     while True:
         try:
             tree = plan(
-                model.config, context, prefix, suffix, config, size, documents, on_gpu=on_gpu
+                model.config, context, prefix, suffix, config, size, documents, on_gpu, ranks
             )
             return tree, documents
         except ValueError:
