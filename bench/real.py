@@ -76,8 +76,9 @@ def ask(task: str, method: str, samples: dict[str, int], name: str = "", *more: 
 
 FEW = {"2x": 4, "4x": 2}
 RUNS = (
-    ask("needles", "homer", {"2x": 12, "4x": 6, "8x": 3}),
-    ask("passkey", "homer", {"2x": 12, "4x": 6, "8x": 3}),
+    ask("needles", "homer", {"1x": 4, "2x": 12, "4x": 6, "8x": 3}),
+    ask("passkey", "homer", {"1x": 4, "2x": 12, "4x": 6, "8x": 3}),
+    *(ask(task, "plain", {"1x": 4}) for task in ("needles", "passkey")),
     # Short texts too: how much of a text the model can make out at all.
     ask("ruler", "plain", {"1024": 20, "2048": 20, "4096": 20}),
     ask("ruler", "homer", {"2x": 60, "4x": 30, "8x": 12}),
@@ -90,7 +91,7 @@ RUNS = (
     *(ask(task, "homer", FEW, "paper", *PAPER) for task in ("needles", "passkey")),
     ask("ruler", "homer", {"2x": 20}, "paper", *PAPER),
     Run("perplexity", "perplexity", {}, ["--methods", "window,homer", *PERPLEXITY], texts=True),
-    Run("ablation", "ablation", {"2x": 2}, COMMON, texts=True),
+    Run("ablation", "ablation", {"2x": 1}, COMMON, texts=True),
     *(ask(task, "independent", FEW) for task in ("needles", "passkey")),
     ask("ruler", "independent", {"2x": 20}),
     *(ask(task, m, {"2x": 4}) for m in WHOLE for task in ("needles", "passkey")),

@@ -7,6 +7,7 @@ best ones, in the text's own order. Passages of 100 are customary since Karpukhi
 
 from __future__ import annotations
 
+import os
 import re
 
 import torch
@@ -26,6 +27,9 @@ _WORD = re.compile(r"\w+")
 
 def require_bm25s() -> None:
     """Raise `ValueError` where bm25s is missing: to be asked before hours of work."""
+    # Where JAX is installed bm25s sets it up, which takes three quarters of a GPU's memory unless
+    # this says otherwise.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     require("bm25s", "The method 'retrieval'")
 
 
