@@ -28,7 +28,7 @@ LOG2_E = 1.4426950408889634
 TILES = Path(__file__).with_name("attention_tiles.json")
 HALF_TILES: dict[str, dict[str, list[int]]] = json.loads(TILES.read_text(encoding="utf-8"))
 # Full precision has no tensor cores: its operands stand in registers.
-FLOAT32_TILES = {64: (64, 16, 8, 1), 128: (32, 16, 8, 1), 256: (16, 16, 8, 1)}
+FLOAT32_TILES = {64: (64, 16, 8, 1), 128: (32, 16, 8, 1), 256: (16, 16, 4, 1)}
 
 
 @triton.jit(do_not_specialize=["queries", "keys", "prefix_keys"])
