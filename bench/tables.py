@@ -219,7 +219,7 @@ def real_costs() -> str:
 
 
 def cost(row: dict[str, Any]) -> str:
-    return f"{row['seconds']:.0f} s, {row['peak_bytes'] / 2**20:,.0f} MiB"
+    return f"{row['seconds']:.1f} s, {row['peak_bytes'] / 2**20:,.0f} MiB"
 
 
 def real_ablation() -> str:
@@ -345,6 +345,57 @@ def memory(line: dict[str, str], column: str) -> str:
     return f"{int(line[column]) / 2**20:,.0f} MiB"
 
 
+def gpu_speed() -> str:
+    """The longest text on a GPU, in a sentence."""
+    lines = read_csv("h200/encode-Llama-3-8B-bfloat16.csv")
+    short, long = sorted(lines, key=lambda line: int(line["tokens"]))[-2:]
+    return (
+        f"On one {long['device']}, a Llama of Llama-3-8B's shape (random weights, the method as\n"
+        f"published) reads **{int(long['tokens']):,} tokens in {float(long['seconds']):.0f} "
+        f"seconds** with {memory(long, 'peak_bytes')} above its weights,\n"
+        f"{int(short['tokens']):,} in {float(short['seconds']):.1f} seconds.\n"
+    )
+
+
+def gpu_encode() -> str:
+    """`encode` on a GPU by length."""
+    rows = [
+        [
+            f"{int(line['tokens']):,}",
+            f"{float(line['seconds']):.1f} s",
+            f"{int(line['tokens']) / float(line['seconds']):,.0f}",
+            f"{float(line['share_of_rate']):.0%}",
+            memory(line, "peak_bytes"),
+            memory(line, "predicted_bytes"),
+        ]
+        for line in read_csv("h200/encode-Llama-3-8B-bfloat16.csv")
+    ]
+    header = ["input tokens", "time", "tokens a second", "of the matrix rate"]
+    return markdown([*header, "memory above the weights", "as planned"], rows)
+
+
+def gpu_kernels() -> str:
+    """Every kernel on a GPU beside the fastest of PyTorch's ways."""
+    lines = [x for x in read_csv("h200/kernels.csv") if x["op"] != "limit"]
+    cases: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for line in lines:
+        cases.setdefault((line["op"], line["case"]), {})[line["system"]] = line
+    rows = []
+    for (op, case), systems in cases.items():
+        ours = systems.pop("triton")
+        milliseconds = float(ours["median_ms"])
+        if ours["limit"] == "matrix":
+            rate = f"{int(ours['flops']) / milliseconds / 1e9:,.0f} TFLOP/s"
+        else:
+            rate = f"{int(ours['bytes']) / milliseconds / 1e9:.2f} TB/s"
+        others = (
+            f"{name} {float(line['median_ms']) / milliseconds:.1f} ×"
+            for name, line in systems.items()
+        )
+        rows.append([f"`{op}`, {case}", f"{1e3 * milliseconds:,.0f} µs", rate, ", ".join(others)])
+    return markdown(["kernel", "time", "rate", "time of others, ours = 1"], rows)
+
+
 def read_json(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
@@ -364,6 +415,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "encode_avx512": lambda: encode("avx512/"),
     "authors": authors,
     "speed": speed,
+    "gpu_speed": gpu_speed,
+    "gpu_encode": gpu_encode,
+    "gpu_kernels": gpu_kernels,
     "real_needles": lambda: real("needles"),
     "real_passkey": lambda: real("passkey"),
     "real_ruler": lambda: real("ruler"),
