@@ -1,12 +1,12 @@
 """What `bench/kernels.py` measures at a model's shapes: attention and selection."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from measure import require_as_exact
+from measure import ON_GPU, require_as_exact
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -15,14 +15,41 @@ from homer_triton import kernels
 from homer_triton.kernels import reference
 from homer_triton.kernels.reference import spread
 
-ROWS, KEPT, SUFFIX, SLOTS, ASKING = 2048, 1024, 100, 8192, 32
-DTYPE = torch.bfloat16
-# name: hidden size, query heads, key heads, head dim, feed-forward size
-MODELS = {
-    "Llama-2-7B": (4096, 32, 32, 128, 11008),
-    "Llama-3-8B": (4096, 32, 8, 128, 14336),
-}
+# The interpreter's products of bfloat16 are wrong.
+DEVICE, DTYPE = ("cuda", torch.bfloat16) if ON_GPU else ("cpu", torch.float16)
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+REACH = (15, 15)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A model's widths, and what its cases are made of: rows of a chunk and how many are kept,
+    suffix and asking rows, the slots and layers of a cache (a low level's worth), and how many
+    chunks run side by side where rows are chosen (`siblings`) and elsewhere (`chunks`).
+    """
+
+    model: str
+    hidden: int
+    heads: int
+    key_heads: int
+    dim: int
+    feed_forward: int
+    rows: int = 2048
+    kept: int = 1024
+    suffix: int = 100
+    slots: int = 8192
+    asking: int = 32
+    layers: int = 8
+    siblings: int = 32
+    chunks: int = 8
+
+
+MODELS = (
+    Sizes("Llama-2-7B", 4096, 32, 32, 128, 11008),
+    Sizes("Llama-3-8B", 4096, 32, 8, 128, 14336),
+)
+# What Triton's interpreter gets through in seconds.
+TINY = (Sizes("tiny", 32, 2, 1, 16, 32, 16, 8, 2, 64, 2, 2, 2, 2),)
 
 
 @dataclass(frozen=True)
@@ -40,13 +67,18 @@ class Case:
 
 
 def random(*shape: int) -> Tensor:
-    """Normal numbers on the GPU."""
-    return torch.randn(shape, dtype=DTYPE, device="cuda")
+    """Normal numbers."""
+    return torch.randn(shape, dtype=DTYPE, device=DEVICE)
+
+
+def whole(*shape: int) -> Tensor:
+    """Small whole numbers, whose products and sums are exact."""
+    return torch.randint(-3, 4, shape, device=DEVICE).to(DTYPE)
 
 
 def some_rows(batch: int, rows: int, count: int) -> Tensor:
     """`count` ascending rows for each of the batch."""
-    return torch.rand(batch, rows, device="cuda").argsort(1)[:, :count].sort(1).values
+    return torch.rand(batch, rows, device=DEVICE).argsort(1)[:, :count].sort(1).values
 
 
 def nbytes(*tensors: Tensor) -> int:
@@ -70,106 +102,105 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend) -> Tensor:
         return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
-def attention_cases(model: str) -> Iterator[Case]:
-    """All rows as queries, and half of them."""
-    _, heads, key_heads, dim, _ = MODELS[model]
-    q = random(1, ROWS, heads, dim)
-    k, v = random(1, ROWS, key_heads, dim), random(1, ROWS, key_heads, dim)
-    at = some_rows(1, ROWS, KEPT)
-    q_kept = q.take_along_dim(at[..., None, None], 1)
-    wide_q, wide_k, wide_v = (x.float() for x in (q, k, v))
+def all_rows_case(m: Sizes) -> Case:
+    """Attention with all rows as queries."""
+    q, k, v = (random(1, m.rows, n, m.dim) for n in (m.heads, m.key_heads, m.key_heads))
 
-    def check_full() -> None:
+    def check() -> None:
         require_as_exact(
             kernels.causal_attention(q, k, v),
             reference.causal_attention(q, k, v),
-            reference.causal_attention(wide_q, wide_k, wide_v),
+            reference.causal_attention(q.float(), k.float(), v.float()),
         )
 
-    def check_kept() -> None:
-        require_as_exact(
-            kernels.causal_attention(q_kept, k, v, query_rows=at),
-            reference.causal_attention(q_kept, k, v, query_rows=at),
-            reference.causal_attention(q_kept.float(), wide_k, wide_v, query_rows=at),
-        )
-
-    pairs = ROWS * (ROWS + 1) // 2
-    yield Case(
+    return Case(
         "causal_attention",
-        f"{model}, all rows",
+        f"{m.model}, all rows",
         {"triton": lambda: kernels.causal_attention(q, k, v)}
         | {name: partial(sdpa, q, k, v, backend) for name, backend in BACKENDS.items()},
-        check_full,
+        check,
         nbytes(q, k, v, q),
-        4 * pairs * heads * dim,
+        2 * m.rows * (m.rows + 1) * m.heads * m.dim,
         "matrix",
     )
-    yield Case(
+
+
+def kept_rows_case(m: Sizes) -> Case:
+    """Attention with half of the rows as queries."""
+    q, k, v = (
+        random(1, rows, n, m.dim)
+        for rows, n in ((m.kept, m.heads), (m.rows, m.key_heads), (m.rows, m.key_heads))
+    )
+    at = some_rows(1, m.rows, m.kept)
+
+    def check() -> None:
+        require_as_exact(
+            kernels.causal_attention(q, k, v, query_rows=at),
+            reference.causal_attention(q, k, v, query_rows=at),
+            reference.causal_attention(q.float(), k.float(), v.float(), query_rows=at),
+        )
+
+    return Case(
         "causal_attention",
-        f"{model}, half the rows",
+        f"{m.model}, half the rows",
         {
-            "triton": lambda: kernels.causal_attention(q_kept, k, v, query_rows=at),
-            "torch": lambda: reference.causal_attention(q_kept, k, v, query_rows=at),
+            "triton": lambda: kernels.causal_attention(q, k, v, query_rows=at),
+            "torch": lambda: reference.causal_attention(q, k, v, query_rows=at),
         },
-        check_kept,
-        nbytes(q_kept, k, v, q_kept),
-        4 * int((at + 1).sum()) * heads * dim,
+        check,
+        nbytes(q, k, v, q),
+        4 * int((at + 1).sum()) * m.heads * m.dim,
         "matrix",
     )
 
 
-def check_selection(*arguments: Any) -> None:
-    """Both must keep the same rows."""
-    same(kernels.score_and_select(*arguments), reference.score_and_select(*arguments))
+def selection_case(m: Sizes, batch: int) -> Case:
+    """The paper's selection. Of whole numbers: the same rows must be kept, ties included."""
+    q, k = whole(batch, m.heads, m.dim), whole(batch, m.rows, m.key_heads, m.dim)
+    positions = torch.arange(m.rows, device=DEVICE).expand(batch, -1)
+    bias = torch.randint(-9, 10, (m.rows,), device=DEVICE).float()
+    arguments = (q, k, positions, bias, m.kept - m.suffix, 0, m.rows - m.suffix)
+    return Case(
+        "score_and_select",
+        f"{m.model}, batch {batch}",
+        {
+            "triton": partial(kernels.score_and_select, *arguments),
+            "torch": partial(reference.score_and_select, *arguments),
+        },
+        lambda: same(kernels.score_and_select(*arguments), reference.score_and_select(*arguments)),
+        nbytes(k),
+        counts_launches=batch == 1,
+    )
 
 
-def selection_cases(model: str) -> Iterator[Case]:
-    """One chunk, and 32 siblings."""
-    _, heads, key_heads, dim, _ = MODELS[model]
-    for batch in (1, 32):
-        # Whole numbers: scores are exact, so the same rows must be kept, ties included.
-        q = torch.randint(-3, 4, (batch, heads, dim), device="cuda").to(DTYPE)
-        k = torch.randint(-3, 4, (batch, ROWS, key_heads, dim), device="cuda").to(DTYPE)
-        positions = torch.arange(ROWS, device="cuda").expand(batch, -1)
-        bias = torch.randint(-9, 10, (ROWS,), device="cuda").float()
-        arguments = (q, k, positions, bias, KEPT - SUFFIX, 0, ROWS - SUFFIX)
-        yield Case(
-            "score_and_select",
-            f"{model}, batch {batch}",
-            {
-                "triton": partial(kernels.score_and_select, *arguments),
-                "torch": partial(reference.score_and_select, *arguments),
-            },
-            partial(check_selection, *arguments),
-            nbytes(k),
-            counts_launches=batch == 1,
-        )
-        asking = torch.randint(-3, 4, (batch, ASKING, heads, dim), device="cuda").to(DTYPE)
-        voting = (asking, k, k[0, :1], None, KEPT - SUFFIX, 0, ROWS - SUFFIX)
-        yield Case(
-            "vote_and_select",
-            f"{model}, batch {batch}",
-            {
-                "triton": partial(kernels.vote_and_select, *voting, reach=(15, 15)),
-                "torch": partial(reference.vote_and_select, *voting, reach=(15, 15)),
-            },
-            partial(check_votes, *voting),
-            2 * nbytes(k),
-            4 * batch * ASKING * ROWS * heads * dim,
-            counts_launches=batch == 1,
-        )
+def voting_case(m: Sizes, batch: int) -> Case:
+    """The selection by votes."""
+    q, k = whole(batch, m.asking, m.heads, m.dim), whole(batch, m.rows, m.key_heads, m.dim)
+    arguments = (q, k, k[0, :1], None, m.kept - m.suffix, 0, m.rows - m.suffix)
+    return Case(
+        "vote_and_select",
+        f"{m.model}, batch {batch}",
+        {
+            "triton": partial(kernels.vote_and_select, *arguments, reach=REACH),
+            "torch": partial(reference.vote_and_select, *arguments, reach=REACH),
+        },
+        partial(check_votes, *arguments),
+        2 * nbytes(k),
+        4 * batch * m.asking * m.rows * m.heads * m.dim,
+        counts_launches=batch == 1,
+    )
 
 
 def check_votes(*arguments: Any) -> None:
     """Both must give the rows the same votes, and keep what has the most of them: of votes that
     are equal but for rounding, either may stay.
     """
-    reach, keep, last = (15, 15), arguments[4], arguments[6]
-    call = {"logit": "logit", "reach": reach}
+    keep, last = arguments[4], arguments[6]
+    call = {"logit": "logit", "reach": REACH}
     kept, _, votes = kernels.vote_and_select(*arguments, **call)
     expected, _, exact = reference.vote_and_select(*arguments, **call)
     rounding = 1e-5 * exact.abs().max().item()
-    best = spread(exact[:, :last], reach)
+    best = spread(exact[:, :last], REACH)
     lowest, lowest_expected = (best.gather(1, rows[:, :keep]).amin(1) for rows in (kept, expected))
     if (votes - exact).abs().max() > rounding or (lowest - lowest_expected).abs().max() > rounding:
         raise ArithmeticError("the votes or the kept rows differ")

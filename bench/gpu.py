@@ -1,28 +1,107 @@
 """Everything that needs a GPU, in one command and less than eight minutes.
 
-    python bench/gpu.py [--out DIR]
+    python bench/gpu.py [--out DIR] [--rehearse]
 
-Each part runs in a process of its own with its own time limit, so that one that fails or hangs
-costs only itself; the tests in a dozen at once, since compiling takes their time. DIR gets a log
-per part, the benchmarks' results and plots, and summary.json. Exits 1 when a part failed, 2 where
-there is no GPU.
+Stage after stage, each part in a process of its own with its own time limit, so that one that fails
+or hangs costs only itself; the tests in many at once, since compiling takes their time. After every
+stage all that is known (logs, measurements, plots) is packed anew into DIR/results.tar.gz, with the
+outcomes in DIR/summary.json: whatever comes next, these stay, and there are no other files. Exits 1
+when a part failed, 2 where there is no GPU.
+
+--rehearse runs all of it at tiny sizes on the CPU, the kernels in Triton's interpreter; what is
+measured then means nothing.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
-COLLECTING_S = 15
+PYTEST = [PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
+COLLECTING_S = 30
+# A line of a test's log, which has no outcome yet where the test hangs.
+TEST = re.compile(r"^(tests/\S+?::.+?)(?: (PASSED|FAILED|ERROR|SKIPPED)\b.*)? *$", re.MULTILINE)
+# Whatever is measured after these are wrong is not to be trusted.
+VITAL = ("attention", "selection", "voting")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The options that the programme and its rehearsal differ in; encodes: of each part that runs
+    bench/encode.py; environment: of every part; patience: how many times its limit a part may take.
+    """
+
+    test_files: list[str]
+    test_processes: int
+    kernels: list[str]
+    encodes: dict[str, list[str]]
+    decode: list[str]
+    environment: dict[str, str]
+    patience: int = 1
+
+
+def full() -> Scale:
+    """The programme for a GPU, the longest and rarest lengths first."""
+    kernel_tests = (str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_kernels_*.py"))
+    others = ("attention_interface", "graphs", "ops", "products")
+    half = ["--dtype", "bfloat16"]
+    return Scale(
+        [*sorted(kernel_tests), *(f"tests/test_{name}.py" for name in others)],
+        15,
+        [],
+        {
+            "encode-7B": [
+                *("--shape", "Llama-2-7B", *half, "--lengths", "65536,262144,16384"),
+                *("--plain-up-to", "65536", "--systems", "triton", "--leaf-batch", "1,4"),
+            ],
+            "encode-8B": [
+                *("--shape", "Llama-3-8B", *half, "--lengths", "1048576,262144,65536"),
+                *("--plain-up-to", "65536", "--systems", "triton"),
+            ],
+            "encode-50M": [
+                *("--shape", "50M", *half, "--lengths", "65536", "--plain-up-to", "65536"),
+                *("--systems", "triton,triton+graphs,triton+offload"),
+            ],
+        },
+        ["--shape", "Llama-3-8B", *half, "--rows", "800,4096", "--sequences", "1,8"],
+        {},
+    )
+
+
+def rehearsal() -> Scale:
+    """The same on a CPU."""
+    tiny = ["--shape", "tiny", "--dtype", "float32"]
+    encode = [*tiny, "--plain-up-to", "24", "--start-method", "fork", "--systems"]
+    return Scale(
+        ["tests/test_kernels_activation.py"],
+        2,
+        ["--tiny"],
+        {
+            "encode-7B": [*encode, "triton", "--lengths", "16", "--leaf-batch", "1,2"],
+            "encode-8B": [*encode, "triton", "--lengths", "24,16"],
+            "encode-50M": [*encode, "triton,triton+graphs,triton+offload", "--lengths", "16"],
+        },
+        [
+            *(*tiny, "--ops", "triton", "--rows", "8,16", "--sequences", "1,2"),
+            *("--tokens", "1", "--repeats", "1"),
+        ],
+        {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        patience=10,
+    )
 
 
 @dataclass(frozen=True)
@@ -45,59 +124,53 @@ class Outcome:
     log: str
 
 
-def stages(out: Path, tests: list[list[str]]) -> list[list[Part]]:
+def stages(scale: Scale, out: Path, tests: list[list[str]]) -> list[list[Part]]:
     """The programme, stage after stage, the parts of a stage side by side; the stages' limits sum
     to less than eight minutes. tests: those of each process.
     """
-    # A name for each test, so that the log of one that hangs says which.
-    pytest = [PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
-    saved = ["--benchmark-max-time=0.3", f"--benchmark-json={out / 'micro.json'}"]
-    kernels = [PYTHON, "bench/kernels.py", "--out", str(out)]
-    plots = [PYTHON, "bench/plots.py", "--out", str(out)]
+
+    def bench(name: str, limit_s: int, *options: str, script: str = "") -> list[Part]:
+        command = [PYTHON, f"bench/{script or name}.py", *options, "--out", str(out)]
+        return [Part(name, command, limit_s * scale.patience)]
+
+    def encode(name: str, limit_s: int) -> list[Part]:
+        return bench(name, limit_s, *scale.encodes[name], script="encode")
+
     return [
-        [Part("device", ["nvidia-smi"], 5)],
-        [
-            Part(f"tests-{i}", [*pytest, f"--junitxml={out / f'tests-{i}.xml'}", *own], 130)
-            for i, own in enumerate(tests)
-        ],
-        [Part("kernels", kernels, 100)],
-        [Part("encode-7B", encode(out, "Llama-2-7B", "16384,65536,262144", 65536), 60)],
-        [Part("encode-8B", encode(out, "Llama-3-8B", "65536,262144,1048576", 262144), 90)],
-        [Part("offload", encode(out, "Llama-2-7B", "65536", 0, "--offload"), 20)],
-        [Part("graphs", encode(out, "50M", "65536", 0, "--cuda-graphs"), 15)],
-        [Part("no-graphs", encode(out, "50M", "65536", 65536), 15)],
-        [Part("micro", [*pytest, "bench/micro.py", "--benchmark-only", *saved], 15)],
-        [Part("plots", plots, 10)],
+        bench("device", 20),
+        [Part(f"tests-{i}", [*PYTEST, *own], 100 * scale.patience) for i, own in enumerate(tests)],
+        bench("kernels", 65, *scale.kernels),
+        encode("encode-7B", 80),
+        encode("encode-8B", 90),
+        bench("decode", 40, *scale.decode),
+        encode("encode-50M", 30),
+        bench("plots", 20),
     ]
 
 
-def encode(out: Path, shape: str, lengths: str, plain_up_to: int, *options: str) -> list[str]:
-    """A run of bench/encode.py in bfloat16."""
-    sizes = ["--lengths", lengths, "--plain-up-to", str(plain_up_to), "--systems", "triton"]
-    command = [PYTHON, "bench/encode.py", "--shape", shape, "--dtype", "bfloat16", *sizes]
-    return [*command, *options, "--out", str(out)]
-
-
-def deal_tests(processes: int = 12) -> list[list[str]]:
+def deal_tests(scale: Scale, environment: dict[str, str]) -> list[list[str]]:
     """The tests that a GPU is for, dealt to processes, which mostly compile: a GPU's host has the
     cores for it. Files alone where they cannot be collected, so that a log says why.
     """
-    files = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_kernels_*.py"))
-    files += [
-        f"tests/test_{name}.py" for name in ("attention_interface", "graphs", "ops", "products")
-    ]
-    command = [PYTHON, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
+    command = [*PYTEST[:3], "--collect-only", "-q", *PYTEST[4:], *scale.test_files]
     try:
         listed = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=COLLECTING_S, check=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=COLLECTING_S * scale.patience,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return [files]
+        return [scale.test_files]
     names = [line for line in listed.stdout.splitlines() if "::" in line]
-    return [names[i::processes] for i in range(min(processes, len(names)))]
+    processes = min(scale.test_processes, len(names))
+    return [names[i::processes] for i in range(processes)]
 
 
-def run_part(part: Part, out: Path) -> Outcome:
+def run_part(part: Part, out: Path, environment: dict[str, str]) -> Outcome:
     """Run a part to its end or its limit, its output in a log. At the limit its own children go
     too, which would hold on to the GPU.
     """
@@ -106,7 +179,12 @@ def run_part(part: Part, out: Path) -> Outcome:
     with log.open("w") as file:
         try:
             running = subprocess.Popen(
-                part.command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True
+                part.command,
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
             )
         except OSError as error:
             file.write(f"{error}\n")
@@ -123,25 +201,74 @@ def run_part(part: Part, out: Path) -> Outcome:
     return Outcome(part.name, status, seconds, " ".join(part.command), log.name)
 
 
+def run_stage(stage: list[Part], out: Path, environment: dict[str, str]) -> Iterator[Outcome]:
+    """The parts side by side; each outcome is printed."""
+    with ThreadPoolExecutor(len(stage)) as together:
+        for outcome in together.map(lambda part: run_part(part, out, environment), stage):
+            print(f"{outcome.name:10} {outcome.status:10} {outcome.seconds:6.1f} s", flush=True)
+            yield outcome
+
+
+def count_tests(out: Path) -> dict[str, Any]:
+    """How many tests passed and were skipped, and the names of those that did neither."""
+    ended: dict[str, str] = {}
+    for log in sorted(out.glob("tests-*.log")):
+        for name, status in TEST.findall(log.read_text(errors="replace")):
+            ended[name] = status or ended.get(name, "")
+    counts = {word.lower(): list(ended.values()).count(word) for word in ("PASSED", "SKIPPED")}
+    bad = sorted(name for name, status in ended.items() if status not in ("PASSED", "SKIPPED"))
+    return {**counts, "bad": bad}
+
+
+def pack(out: Path, results: Path, outcomes: list[Outcome]) -> dict[str, Any]:
+    """Put all results into one archive and the outcomes beside it, each replaced whole; returns the
+    summary.
+    """
+    device = results / "device.json"
+    summary = {
+        "parts": [asdict(outcome) for outcome in outcomes],
+        "tests": count_tests(results),
+        "device": json.loads(device.read_text()) if device.exists() else None,
+    }
+    temporary = out / "results.tmp"
+    with tarfile.open(temporary, "w:gz") as archive:
+        archive.add(results, "results")
+    os.replace(temporary, out / "results.tar.gz")
+    temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(temporary, out / "summary.json")
+    return summary
+
+
+def report(summary: dict[str, Any]) -> None:
+    """The last lines: how the tests went."""
+    tests = summary["tests"]
+    print(f"tests: {tests['passed']} passed, {tests['skipped']} skipped, {len(tests['bad'])} bad")
+    for name in tests["bad"]:
+        print(f"  {name}")
+    vital = [name for name in tests["bad"] if any(word in name for word in VITAL)]
+    if vital:
+        print(f"DO NOT TRUST THE MEASUREMENTS: {len(vital)} tests of attention or selection failed")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "gpu")
-    out = parser.parse_args().out.resolve()
+    parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
+    args = parser.parse_args()
+    scale, out = rehearsal() if args.rehearse else full(), args.out.resolve()
+    environment = {**os.environ, **scale.environment}
     probe = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    if subprocess.run([PYTHON, "-c", probe]).returncode:
+    if not args.rehearse and subprocess.run([PYTHON, "-c", probe]).returncode:
         print("no GPU: PyTorch finds no CUDA device", file=sys.stderr)
         return 2
     out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
-    for stage in stages(out, deal_tests()):
-        with ThreadPoolExecutor(len(stage)) as together:
-            for outcome in together.map(run_part, stage, [out] * len(stage)):
-                outcomes.append(outcome)
-                # After every part: what is known survives even this process.
-                summary = [asdict(known) for known in outcomes]
-                (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-                took = f"{outcome.status:10} {outcome.seconds:6.1f} s"
-                print(f"{outcome.name:10} {took}  {outcome.log}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder)
+        for stage in stages(scale, results, deal_tests(scale, environment)):
+            outcomes += run_stage(stage, results, environment)
+            summary = pack(out, results, outcomes)
+    report(summary)
     return int(any(outcome.status != "passed" for outcome in outcomes))
 
 

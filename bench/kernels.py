@@ -1,118 +1,160 @@
 """Every kernel against PyTorch on the same GPU, at the shapes of Llama-2-7B and Llama-3-8B.
 
-    python bench/kernels.py [--out DIR]
+    python bench/kernels.py [--out DIR] [--tiny]
 
-Each result is checked before it is timed, and a kernel whose result is wrong gets no line. The
-limits (copy bandwidth, matrix rate) are measured in the same run. Writes DIR/kernels.csv anew after
-each case. Without a GPU nothing is measured and nothing written.
+Each result is checked before it is timed; one that is wrong is reported, and the column `checked`
+says so of its lines. Calls are replayed from CUDA graphs over inputs that together exceed the
+cache, so that neither the host nor a warm cache is what is measured; `timed_by` names the calls
+that no graph can hold. The limits (copy bandwidth, matrix rate) are measured in the same run.
+Writes DIR/kernels.csv anew after each case. Without a GPU nothing is measured and nothing written;
+--tiny runs all of it in Triton's interpreter (TRITON_INTERPRET=1), whose times mean nothing.
 """
 
 import argparse
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
+import cases  # noqa: E402
 import measure  # noqa: E402
+import movement  # noqa: E402
 import torch  # noqa: E402
-import triton  # noqa: E402
-from cases import MODELS, Case, attention_cases, nbytes, random, selection_cases  # noqa: E402
-from measure import Measurement  # noqa: E402
-from movement import closing_case, movement_cases  # noqa: E402
+from cases import MODELS, TINY, Case, Sizes  # noqa: E402
+from device import limits  # noqa: E402
+from measure import ON_GPU, Measurement, describe  # noqa: E402
+
+# Inputs that take turns: together so many times the cache, but at most so many.
+TIMES_THE_CACHE, MOST_COPIES = 4, 40
 
 
-def cases(model: str) -> Iterator[Case]:
-    """Everything at one model's shapes."""
-    yield from attention_cases(model)
-    yield from selection_cases(model)
-    yield from movement_cases(model)
-    yield closing_case(model)
-
-
-def limits() -> dict[str, float]:
-    """Copy bandwidth in bytes, and matrix rate in FLOPs, per millisecond."""
-    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    # By events: in a graph it would be another kind of copy, and slower.
-    copy = (
-        2
-        * nbytes(source)
-        / triton.testing.do_bench(lambda: target.copy_(source), return_mode="median")
+def cases_of(m: Sizes) -> list[Callable[[], Case]]:
+    """Everything at one model's shapes; each call draws its own inputs."""
+    chosen = [
+        partial(case, m, batch)
+        for batch in (1, m.siblings)
+        for case in (cases.selection_case, cases.voting_case)
+    ]
+    others = (
+        movement.merging_case,
+        movement.averaging_case,
+        movement.gathering_case,
+        movement.norm_case,
+        movement.add_norm_case,
+        movement.activation_case,
+        movement.rotary_case,
+        movement.closing_case,
     )
-    a, b = random(8192, 8192), random(8192, 8192)
-    matrix = 2 * 8192**3 / measure.time_ms(lambda: a @ b)[0]
-    return {"copy": copy, "matrix": matrix}
+    return [
+        partial(cases.all_rows_case, m),
+        partial(cases.kept_rows_case, m),
+        *chosen,
+        *(partial(case, m) for case in others),
+    ]
 
 
-def measure_case(case: Case, limit: dict[str, float], about: tuple[str, ...]) -> list[Measurement]:
-    """Check a case, then time each system that there is."""
-    case.check()
+def copies(draw: Callable[[], Case]) -> list[Case]:
+    """A case over several inputs, enough that none is in the cache when its turn comes again."""
+    first = draw()
+    cache = torch.cuda.get_device_properties(0).L2_cache_size if ON_GPU else 0
+    count = math.ceil(TIMES_THE_CACHE * cache / first.bytes)
+    return [first, *(draw() for _ in range(measure.between(2, count, MOST_COPIES) - 1))]
+
+
+def report(case: Case, problem: str) -> None:
+    print(f"{case.op} ({case.name}): {problem}", file=sys.stderr, flush=True)
+
+
+def is_right(case: Case) -> bool:
+    """Check a case; what is wrong is reported."""
+    try:
+        case.check()
+    except Exception as error:  # what a compiler or a driver raises must not cost the others
+        report(case, f"failed: {describe(error)}")
+        measure.synchronize()  # raises where the device is lost, and the rest with it
+        return False
+    return True
+
+
+def measure_case(
+    drawn: list[Case], checked: bool, limit: dict[str, float], about: tuple[str, ...]
+) -> list[Measurement]:
+    """Time each system that there is."""
+    case = drawn[0]
     lines = []
     for system, call in case.systems.items():
         try:
-            call()
-        except RuntimeError as error:
-            print(f"{case.op} ({case.name}): no {system}: {str(error).splitlines()[0]}")
+            timing = measure.time_calls([copy.systems[system] for copy in drawn])
+        except Exception as error:
+            report(case, f"no {system}: {describe(error)}")
+            measure.synchronize()
             continue
-        median, low, high = measure.time_ms(call)
         work = case.bytes if case.limit == "copy" else case.flops
-        launches = measure.count_launches(call) if case.counts_launches else 0
-        fraction = work / median / limit[case.limit]
         line = Measurement(
             case.op,
             case.name,
             system,
-            median,
-            low,
-            high,
+            timing.median_ms,
+            timing.low_ms,
+            timing.high_ms,
             case.bytes,
             case.flops,
             case.limit,
-            fraction,
-            launches,
+            work / timing.median_ms / limit[case.limit],
+            measure.count_launches(call) if case.counts_launches else 0,
+            timing.by,
+            checked,
             *about,
         )
         print(
-            f"{line.op:22} {line.case:28} {system:7} {median * 1e3:9.1f} us"
-            f"  {fraction:6.1%} of {case.limit}  {launches or ''}",
+            f"{line.op:22} {line.case:28} {system:7} {line.median_ms * 1e3:9.1f} us"
+            f"  {line.fraction:6.1%} of {case.limit}  {line.launches or '':2} {timing.by}",
             flush=True,
         )
         lines.append(line)
     return lines
 
 
+def limit_lines(limit: dict[str, float], about: tuple[str, ...]) -> list[Measurement]:
+    """The limits as lines of their own, so that plots need no other file."""
+    amounts = {"copy": (round(limit["copy"]), 0), "matrix": (0, round(limit["matrix"]))}
+    return [
+        Measurement("limit", name, "torch", 1.0, 1.0, 1.0, *of, name, 1.0, 0, "", True, *about)
+        for name, of in amounts.items()
+    ]
+
+
+def measure_all(models: tuple[Sizes, ...], path: Path) -> int:
+    """Every case of these models, written to a CSV as they come; how many of ours failed."""
+    about, limit = measure.about(), limits()
+    print(f"copy {limit['copy'] / 1e9:.2f} TB/s, matrix {limit['matrix'] / 1e9:.0f} TFLOP/s")
+    lines = limit_lines(limit, about)
+    failed = 0
+    for draw in (draw for m in models for draw in cases_of(m)):
+        drawn = copies(draw)
+        checked = is_right(drawn[0])
+        found = measure_case(drawn, checked, limit, about)
+        failed += not checked or all(line.system != "triton" for line in found)
+        lines += found
+        measure.write_csv(path, lines)
+    return failed
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--out", type=Path, help="bench/results by default, out/tiny with --tiny")
+    parser.add_argument("--tiny", action="store_true", help="shapes for Triton's interpreter")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not ON_GPU and not args.tiny:
         print("no GPU: nothing measured")
         return 0
     torch.manual_seed(0)
-    about = measure.about()
-    limit = limits()
-    print(f"copy {limit['copy'] / 1e9:.2f} TB/s, matrix {limit['matrix'] / 1e9:.0f} TFLOP/s")
-    # The limits are lines of their own, so that plots need no other file.
-    lines = [
-        Measurement("limit", name, "torch", 1.0, 1.0, 1.0, *amounts, name, 1.0, 0, *about)
-        for name, amounts in {
-            "copy": (round(limit["copy"]), 0),
-            "matrix": (0, round(limit["matrix"])),
-        }.items()
-    ]
-    failed = 0
-    for case in (case for model in MODELS for case in cases(model)):
-        try:
-            lines += measure_case(case, limit, about)
-        except Exception as error:  # what a compiler or a driver raises must not cost the others
-            failed += 1
-            reason = f"{type(error).__name__}: {error}"
-            print(f"{case.op} ({case.name}) failed: {reason}", file=sys.stderr, flush=True)
-            torch.cuda.synchronize()  # raises where the device is lost, and the rest with it
-        measure.write_csv(args.out / "kernels.csv", lines)
-    return 1 if failed else 0
+    out = args.out or ROOT / ("out/tiny" if args.tiny else "bench/results")
+    return 1 if measure_all(TINY if args.tiny else MODELS, out / "kernels.csv") else 0
 
 
 if __name__ == "__main__":

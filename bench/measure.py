@@ -3,18 +3,35 @@
 import csv
 import os
 import shlex
-import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from homer_triton.evaluation.environment import describe_environment
+
+ON_GPU = torch.cuda.is_available()
+# A sample lasts about this long, so that what starting it takes does not count.
+SAMPLE_MS, MOST_ROUNDS = 2.0, 20
+SAMPLES_MS, FEWEST_SAMPLES, MOST_SAMPLES = 100.0, 3, 25
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of a call: median, 20 % and 80 % quantile; by: "graph" where a CUDA graph was
+    replayed, "events" where the host launched every call, which counts where it is the slower one,
+    "host" for a clock beside a CPU.
+    """
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    by: str
 
 
 @dataclass(frozen=True)
@@ -22,7 +39,8 @@ class Measurement:
     """One system's time for one case, in milliseconds.
 
     bytes and flops are what the operation must move and compute; fraction is of the limit measured
-    in the same run, copy bandwidth or matrix rate; launches are GPU kernels, 0 where not counted.
+    in the same run, copy bandwidth or matrix rate; launches are GPU kernels, 0 where not counted;
+    timed_by is `Timing.by`; checked says that the result was right.
     """
 
     op: str
@@ -36,6 +54,8 @@ class Measurement:
     limit: str
     fraction: float
     launches: int
+    timed_by: str
+    checked: bool
     device: str
     versions: str
     commit: str
@@ -44,66 +64,101 @@ class Measurement:
 
 def about() -> tuple[str, str, str, str]:
     """The last four fields of every line: device, versions, commit and command."""
-    found = describe_environment("cuda" if torch.cuda.is_available() else "cpu")
+    found = describe_environment("cuda" if ON_GPU else "cpu")
     names = ("python", "torch", "triton", "transformers")
     versions = ", ".join(f"{name} {found[name]}" for name in names)
     return found["device"], versions, found["commit"] or "unknown", shlex.join(sys.argv)
 
 
-# Bytes that are written before each timed call: more than any second-level cache holds.
-FLUSH_BYTES = 2**28
-CALLS, REPLAYS = 10, 11
-
-
-def time_ms(call: Callable[[], object]) -> tuple[float, float, float]:
-    """Median, 20 % and 80 % quantile of a call's time on the GPU, caches flushed before each.
-
-    By graph replay, so that no host's time is in it: what replays of flushes and calls take beyond
-    replays of the flushes alone. By events where a call cannot be captured.
-    """
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    call()
-    try:
-        graphs = [_capture(work) for work in ((flush.zero_, call), (flush.zero_,))]
-    except RuntimeError:
+def synchronize() -> None:
+    if ON_GPU:
         torch.cuda.synchronize()
-        return triton.testing.do_bench(call, rep=100, quantiles=[0.5, 0.2, 0.8])
-    both, alone = ([_replay_ms(graph) for _ in range(REPLAYS)] for graph in graphs)
-    flushing = statistics.median(alone)
-    times = sorted((time - flushing) / CALLS for time in both)
-    return times[REPLAYS // 2], times[REPLAYS // 5], times[-1 - REPLAYS // 5]
 
 
-def _capture(work: tuple[Callable[[], object], ...]) -> torch.cuda.CUDAGraph:
-    """A graph of some calls, one after another, `CALLS` times."""
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(CALLS):
-            for call in work:
-                call()
-    graph.replay()
-    return graph
+def time_calls(calls: Sequence[Callable[[], object]]) -> Timing:
+    """The time of one of these calls, which take turns: one operation over inputs that together
+    exceed the cache, so that none is in it when its turn comes again.
+    """
+    if not ON_GPU:
+        times = sorted(clock_ms(call) for call in calls)
+        return Timing(times[len(times) // 2], times[0], times[-1], "host")
+    for call in calls:
+        call()  # compiles, and sets libraries up
+    every = clock_ms(lambda: [call() for call in calls])
+    turns = list(calls) * between(1, int(SAMPLE_MS / every), MOST_ROUNDS)
+    replay = capture(turns)
+    run = replay or (lambda: [call() for call in turns])
+    once = min(clock_ms(run) for _ in range(2))
+    samples = between(FEWEST_SAMPLES, int(SAMPLES_MS / once), MOST_SAMPLES)
+    times = sorted(clock_ms(run) / len(turns) for _ in range(samples))
+    low, median, high = (times[round(part * (samples - 1))] for part in (0.2, 0.5, 0.8))
+    return Timing(median, low, high, "graph" if replay else "events")
 
 
-def _replay_ms(graph: torch.cuda.CUDAGraph) -> float:
-    """The time of one replay."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    graph.replay()
+def between(least: int, value: int, most: int) -> int:
+    return max(least, min(value, most))
+
+
+def clock_ms(run: Callable[[], object]) -> float:
+    """Milliseconds from the first to the last of what a function does, on the GPU where there is
+    one.
+    """
+    if not ON_GPU:
+        start = time.perf_counter()
+        run()
+        return (time.perf_counter() - start) * 1e3
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    run()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end)
+    return begin.elapsed_time(end)
+
+
+def capture(calls: Sequence[Callable[[], object]]) -> Callable[[], object] | None:
+    """The replay of a CUDA graph of these calls; None for calls that cannot be captured."""
+    if waits(calls[0]):
+        return None
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+    except RuntimeError:
+        return None
+    return graph.replay
+
+
+def waits(call: Callable[[], object]) -> bool:
+    """Whether a call waits for the GPU. It is asked before a capture: one that is broken off leaves
+    PyTorch's allocator and random numbers in disorder.
+    """
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
 
 
 def count_launches(call: Callable[[], object]) -> int:
-    """The kernels and copies that a call puts on the GPU."""
+    """The kernels and copies that a call puts on the GPU; without one, PyTorch's own operations."""
+    kind = "CUDA" if ON_GPU else "CPU"
     call()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    synchronize()
+    activity = getattr(torch.profiler.ProfilerActivity, kind)
+    with torch.profiler.profile(activities=[activity]) as profile:
         call()
-        torch.cuda.synchronize()
-    return sum(event.device_type.name == "CUDA" for event in profile.events())
+        synchronize()
+    return sum(event.device_type.name == kind for event in profile.events())
+
+
+def describe(error: Exception) -> str:
+    """An exception in a line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def require_as_exact(actual: Tensor, own: Tensor, exact: Tensor) -> None:

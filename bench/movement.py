@@ -1,22 +1,9 @@
 """What `bench/kernels.py` measures at a model's shapes: memory's ops, and the end of a level."""
 
-from collections.abc import Iterator
+from typing import Any
 
 import torch
-from cases import (
-    DTYPE,
-    KEPT,
-    MODELS,
-    ROWS,
-    SLOTS,
-    SUFFIX,
-    Case,
-    nbytes,
-    random,
-    same,
-    sdpa,
-    some_rows,
-)
+from cases import DEVICE, DTYPE, Case, Sizes, nbytes, random, same, sdpa, some_rows, whole
 from measure import require_as_exact
 from torch import Tensor
 from torch.nn.attention import SDPBackend
@@ -24,83 +11,101 @@ from torch.nn.attention import SDPBackend
 from homer_triton import kernels
 from homer_triton.kernels import reference
 
-# Layers of the cache in the merging benchmarks: a low level's worth.
-LAYERS = 8
+
+def new_cache(m: Sizes) -> Tensor:
+    return random(m.layers, 2, m.slots, m.key_heads, m.dim)
 
 
-def siblings(model: str) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Two pruned children (hidden, labels and kept rows of each) and the cache that they share."""
-    hidden, _, key_heads, dim, _ = MODELS[model]
-    slots = torch.randperm(SLOTS, device="cuda")[: 2 * ROWS].view(2, 1, 1, ROWS)
-    labels = [torch.cat([slots[i]] * 3, dim=1) for i in range(2)]
-    tail = torch.arange(ROWS - SUFFIX, ROWS, device="cuda")[None]
-    kept = [torch.cat([some_rows(1, ROWS - SUFFIX, KEPT - SUFFIX), tail], 1) for _ in range(2)]
-    states = [random(1, KEPT, hidden) for _ in range(2)]
-    return (*states, *labels, *kept), random(LAYERS, 2, SLOTS, key_heads, dim)
+def labels(m: Sizes) -> list[Tensor]:
+    """The labels of two siblings, whose slots are anywhere in the cache."""
+    slots = torch.randperm(m.slots, device=DEVICE)[: 2 * m.rows].view(2, 1, 1, m.rows)
+    return [torch.cat([slots[i]] * 3, dim=1) for i in range(2)]
 
 
-def movement_cases(model: str) -> Iterator[Case]:
-    """What is bound by memory: merging, gathering, and the fused elementwise ops."""
-    hidden, _, key_heads, dim, feed_forward = MODELS[model]
-    children, cache = siblings(model)
-    slots = some_rows(1, SLOTS, ROWS)[0]
-    slot_bytes = LAYERS * 2 * key_heads * dim * cache.element_size()
+def suffix_slots(m: Sizes, sides: list[Tensor]) -> list[Tensor]:
+    """Where both siblings' suffixes are in the cache."""
+    return [side[:, 2, -m.suffix :] for side in sides]
 
-    yield Case(
+
+def slot_bytes(m: Sizes, cache: Tensor) -> int:
+    """The bytes of a token in all layers of the cache."""
+    return nbytes(cache) // m.slots
+
+
+def merging_case(m: Sizes) -> Case:
+    """Two pruned children become one."""
+    tail = torch.arange(m.rows - m.suffix, m.rows, device=DEVICE)[None]
+    kept = [
+        torch.cat([some_rows(1, m.rows - m.suffix, m.kept - m.suffix), tail], 1) for _ in range(2)
+    ]
+    states = [random(1, m.kept, m.hidden) for _ in range(2)]
+    children = (*states, *labels(m), *kept, m.suffix)
+    return Case(
         "prune_and_concatenate",
-        model,
+        m.model,
         {
-            "triton": lambda: kernels.prune_and_concatenate(*children, SUFFIX),
-            "torch": lambda: reference.prune_and_concatenate(*children, SUFFIX),
+            "triton": lambda: kernels.prune_and_concatenate(*children),
+            "torch": lambda: reference.prune_and_concatenate(*children),
         },
         lambda: same(
-            kernels.prune_and_concatenate(*children, SUFFIX),
-            reference.prune_and_concatenate(*children, SUFFIX),
+            kernels.prune_and_concatenate(*children), reference.prune_and_concatenate(*children)
         ),
-        2 * nbytes(*children[:2]) - SUFFIX * hidden * cache.element_size(),
+        2 * nbytes(*states) - m.suffix * m.hidden * states[0].element_size(),
         counts_launches=True,
     )
-    suffixes = [labels[:, 2, -SUFFIX:] for labels in children[2:4]]
 
-    def check_average() -> None:
+
+def averaging_case(m: Sizes) -> Case:
+    """The suffixes of two siblings in the cache."""
+    cache = new_cache(m)
+    suffixes = suffix_slots(m, labels(m))
+
+    def check() -> None:
         mine, theirs = cache.clone(), cache.clone()
         kernels.average_affix_(mine, *suffixes)
         reference.average_affix_(theirs, *suffixes)
         same(mine, theirs)
 
-    yield Case(
+    return Case(
         "average_affix_",
-        model,
+        m.model,
         {
             "triton": lambda: kernels.average_affix_(cache, *suffixes),
             "torch": lambda: reference.average_affix_(cache, *suffixes),
         },
-        check_average,
-        3 * SUFFIX * slot_bytes,
+        check,
+        3 * m.suffix * slot_bytes(m, cache),
     )
-    kept = torch.empty(2, 2, LAYERS, key_heads, ROWS, dim, dtype=DTYPE, device="cuda")
 
-    def check_gather() -> None:
-        kernels.gather_cache_(cache, slots, *kept[0])
-        reference.gather_cache_(cache, slots, *kept[1])
-        same(*kept)
 
-    yield Case(
+def gathering_case(m: Sizes) -> Case:
+    """A chunk's rows out of the cache."""
+    cache, slots = new_cache(m), some_rows(1, m.slots, m.rows)[0]
+    shape = (2, 2, m.layers, m.key_heads, m.rows, m.dim)
+    finished = torch.empty(shape, dtype=DTYPE, device=DEVICE)
+
+    def check() -> None:
+        kernels.gather_cache_(cache, slots, *finished[0])
+        reference.gather_cache_(cache, slots, *finished[1])
+        same(*finished)
+
+    return Case(
         "gather_cache_",
-        model,
+        m.model,
         {
-            "triton": lambda: kernels.gather_cache_(cache, slots, *kept[0]),
-            "torch": lambda: reference.gather_cache_(cache, slots, *kept[1]),
+            "triton": lambda: kernels.gather_cache_(cache, slots, *finished[0]),
+            "torch": lambda: reference.gather_cache_(cache, slots, *finished[1]),
         },
-        check_gather,
-        2 * ROWS * slot_bytes,
+        check,
+        2 * m.rows * slot_bytes(m, cache),
     )
 
-    x, residual, weight = random(8, ROWS, hidden), random(8, ROWS, hidden), random(hidden)
-    gate_up = random(4, ROWS, 2 * feed_forward)
-    yield Case(
+
+def norm_case(m: Sizes) -> Case:
+    x, weight = random(m.chunks, m.rows, m.hidden), random(m.hidden)
+    return Case(
         "rms_norm",
-        model,
+        m.model,
         {
             "triton": lambda: kernels.rms_norm(x, weight, 1e-5),
             "torch": lambda: reference.rms_norm(x, weight, 1e-5),
@@ -112,9 +117,14 @@ def movement_cases(model: str) -> Iterator[Case]:
         ),
         2 * nbytes(x),
     )
-    yield Case(
+
+
+def add_norm_case(m: Sizes) -> Case:
+    x, residual = (random(m.chunks, m.rows, m.hidden) for _ in range(2))
+    weight = random(m.hidden)
+    return Case(
         "add_rms_norm",
-        model,
+        m.model,
         {
             "triton": lambda: kernels.add_rms_norm(x, residual, weight, 1e-5),
             "torch": lambda: reference.add_rms_norm(x, residual, weight, 1e-5),
@@ -126,9 +136,13 @@ def movement_cases(model: str) -> Iterator[Case]:
         ),
         4 * nbytes(x),
     )
-    yield Case(
+
+
+def activation_case(m: Sizes) -> Case:
+    gate_up = random(m.chunks // 2, m.rows, 2 * m.feed_forward)
+    return Case(
         "silu_mul",
-        model,
+        m.model,
         {
             "triton": lambda: kernels.silu_mul(gate_up),
             "torch": lambda: reference.silu_mul(gate_up),
@@ -140,18 +154,17 @@ def movement_cases(model: str) -> Iterator[Case]:
         ),
         nbytes(gate_up) * 3 // 2,
     )
-    yield rotary_case(model)
 
 
-def rotary_case(model: str) -> Case:
-    """Eight chunks rotated and stored, as views of their fused projection."""
-    _, heads, key_heads, dim, _ = MODELS[model]
-    q, k, v = random(8, ROWS, heads + 2 * key_heads, dim).split([heads, key_heads, key_heads], 2)
-    positions = torch.arange(ROWS, device="cuda").repeat(8, 1)
-    angles = torch.rand(ROWS, dim // 2, device="cuda")
+def rotary_case(m: Sizes) -> Case:
+    """Chunks side by side rotated and stored, as views of their fused projection."""
+    heads = [m.heads, m.key_heads, m.key_heads]
+    q, k, v = random(m.chunks, m.rows, sum(heads), m.dim).split(heads, 2)
+    positions = torch.arange(m.rows, device=DEVICE).repeat(m.chunks, 1)
+    angles = torch.rand(m.rows, m.dim // 2, device=DEVICE)
     cos, sin = angles.cos(), angles.sin()
-    store = random(2, 8 * ROWS, key_heads, dim)
-    slots = torch.randperm(8 * ROWS, device="cuda").view(8, ROWS)
+    store = random(2, m.chunks * m.rows, m.key_heads, m.dim)
+    slots = torch.randperm(m.chunks * m.rows, device=DEVICE).view(m.chunks, m.rows)
 
     def check() -> None:
         turned = [(q.clone(), k.clone(), v, store.clone()) for _ in range(2)]
@@ -166,7 +179,7 @@ def rotary_case(model: str) -> Case:
 
     return Case(
         "rotary_and_store_",
-        model,
+        m.model,
         {
             "triton": lambda: kernels.rotary_and_store_(
                 q, k, v, positions, cos, sin, *store, slots
@@ -180,25 +193,25 @@ def rotary_case(model: str) -> Case:
     )
 
 
-def closing_case(model: str) -> Case:
+def closing_case(m: Sizes) -> Case:
     """The end of a level for two siblings: score, select, attend, prune, concatenate."""
-    _, heads, key_heads, dim, _ = MODELS[model]
-    (_, _, left_labels, right_labels, _, _), cache = siblings(model)
-    suffixes = [labels[:, 2, -SUFFIX:] for labels in (left_labels, right_labels)]
-    q = torch.randint(-3, 4, (2, ROWS, heads, dim), device="cuda").to(DTYPE)
-    k = torch.randint(-3, 4, (2, ROWS, key_heads, dim), device="cuda").to(DTYPE)
-    v = random(2, ROWS, key_heads, dim)
-    positions = torch.arange(ROWS, device="cuda").expand(2, -1)
-    bias = torch.randint(-9, 10, (ROWS,), device="cuda").float()
-    budget = (KEPT - SUFFIX, 0, ROWS - SUFFIX)
+    cache, sides = new_cache(m), labels(m)
+    suffixes = suffix_slots(m, sides)
+    q, k = whole(2, m.rows, m.heads, m.dim), whole(2, m.rows, m.key_heads, m.dim)
+    v = random(2, m.rows, m.key_heads, m.dim)
+    positions = torch.arange(m.rows, device=DEVICE).expand(2, -1)
+    bias = torch.randint(-9, 10, (m.rows,), device=DEVICE).float()
+    budget = (m.kept - m.suffix, 0, m.rows - m.suffix)
     # The queries of the kept rows: the model projects them only then, in both systems' favour.
     chosen, _ = reference.score_and_select(q[:, -1], k, positions, bias, *budget)
     q_kept = q.take_along_dim(chosen[..., None, None], 1)
 
+    def children(mixed: Tensor, kept: Tensor) -> tuple[Any, ...]:
+        return (mixed[:1], mixed[1:], *sides, kept[:1], kept[1:], m.suffix)
+
     def merge(ops: object, mixed: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        sides = (mixed[:1], mixed[1:], left_labels, right_labels, kept[:1], kept[1:])
         ops.average_affix_(cache, *suffixes)  # type: ignore[attr-defined]
-        return ops.prune_and_concatenate(*sides, SUFFIX)  # type: ignore[attr-defined]
+        return ops.prune_and_concatenate(*children(mixed, kept))  # type: ignore[attr-defined]
 
     def ours() -> tuple[Tensor, Tensor]:
         kept, _ = kernels.score_and_select(q[:, -1], k, positions, bias, *budget)
@@ -211,17 +224,16 @@ def closing_case(model: str) -> Case:
         return merge(reference, mixed.take_along_dim(kept[..., None], 1), kept)
 
     def check() -> None:
-        (mine, my_labels), (flash, labels) = ours(), theirs()
-        same(my_labels, labels)
+        (mine, my_labels), (flash, their_labels) = ours(), theirs()
+        same(my_labels, their_labels)
         exact = reference.causal_attention(q.float(), k.float(), v.float()).flatten(2)
         states = exact.take_along_dim(chosen[..., None], 1)
-        sides = (states[:1], states[1:], left_labels, right_labels, chosen[:1], chosen[1:])
-        merged, _ = reference.prune_and_concatenate(*sides, SUFFIX)
+        merged, _ = reference.prune_and_concatenate(*children(states, chosen))
         require_as_exact(mine, flash, merged)
 
     return Case(
         "closing step",
-        model,
+        m.model,
         {"triton": ours, "flash": theirs},
         check,
         nbytes(q_kept, k, v) + nbytes(k),

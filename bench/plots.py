@@ -55,7 +55,8 @@ def draw_roofline(lines: list[Line], path: Path) -> None:
 
 def draw_ratios(lines: list[Line], path: Path) -> None:
     """How many times faster each kernel is than each other system."""
-    ours = {(x["op"], x["case"]): float(x["median_ms"]) for x in lines if x["system"] == "triton"}
+    right = [x for x in lines if x["checked"] == "True"]
+    ours = {(x["op"], x["case"]): float(x["median_ms"]) for x in right if x["system"] == "triton"}
     others = [x for x in lines if x["system"] != "triton" and (x["op"], x["case"]) in ours]
     names = [f"{x['op']}, {x['case']}: {x['system']}" for x in others]
     ratios = [float(x["median_ms"]) / ours[x["op"], x["case"]] for x in others]

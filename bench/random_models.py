@@ -14,13 +14,17 @@ from homer_triton.model.weights import LayerWeights, Weights
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes as transformers names them, and the warm-up layers to encode with."""
+    """A model's sizes as transformers names them, the warm-up layers to encode with, and the tokens
+    of the prefix, and of the suffix.
+    """
 
     sizes: dict[str, int]
     layers_warmup: int
+    affix: int = 16
 
     def config(self, dtype: torch.dtype) -> LlamaConfig:
-        return LlamaConfig(**self.sizes, dtype=dtype, tie_word_embeddings=False)
+        # Without an end token, nothing ends before its time.
+        return LlamaConfig(**self.sizes, dtype=dtype, tie_word_embeddings=False, eos_token_id=None)
 
 
 def sizes(
@@ -39,6 +43,7 @@ def sizes(
 
 
 SHAPES = {
+    "tiny": Shape(sizes(2, 32, 2, 1, 32, 64, 32), 0, 4),  # for Triton's interpreter
     "50M": Shape(sizes(16, 512, 8, 8, 1376, 1024, 1024), 6),
     "Llama-2-7B": Shape(sizes(32, 4096, 32, 32, 11008, 32000, 4096), 12),
     "Llama-3-8B": Shape(sizes(32, 4096, 32, 8, 14336, 128256, 8192), 12),

@@ -13,12 +13,12 @@ import json
 import math
 import multiprocessing
 import os
-import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,8 +50,8 @@ CANDIDATES: dict[int, list[Tile]] = {
     256: [(64, 32, 4, 2), (64, 64, 4, 2), (128, 32, 8, 2), (128, 64, 8, 2), (64, 64, 8, 2)],
 }
 KEY_HEADS, QUERY_HEADS, ROWS, KEPT = 8, 32, 2048, 1074
-# Inputs that are rotated, so that none is in the cache when its turn comes.
-INPUTS, REPLAYS = 8, 7
+# Inputs that take turns, so that none is in the cache when its turn comes again.
+INPUTS = 8
 
 
 @dataclass(frozen=True)
@@ -121,24 +121,8 @@ def compile_tile(job: tuple[int, Tile]) -> str:
 
 
 def time_us(call: Callable[[int], object]) -> float:
-    """The median time of a call with one of the inputs, by graph replay."""
-    for index in range(INPUTS):
-        call(index)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for index in range(INPUTS):
-            call(index)
-    graph.replay()
-    times = []
-    for _ in range(REPLAYS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / INPUTS * 1e3)
-    return statistics.median(times)
+    """The median time of a call with one of the inputs."""
+    return 1e3 * measure.time_calls([partial(call, index) for index in range(INPUTS)]).median_ms
 
 
 def flops(shape: Shape, dim: int, rows: Tensor | None) -> int:
