@@ -35,6 +35,7 @@ PYTEST = [PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
 COLLECTING_S = 30
 # A line of a test's log, which has no outcome yet where the test hangs.
 TEST = re.compile(r"^(tests/\S+?::.+?)(?: (PASSED|FAILED|ERROR|SKIPPED)\b.*)? *$", re.MULTILINE)
+RUNNING: set[int] = set()  # the process groups of the parts
 # Whatever is measured after these are wrong is not to be trusted.
 VITAL = ("attention", "selection", "voting")
 
@@ -170,6 +171,18 @@ def deal_tests(scale: Scale, environment: dict[str, str]) -> list[list[str]]:
     return [names[i::processes] for i in range(processes)]
 
 
+def end(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def stop(*_: object) -> None:
+    """Asked to end: the parts go too, and what they have done is packed."""
+    for group in list(RUNNING):
+        end(group)
+    sys.exit(128 + signal.SIGTERM)
+
+
 def run_part(part: Part, out: Path, environment: dict[str, str]) -> Outcome:
     """Run a part to its end or its limit, its output in a log. At the limit its own children go
     too, which would hold on to the GPU.
@@ -189,14 +202,15 @@ def run_part(part: Part, out: Path, environment: dict[str, str]) -> Outcome:
         except OSError as error:
             file.write(f"{error}\n")
             return Outcome(part.name, "failed", 0.0, " ".join(part.command), log.name)
+        RUNNING.add(running.pid)
         try:
             status = "passed" if running.wait(part.limit_s) == 0 else "failed"
         except subprocess.TimeoutExpired:
             status = "timed out"
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(running.pid, signal.SIGKILL)
+            end(running.pid)
             running.wait()
+            RUNNING.discard(running.pid)
     seconds = round(time.perf_counter() - start, 1)
     return Outcome(part.name, status, seconds, " ".join(part.command), log.name)
 
@@ -262,12 +276,15 @@ def main() -> int:
         print("no GPU: PyTorch finds no CUDA device", file=sys.stderr)
         return 2
     out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, stop)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder)
         for stage in stages(scale, results, deal_tests(scale, environment)):
-            outcomes += run_stage(stage, results, environment)
-            summary = pack(out, results, outcomes)
+            try:
+                outcomes.extend(run_stage(stage, results, environment))
+            finally:
+                summary = pack(out, results, outcomes)
     report(summary)
     return int(any(outcome.status != "passed" for outcome in outcomes))
 
