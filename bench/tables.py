@@ -375,7 +375,7 @@ def gpu_encode() -> str:
 
 
 def gpu_kernels() -> str:
-    """Every kernel on a GPU beside the fastest of PyTorch's ways."""
+    """Every kernel on a GPU beside PyTorch's ways."""
     lines = [x for x in read_csv("h200/kernels.csv") if x["op"] != "limit"]
     cases: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for line in lines:

@@ -116,7 +116,7 @@ def compile_tile(job: tuple[int, Tile]) -> str:
         for shape in SHAPES:
             attention.causal_attention(*draw(shape, dim))
     except Exception as error:  # shared memory, registers: whatever a compiler says
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return measure.describe(error)
     return ""
 
 
@@ -133,9 +133,8 @@ def flops(shape: Shape, dim: int, rows: Tensor | None) -> int:
     return 4 * pairs * QUERY_HEADS * dim
 
 
-def measured(shape: Shape, dim: int, tiles: list[Tile]) -> Iterator[tuple[str, float, str]]:
+def measured(inputs: list[Inputs], tiles: list[Tile]) -> Iterator[tuple[str, float, str]]:
     """(system, microseconds, problem) of every tile, and of PyTorch's where it has the call."""
-    inputs = [draw(shape, dim) for _ in range(INPUTS)]
     first = tuple(x[:1] if x is not None and x.dim() != 3 else x for x in inputs[0])
     own = reference.causal_attention(*first)
     wide = (x.float() if x is not None and x.is_floating_point() else x for x in first)
@@ -147,13 +146,13 @@ def measured(shape: Shape, dim: int, tiles: list[Tile]) -> Iterator[tuple[str, f
             measure.require_as_exact(attention.causal_attention(*inputs[0])[:1], own, exact)
             yield name, time_us(lambda i: attention.causal_attention(*inputs[i])), ""
         except (ArithmeticError, RuntimeError) as error:
-            yield name, math.nan, str(error).splitlines()[0]
-    if not shape.prefix:
+            yield name, math.nan, measure.describe(error)
+    if inputs[0][3] is None:
         for name, backend in BACKENDS.items():
             try:
                 yield name, time_us(lambda i, b=backend: sdpa(*inputs[i][:3], b)), ""
             except RuntimeError as error:
-                yield name, math.nan, str(error).splitlines()[0]
+                yield name, math.nan, measure.describe(error)
 
 
 def best(timings: list[Timing], dim: int) -> Tile:
@@ -206,8 +205,9 @@ def main() -> int:
     for dim, tiles in CANDIDATES.items():
         runs = [tile for tile in tiles if not problems[dim, tile]]
         for shape in SHAPES:
-            work = flops(shape, dim, draw(shape, dim)[5])
-            for system, microseconds, problem in measured(shape, dim, runs):
+            inputs = [draw(shape, dim) for _ in range(INPUTS)]
+            work = flops(shape, dim, inputs[0][5])
+            for system, microseconds, problem in measured(inputs, runs):
                 rate = work / microseconds / 1e6
                 line = Timing(chip, dim, shape.name, system, microseconds, rate, problem, *about)
                 timings.append(line)

@@ -9,7 +9,7 @@ from .tree import Plan
 
 # Rows of a step that keep a chip busy, the documents' together. A GPU multiplies a thousand rows at
 # four fifths of its rate and two thousand at nearly all of it, but a small model's layer takes it
-# less time than a host takes to launch. On a CPU, more rows than these leave its caches.
+# less time than a host takes to launch. On a CPU, more rows than these gained nothing measurable.
 ROWS_ON_GPU, ROWS_ON_CPU = 4096, 1024
 # What a step of many leaves may take is as much again as one leaf at a time does, or what any
 # machine has to spare.
