@@ -1,4 +1,4 @@
-"""`homer encode` on several ranks: the same file, one voice, one sentence on failure."""
+"""Commands on several ranks: the same result, one voice, one sentence on failure."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import homer_triton as ht
+from homer_triton.cli.interrupts import AGAIN
 from homer_triton.cli.ranks import _without
 from homer_triton.demo import CHECKPOINT
 
@@ -78,6 +79,52 @@ def test_several_processes_write_what_one_does(
     assert os.listdir(tmp_path) == ["out.safetensors"]
 
 
+def test_generate_and_compress_share_the_reading(story: Path, tmp_path: Path) -> None:
+    read = ("--model", CHECKPOINT, "--context-file", story, "--prompt", "What is the pass key?")
+    for words in (("generate", "--max-new-tokens", "8", "--json"), ("compress", "--json")):
+        arguments = [*map(str, (words[0], *read, *words[1:], *SETTINGS))]
+        (code, together, stderr), alone = (
+            finish(start([*arguments, *more])) for more in (("--devices", "2"), ())
+        )
+        assert code == 0, stderr
+        said, expected = json.loads(together), json.loads(alone[1])
+        assert said["plan"] == expected["plan"]
+        for found in (said, expected):
+            found["answers"] = [answer["token_ids"] for answer in found.get("answers", [])]
+        assert (said["answers"], said.get("text")) == (expected["answers"], expected.get("text"))
+
+
+def test_an_evaluation_deals_out_its_questions(tmp_path: Path) -> None:
+    words = ("eval", "passkey", "--methods", "window,homer", "--lengths", "2x", "--depths", "0.3")
+    for folder, options in (("alone", ()), ("shared", ("--devices", "2"))):
+        output = ("--samples", "3", "--no-plots", "--json", "-o", tmp_path / folder)
+        code, stdout, stderr = finish(start([*map(str, (*words, *output, *options))]))
+        assert code == 0, stderr
+        assert len(json.loads(stdout)["by_length"]) == 2  # said once
+    told = []
+    for folder in ("alone", "shared"):
+        records = map(json.loads, (tmp_path / folder / "predictions.jsonl").open())
+        told.append({record["id"]: (record["text"], record["held"]) for record in records})
+    assert len(told[0]) == 6
+    assert told[0] == told[1]
+    assert sorted(os.listdir(tmp_path / "shared")) == sorted(os.listdir(tmp_path / "alone"))
+
+
+def test_the_harness_is_not_shared(tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    arguments = ["eval", "lm", "--tasks", "x", "-o", str(tmp_path / "run")]
+    code, _, stderr = finish(start(arguments, *launcher))
+    assert code != 0
+    assert "`homer eval lm` runs as one process; start it without torchrun." in stderr
+
+
+def test_an_encoding_is_not_shared(tmp_path: Path) -> None:
+    arguments = ["generate", "--model", str(CHECKPOINT), "--encoded", "x", "--devices", "2"]
+    code, _, stderr = finish(start(arguments))
+    sentence = "Several processes have nothing to share with --encoded; leave --devices out."
+    assert (code, stderr) == (2, f"homer: {sentence}\n")
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -134,6 +181,27 @@ def test_an_interrupt_ends_all(story: Path, tmp_path: Path) -> None:
     assert "Traceback" not in stderr
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
     assert not os.listdir(tmp_path)
+
+
+def test_ranks_that_take_long_to_end_are_waited_for() -> None:
+    """Longer than an interrupt takes to come once more."""
+    command = f"""
+import signal, subprocess, sys, time
+from homer_triton.cli import ranks
+from homer_triton.cli.interrupts import heard_interrupts
+slow = "import signal, time; signal.signal(2, lambda *_: time.sleep({AGAIN + 1.0})); " \
+    "print(flush=True); signal.pause()"
+with heard_interrupts():
+    process = subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        ranks._end([process])
+print(process.returncode)
+"""
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_an_option_is_taken_out_of_a_command_line() -> None:

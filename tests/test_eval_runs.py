@@ -7,9 +7,11 @@ import random
 from pathlib import Path
 
 import pytest
+from rank_processes import run_ranks
 
 from homer_triton.evaluation.runs import Record, RunFolder
 from homer_triton.evaluation.statistics import bootstrap_interval, wilson_interval
+from homer_triton.ranks import Ranks
 
 SETTINGS = {"task": "passkey", "lengths": (64, 128), "homer": {"selection": "votes"}}
 
@@ -184,3 +186,57 @@ def test_bootstrap_weighs_segments_by_their_tokens() -> None:
     assert bootstrap_interval([1.5], [10], seed=0) == pytest.approx((math.exp(1.5),) * 2)
     low, high = bootstrap_interval([1.0] * 50 + [3.0] * 50, [999] * 50 + [1] * 50, seed=0)
     assert math.exp(1.0) < low < high < math.exp(1.02)
+
+
+GROUPS = [[f"{method}/{number}" for method in ("plain", "homer")] for number in range(7)]
+
+
+def predict_groups(folder: Path, ranks: Ranks | None, stop_before: int = len(GROUPS)) -> RunFolder:
+    run = RunFolder(folder, SETTINGS, {}, ranks)
+    for group in GROUPS[:stop_before]:
+        for name in run.mine(group):
+            run.complete({"id": name}, lambda: {"made_by": 0 if ranks is None else ranks.rank})
+    return run
+
+
+def test_ranks_share_a_run_in_turns(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def share(_: int) -> tuple[dict[str, Record], bool]:
+        shared = predict_groups(run, Ranks())
+        shared.gather()
+        shared.finish({"n": 1})
+        return shared.records, shared.is_first
+
+    found = run_ranks(3, tmp_path, share)
+    records, _ = found[0]
+    assert found == [(records, True), (records, False), (records, False)]
+    assert set(records) == {name for group in GROUPS for name in group}
+    makers = [{records[name]["made_by"] for name in group} for group in GROUPS]
+    assert makers == [{1}, {2}, {0}, {1}, {2}, {0}, {1}]
+    assert {record["id"] for record in lines(run)} == set(records)
+    assert sorted(os.listdir(run)) == ["config.json", "metrics.json", "predictions.jsonl"]
+
+
+def test_a_shared_run_that_was_killed_goes_on_with_other_ranks_or_alone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "before").mkdir()
+    run_ranks(3, tmp_path / "before", lambda _: predict_groups(run, Ranks(), 4).path)
+    assert (run / "predictions-1.jsonl").is_file()
+    with (run / "predictions-2.jsonl").open("a") as file:
+        file.write('{"id": "plain/6", "ma')  # killed in mid-line
+    alone = predict_groups(run, None)
+    made_by = {name: record["made_by"] for name, record in alone.records.items()}
+    assert [made_by[f"homer/{n}"] for n in range(7)] == [1, 2, 0, 1, 0, 0, 0]
+    assert {record["id"]: record["made_by"] for record in lines(run)} == made_by
+    assert sorted(os.listdir(run)) == ["config.json", "predictions.jsonl"]
+
+
+def test_ranks_with_other_settings_are_refused(tmp_path: Path) -> None:
+    def share(rank: int) -> None:
+        RunFolder(tmp_path / "run", {**SETTINGS, "seed": rank}, {}, Ranks())
+
+    for error in run_ranks(2, tmp_path, share):
+        assert isinstance(error, ValueError)
+        assert "another seed than rank" in str(error)
+    assert not (tmp_path / "run" / "predictions.jsonl").exists()

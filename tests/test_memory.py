@@ -8,10 +8,13 @@ import pytest
 import torch
 from cases import random_tokens
 from checkpoints import random_model
+from rank_processes import run_ranks
 
 import homer_triton as ht
 from homer_triton.demo import CHECKPOINT
+from homer_triton.engine.shares import Shares
 from homer_triton.engine.tree import build_plan
+from homer_triton.evaluation.memory import forget_peak, peak
 from homer_triton.kernels.products import has_instructions
 
 SETTINGS = {"max_chunk_len": 128, "target_len": 128, "layers_warmup": 1}
@@ -79,6 +82,27 @@ def test_slots_stay_within_a_chunk_and_one_waiting_half_for_each_height(
             bound = chunk + plan.height * chunk // 2 + prefix
             bound += plan.height * max(suffix - prefix, 0) // 2
             assert plan.peak_slots <= bound, (leaves, context)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
+def test_ranks_take_the_memory_that_is_planned(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 12}
+    hf_model = random_model(**sizes, num_attention_heads=8, num_key_value_heads=8)
+    model = ht.from_transformers(hf_model, ops="torch")
+    config = ht.HomerConfig(256, 256, 4, recompute="none")
+    tokens = random_tokens(4000)
+
+    def share(rank: int) -> tuple[int, int]:
+        torch.set_num_threads(1)
+        for _ in range(2):  # libraries make and keep kernels for every shape
+            before = forget_peak()
+            ht.encode(model, tokens, tokens[:16], tokens[-16:], config, ranks=ht.Ranks())
+        plan = ht.plan(model, 4000, 16, 16, config, 4, on_gpu=False, ranks=3)
+        planned = Shares(plan, 3).costs(model.config, 4, on_gpu=False)[rank].memory
+        return peak() - before, planned
+
+    for measured, planned in run_ranks(3, tmp_path, share):
+        assert 0.6 * planned <= measured <= 1.1 * planned, (measured, planned)
 
 
 @pytest.mark.parametrize("leaves", [1, 2, 3, 5, 8, 31, 100, 511, 512])

@@ -17,10 +17,12 @@ from .inputs import (
 )
 from .options import Around, Checkpoint, EncodedFile, Json, OptionalContextFile
 from .output import at_terminal, note, note_kept, print_json, summary
+from .ranks import Devices, begin, is_first, joined
 from .settings import Settings
 
 if TYPE_CHECKING:
     from .. import EncodedContext, HomerConfig, Llama
+    from ..ranks import Ranks
     from .inputs import Parts
 
 
@@ -75,6 +77,7 @@ def compress(
         ),
     ] = False,
     around: Around,
+    devices: Devices = 1,
     as_json: Json = False,
     settings: Settings,
 ) -> None:
@@ -99,21 +102,29 @@ def compress(
     if with_suffix and encoded is None:
         raise ValueError("--with-suffix goes with --encoded; with --context-file, leave it out.")
     inputs = {"--context-file": context_file, "--encoded": encoded, "--model": checkpoint.model}
-    check_outputs({"-o": output}, {**inputs, **settings.files})
+    if is_first():
+        check_outputs({"-o": output}, {**inputs, **settings.files})
+    begin(devices, context_file)
 
     source = None
+    context: EncodedContext | None
     if context_file is not None:
         source = read_text(context_file)
-        llama, tokenizer = checkpoint.open()
-        note_long_chunks(config, llama.config)
-        prompts = [] if prompt is None else [prompt]
-        parts = around.compose(tokenizer, prompts, ask_later=prompt is None)
-        with_suffix = parts.suffix is None
-        context = _encode(llama, source, parts, config, target_len, around.special_tokens)
+        with joined(checkpoint.device) as ranks:
+            llama, tokenizer = checkpoint.open()
+            if is_first():
+                note_long_chunks(config, llama.config)
+            prompts = [] if prompt is None else [prompt]
+            parts = around.compose(tokenizer, prompts, ask_later=prompt is None)
+            with_suffix = parts.suffix is None
+            special = around.special_tokens
+            context = _encode(llama, source, parts, config, target_len, special, ranks)
     else:
         assert encoded is not None
         context = EncodedContext.load(encoded)
         tokenizer = tokenizer_of(context, checkpoint.model, checkpoint.rope_scaling)
+    if context is None:
+        return
     note_kept(context)
 
     text = context.text(tokenizer, target_len, unit, gap, with_suffix, source)
@@ -141,8 +152,11 @@ def _encode(
     config: HomerConfig,
     target_len: int | None,
     special_tokens: bool,
-) -> EncodedContext:
-    """The text's encoding, with room for `target_len` of its tokens beside the affix."""
+    ranks: Ranks | None,
+) -> EncodedContext | None:
+    """The text's encoding, with room for `target_len` of its tokens beside the affix; None where
+    another rank has it.
+    """
     from .. import encode as merge
     from ..text.tokens import split_input
 
@@ -151,4 +165,4 @@ def _encode(
     before, middle, after = split_input(model, text, *affixes, chunk_len, special_tokens)
     if target_len is not None:
         config = replace(config, target_len=len(before) + target_len + len(after))
-    return merge(model, middle, before, after, config, progress=at_terminal())
+    return merge(model, middle, before, after, config, progress=at_terminal(), ranks=ranks)

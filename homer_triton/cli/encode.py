@@ -11,13 +11,7 @@ from .groups import with_groups
 from .inputs import note_long_chunks, read_text
 from .options import Around, Checkpoint, ContextFile, Json
 from .output import at_terminal, note_kept, print_json, readable_bytes, summary
-from .ranks import (
-    Devices,
-    is_first,
-    is_rank,
-    joined,
-    start_ranks,
-)
+from .ranks import Devices, begin, is_first, joined
 from .settings import Settings
 
 
@@ -60,14 +54,10 @@ def encode(
     from ..storage.files import check_outputs
 
     config = settings.config
-    starts = devices > 1 and not is_rank()
-    if context_file == "-" and (starts or is_rank()):
-        raise ValueError("Several processes cannot read standard input; give the text as a file.")
     if is_first():
         inputs = {"--context-file": context_file, "--model": checkpoint.model, **settings.files}
         check_outputs({"-o": output}, inputs)
-    if starts:
-        start_ranks(devices)
+    begin(devices, context_file)
     context = read_text(context_file)
     with joined(checkpoint.device) as ranks:
         llama, tokenizer = checkpoint.open()

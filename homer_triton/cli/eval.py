@@ -97,28 +97,30 @@ def perplexity(
 
     config = settings.config
     texts = read_texts(text)
-    opened = run.open()
-    model, limit = opened.model, opened.limit
-    longest = None if max_length is None else parse_length(max_length, limit)
-    task = lay_out_documents(model, texts, longest, segments, suffix_len)
-    readers = make_readers(split_list(methods), model, config)
-    described = {
-        "task": "perplexity",
-        "methods": list(readers),
-        **describe_texts(texts),
-        "max_length": longest,
-        "segments": segments,
-        "suffix_len": task.suffix,
-        "seed": seed,
-    }
-    folder = open_folder(run, opened, settings, described, {"--text": text})
-    with progress("perplexity", len(task) * len(readers)) as advance:
-        metrics = run_perplexity(model, readers, task, folder, seed, advance)
-    folder.finish(metrics)
-    if not run.no_plots:
-        path = folder.path / "perplexity_by_position.png"
-        plots.plot_perplexity_by_position(metrics, limit, path)
-    report(folder, metrics, perplexity_table(metrics), run.as_json)
+    with run.open() as opened:
+        model, limit = opened.model, opened.limit
+        longest = None if max_length is None else parse_length(max_length, limit)
+        task = lay_out_documents(model, texts, longest, segments, suffix_len)
+        readers = make_readers(split_list(methods), model, config)
+        described = {
+            "task": "perplexity",
+            "methods": list(readers),
+            **describe_texts(texts),
+            "max_length": longest,
+            "segments": segments,
+            "suffix_len": task.suffix,
+            "seed": seed,
+        }
+        folder = open_folder(run, opened, settings, described, {"--text": text})
+        with progress("perplexity", len(task) * len(readers)) as advance:
+            metrics = run_perplexity(model, readers, task, folder, seed, advance)
+        folder.finish(metrics)
+        if not folder.is_first:
+            return
+        if not run.no_plots:
+            path = folder.path / "perplexity_by_position.png"
+            plots.plot_perplexity_by_position(metrics, limit, path)
+        report(folder, metrics, perplexity_table(metrics), run.as_json)
 
 
 @app.command()
@@ -148,26 +150,28 @@ def quality(
 
     config = settings.config
     questions = read_quality(data)
-    opened = run.open()
-    model = opened.model
-    readers = make_readers(split_list(methods), model, config)
-    described = {
-        "task": "quality",
-        "methods": list(readers),
-        "data_digest": digest([data.read_bytes()]),
-        "chat_template": not no_chat_template,
-    }
-    folder = open_folder(run, opened, settings, described, {"--data": data})
-    layout = layout_of(opened.tokenizer, not no_chat_template)
-    with progress("quality", len(questions.questions) * len(readers)) as advance:
-        metrics = run_quality(model, readers, questions, layout, folder, advance)
-    folder.finish(metrics)
-    rows = [
-        [row["method"], row["subset"], *share_cells(row), str(row["errors"])]
-        for row in metrics["by_method"]
-    ]
-    headings = ["method", "questions", "right", "95 % interval", "errors"]
-    report(folder, metrics, table(headings, rows), run.as_json)
+    with run.open() as opened:
+        model = opened.model
+        readers = make_readers(split_list(methods), model, config)
+        described = {
+            "task": "quality",
+            "methods": list(readers),
+            "data_digest": digest([data.read_bytes()]),
+            "chat_template": not no_chat_template,
+        }
+        folder = open_folder(run, opened, settings, described, {"--data": data})
+        layout = layout_of(opened.tokenizer, not no_chat_template)
+        with progress("quality", len(questions.questions) * len(readers)) as advance:
+            metrics = run_quality(model, readers, questions, layout, folder, advance)
+        folder.finish(metrics)
+        if not folder.is_first:
+            return
+        rows = [
+            [row["method"], row["subset"], *share_cells(row), str(row["errors"])]
+            for row in metrics["by_method"]
+        ]
+        headings = ["method", "questions", "right", "95 % interval", "errors"]
+        report(folder, metrics, table(headings, rows), run.as_json)
 
 
 app.command()(ablation)

@@ -78,32 +78,34 @@ def ablation(
 
     config = settings.config
     texts = read_texts(text or [])
-    opened = run.open()
-    model, numbers = opened.model, asked.numbers(opened.limit)
-    task = PASSKEY
-    if texts:
-        task = needles_in(list(texts.values()), lambda own: len(tokenize(model, own, "--text")))
-    places = parse_depths(asked.depths)
-    questions = Questions(task.name, (task,), numbers, asked.seed, places)
-    layout = layout_of(opened.tokenizer, not asked.no_chat_template)
-    check_lengths(model, questions, layout)
-    bias = config.calibration or calibrate_on_filler(model, config.chunk_len(model.config))
-    variants = make_variants(model, replace(config, calibration=None), bias, asked.seed)
-    readers = as_readers(model, choose_parts(variants, split_list(parts)))
-    described = {
-        "task": "ablation",
-        "methods": list(readers),
-        "lengths": sorted(numbers),
-        "depths": places,
-        "samples": describe_samples(numbers),
-        "seed": asked.seed,
-        "chat_template": not asked.no_chat_template,
-        **describe_texts(texts),
-    }
-    folder = open_folder(run, opened, settings, described, {"--text": text})
-    with progress("ablation", len(questions) * len(readers)) as advance:
-        metrics = ask(model, readers, questions, layout, folder, advance)
-    folder.finish({**metrics, "task": "ablation"})
-    if not run.no_plots:
-        plots.plot_variants(metrics, opened.limit, folder.path / "variants.png")
-    report(folder, metrics, length_table(metrics, opened.limit), run.as_json)
+    with run.open() as opened:
+        model, numbers = opened.model, asked.numbers(opened.limit)
+        task = PASSKEY
+        if texts:
+            task = needles_in(list(texts.values()), lambda own: len(tokenize(model, own, "--text")))
+        places = parse_depths(asked.depths)
+        questions = Questions(task.name, (task,), numbers, asked.seed, places)
+        layout = layout_of(opened.tokenizer, not asked.no_chat_template)
+        check_lengths(model, questions, layout)
+        bias = config.calibration or calibrate_on_filler(model, config.chunk_len(model.config))
+        variants = make_variants(model, replace(config, calibration=None), bias, asked.seed)
+        readers = as_readers(model, choose_parts(variants, split_list(parts)))
+        described = {
+            "task": "ablation",
+            "methods": list(readers),
+            "lengths": sorted(numbers),
+            "depths": places,
+            "samples": describe_samples(numbers),
+            "seed": asked.seed,
+            "chat_template": not asked.no_chat_template,
+            **describe_texts(texts),
+        }
+        folder = open_folder(run, opened, settings, described, {"--text": text})
+        with progress("ablation", len(questions) * len(readers)) as advance:
+            metrics = ask(model, readers, questions, layout, folder, advance)
+        folder.finish({**metrics, "task": "ablation"})
+        if not folder.is_first:
+            return
+        if not run.no_plots:
+            plots.plot_variants(metrics, opened.limit, folder.path / "variants.png")
+        report(folder, metrics, length_table(metrics, opened.limit), run.as_json)

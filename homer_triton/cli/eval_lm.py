@@ -14,6 +14,7 @@ from .eval_options import Run, split_list
 from .eval_runs import open_folder, report
 from .groups import with_groups
 from .output import table
+from .ranks import is_rank
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class LmRun(Run):
     ]
 
 
-@with_groups
+@with_groups(but=("devices",))
 def lm(
     *,
     tasks: Annotated[
@@ -106,39 +107,41 @@ def lm(
     from ..storage.files import write_atomically
 
     config = settings.config
+    if is_rank():
+        raise ValueError("`homer eval lm` runs as one process; start it without torchrun.")
     require("lm_eval", "`homer eval lm`")
     from ..evaluation.lm import HomerLM, evaluate_tasks, open_tasks
 
     names = split_list(tasks)
     known = open_tasks(names, include_path)
-    opened = run.open()
-    tokenizer = opened.tokenizer
-    if apply_chat_template and not tokenizer.chat_template:
-        raise ValueError("The tokenizer has no chat template; leave --apply-chat-template out.")
-    harness = HomerLM(opened.model, method, config, apply_chat_template)
-    described = {
-        "task": "lm",
-        "method": method,
-        "tasks": names,
-        "include_path": None if include_path is None else str(include_path),
-        "limit": limit,
-        "num_fewshot": num_fewshot,
-        "chat_template": apply_chat_template,
-    }
-    folder = open_folder(run, opened, settings, described)
-    found = evaluate_tasks(harness, names, known, limit, num_fewshot, apply_chat_template)
-    for task, samples in found["samples"].items():
-        for sample in samples:
-            cell = {"id": f"{task}/{sample['doc_id']}/{sample['filter']}", "task": task}
-            folder.complete(cell, partial(_outcome, sample))
-    results = {name: found[name] for name in _KEPT if name in found}
-    versions = {"lm_eval": found["lm_eval_version"]}
-    results["environment"] = {**describe_environment(opened.model.device), **versions}
-    results = _plain(results)
-    text = json.dumps(results, ensure_ascii=False, indent=2) + "\n"
-    path = folder.path / "results.json"
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
-    report(folder, {"results": results["results"]}, _table(results["results"]), run.as_json)
+    with run.open() as opened:
+        tokenizer = opened.tokenizer
+        if apply_chat_template and not tokenizer.chat_template:
+            raise ValueError("The tokenizer has no chat template; leave --apply-chat-template out.")
+        harness = HomerLM(opened.model, method, config, apply_chat_template)
+        described = {
+            "task": "lm",
+            "method": method,
+            "tasks": names,
+            "include_path": None if include_path is None else str(include_path),
+            "limit": limit,
+            "num_fewshot": num_fewshot,
+            "chat_template": apply_chat_template,
+        }
+        folder = open_folder(run, opened, settings, described)
+        found = evaluate_tasks(harness, names, known, limit, num_fewshot, apply_chat_template)
+        for task, samples in found["samples"].items():
+            for sample in samples:
+                cell = {"id": f"{task}/{sample['doc_id']}/{sample['filter']}", "task": task}
+                folder.complete(cell, partial(_outcome, sample))
+        results = {name: found[name] for name in _KEPT if name in found}
+        versions = {"lm_eval": found["lm_eval_version"]}
+        results["environment"] = {**describe_environment(opened.model.device), **versions}
+        results = _plain(results)
+        text = json.dumps(results, ensure_ascii=False, indent=2) + "\n"
+        path = folder.path / "results.json"
+        write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+        report(folder, {"results": results["results"]}, _table(results["results"]), run.as_json)
 
 
 def _outcome(sample: Record) -> Record:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -15,11 +16,13 @@ import typer
 from ..checks import MOST, SEEDS
 from .inputs import open_model, read_text
 from .options import Json, Loading, NoChatTemplate
+from .ranks import Devices, begin, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .. import HomerConfig, Llama
+    from ..ranks import Ranks
 
 Methods = Annotated[
     str,
@@ -82,14 +85,19 @@ class Run(Loading):
             show_default="the small one that ships with homer_triton",
         ),
     ] = None
+    devices: Devices = 1
     as_json: Json = False
 
-    def open(self) -> Opened:
-        """The model. Raises as `open_model` does."""
+    @contextmanager
+    def open(self) -> Iterator[Opened]:
+        """The model, on each of the processes that share the run. Raises as `open_model` does."""
         from ..demo import CHECKPOINT
 
+        begin(self.devices)
         checkpoint = self.model or str(CHECKPOINT)
-        return Opened(*open_model(checkpoint, self.device, self.dtype, self.ops, None), checkpoint)
+        with joined(self.device) as ranks:
+            opened = open_model(checkpoint, self.device, self.dtype, self.ops, None)
+            yield Opened(*opened, checkpoint, ranks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +152,14 @@ class AskedAtDepths(Asked):
 
 @dataclass(frozen=True)
 class Opened:
-    """A model, its tokenizer, and where they came from."""
+    """A model, its tokenizer, and where they came from; the processes that have it, None for one
+    alone.
+    """
 
     model: Llama
     tokenizer: PreTrainedTokenizerBase
     checkpoint: str
+    ranks: Ranks | None = None
 
     @property
     def limit(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,9 +57,10 @@ def passkey(
     from ..evaluation.passkey import PASSKEY
     from ..evaluation.questions import Questions
 
-    opened, numbers = _open(run, asked, settings)
-    questions = Questions("passkey", (PASSKEY,), numbers, asked.seed, parse_depths(asked.depths))
-    _run(run, opened, asked, settings, methods, questions)
+    with _opened(run, asked, settings) as (opened, numbers):
+        places = parse_depths(asked.depths)
+        questions = Questions("passkey", (PASSKEY,), numbers, asked.seed, places)
+        _run(run, opened, asked, settings, methods, questions)
 
 
 @with_groups
@@ -82,11 +85,13 @@ def needles(
     from ..text.tokens import tokenize
 
     texts = read_texts(text)
-    opened, numbers = _open(run, asked, settings)
-    task = needles_in(list(texts.values()), lambda own: len(tokenize(opened.model, own, "--text")))
-    questions = Questions("needles", (task,), numbers, asked.seed, parse_depths(asked.depths))
-    named, inputs = describe_texts(texts), {"--text": text}
-    _run(run, opened, asked, settings, methods, questions, named, inputs)
+    with _opened(run, asked, settings) as (opened, numbers):
+        task = needles_in(
+            list(texts.values()), lambda own: len(tokenize(opened.model, own, "--text"))
+        )
+        questions = Questions("needles", (task,), numbers, asked.seed, parse_depths(asked.depths))
+        named, inputs = describe_texts(texts), {"--text": text}
+        _run(run, opened, asked, settings, methods, questions, named, inputs)
 
 
 @with_groups
@@ -119,19 +124,22 @@ def ruler(
     from ..evaluation.ruler import choose_tasks
 
     chosen = choose_tasks(split_list(tasks))
-    opened, numbers = _open(run, asked, settings)
-    questions = Questions("ruler", chosen, numbers, asked.seed)
-    named = {"tasks": [task.name for task in chosen]}
-    _run(run, opened, asked, settings, methods, questions, named)
+    with _opened(run, asked, settings) as (opened, numbers):
+        questions = Questions("ruler", chosen, numbers, asked.seed)
+        named = {"tasks": [task.name for task in chosen]}
+        _run(run, opened, asked, settings, methods, questions, named)
 
 
-def _open(run: PlottedRun, asked: Asked, settings: Settings) -> tuple[Opened, dict[int, int]]:
+@contextmanager
+def _opened(
+    run: PlottedRun, asked: Asked, settings: Settings
+) -> Iterator[tuple[Opened, dict[int, int]]]:
     """The model, and how many questions to ask at each length, in tokens; bad settings are refused
     first.
     """
     _ = settings.config
-    opened = run.open()
-    return opened, asked.numbers(opened.limit)
+    with run.open() as opened:
+        yield opened, asked.numbers(opened.limit)
 
 
 def _run(
@@ -170,6 +178,8 @@ def _run(
     with progress(questions.name, len(questions) * len(readers)) as advance:
         metrics = ask(model, readers, questions, layout, folder, advance)
     folder.finish(metrics)
+    if not folder.is_first:
+        return
     if not run.no_plots:
         by_length = folder.path / "accuracy_by_length.png"
         plots.plot_accuracy_by_length(metrics, opened.limit, by_length)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .eval_options import Opened, Run, describe_config
 from .inputs import compose
 from .output import at_terminal, note, print_json, readable_bytes, table
+from .ranks import is_first
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def open_folder(
         "homer": describe_config(homer.config),
     }
     environment = {"model": opened.checkpoint, **describe_environment(model.device)}
-    folder = RunFolder(run.output, settings, environment)
-    if folder.records:
+    folder = RunFolder(run.output, settings, environment, opened.ranks)
+    if folder.records and folder.is_first:
         note(f"{run.output} has {len(folder.records):,} predictions already; going on from there.")
     return folder
 
@@ -67,7 +68,8 @@ def progress(task: str, total: int) -> Iterator[Callable[[], Any]]:
     """A progress bar, as the function that moves it."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=task, unit="answer", disable=not at_terminal()) as bar:
+    shown = at_terminal() and is_first()
+    with tqdm(total=total, desc=task, unit="answer", disable=not shown) as bar:
         yield bar.update
 
 

@@ -13,6 +13,7 @@ from .groups import given_options, with_groups
 from .inputs import note_long_chunks, read_text, require_one_source
 from .options import Around, Checkpoint, EncodedFile, Json, OptionalContextFile
 from .output import at_terminal, note_kept, print_json, summary
+from .ranks import Devices, begin, is_first, joined
 from .settings import Settings
 
 
@@ -71,6 +72,7 @@ def generate(
             show_default="none",
         ),
     ] = None,
+    devices: Devices = 1,
     as_json: Json = False,
     settings: Settings,
 ) -> None:
@@ -100,22 +102,28 @@ def generate(
     whole_number("max_new_tokens", max_new_tokens, 1)
     prompts = prompt or []
     questions: list[str | None] = [*prompts] or [None]
+    begin(devices, context_file)
     text = "" if context_file is None else read_text(context_file)
-    llama, tokenizer = checkpoint.open()
-    parts = around.compose(tokenizer, prompts, encoded is not None or len(prompts) > 1)
-    if encoded is None:
-        note_long_chunks(config, llama.config)
-        context = merge(
-            llama,
-            text,
-            parts.prefix,
-            parts.suffix,
-            config,
-            progress=at_terminal(),
-            special_tokens=around.special_tokens,
-        )
-    else:
-        context = EncodedContext.load(encoded, llama.device)
+    with joined(checkpoint.device) as ranks:
+        llama, tokenizer = checkpoint.open()
+        parts = around.compose(tokenizer, prompts, encoded is not None or len(prompts) > 1)
+        if encoded is None:
+            if is_first():
+                note_long_chunks(config, llama.config)
+            context = merge(
+                llama,
+                text,
+                parts.prefix,
+                parts.suffix,
+                config,
+                progress=at_terminal(),
+                special_tokens=around.special_tokens,
+                ranks=ranks,
+            )
+        else:
+            context = EncodedContext.load(encoded, llama.device)
+    if context is None:
+        return
     note_kept(context)
 
     answers = []

@@ -29,9 +29,14 @@ def was_interrupted() -> bool:
     return _pressed
 
 
+def caught() -> None:
+    """Let an interrupt come no second time: the way out has begun, and may take long."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def leave_interrupted() -> NoReturn:
     """Say so, and exit."""
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    caught()
     if QUIET not in os.environ:
         print("homer: interrupted.", file=sys.stderr)
     raise Interrupted(INTERRUPTED)
@@ -52,7 +57,7 @@ def heard_interrupts() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        caught()
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGALRM, before[1])
         sys.unraisablehook = hook

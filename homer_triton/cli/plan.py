@@ -99,7 +99,8 @@ def plan(
     )
     described = _describe(tree, shape, itemsize, on_gpu)
     if devices > 1:
-        described["devices"] = [asdict(x) for x in Shares(tree, devices).costs(shape, itemsize)]
+        shares = Shares(tree, devices).costs(shape, itemsize, on_gpu=on_gpu)
+        described["devices"] = [asdict(share) for share in shares]
     if as_json:
         print_json(described)
     else:
@@ -216,13 +217,14 @@ def _in_words(tree: Plan, described: dict[str, Any]) -> str:
                 str(rank),
                 f"{share['leaves']:,}",
                 readable_flops(share["flops"]),
-                f"{share['flops'] / described['flops']:.1%}",
+                f"{share['time_share']:.1%}",
                 readable_bytes(share["sent"]),
+                readable_bytes(share["memory"]),
             ]
             for rank, share in enumerate(described["devices"])
         ]
-        parts.append(table(["device", "leaves", "operations", "of all", "sent"], shares))
-        parts.append("None holds more tokens at once than one alone would.")
+        headings = ["device", "leaves", "operations", "of one's", "sent", "memory"]
+        parts.append(table(headings, shares))
     return "\n\n".join(parts)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from .errors import BAD_INPUT
-from .interrupts import QUIET
+from .interrupts import QUIET, caught
 
 if TYPE_CHECKING:
     from ..ranks import Ranks
@@ -46,6 +46,27 @@ def is_rank() -> bool:
 def is_first() -> bool:
     """Whether this is the process that speaks and writes."""
     return not is_rank() or os.environ["RANK"] == "0"
+
+
+def begin(devices: int, context_file: str | None = "") -> None:
+    """Run this command as so many processes, if it is not one of them already; then it does not
+    return.
+
+    context_file: the text that they share. Raises `ValueError` where it is standard input, or None
+    for an encoding.
+    """
+    starts = devices > 1 and not is_rank()
+    if starts or is_rank():
+        if context_file is None:
+            raise ValueError(
+                "Several processes have nothing to share with --encoded; leave --devices out."
+            )
+        if context_file == "-":
+            raise ValueError(
+                "Several processes cannot read standard input; give the text as a file."
+            )
+    if starts:
+        start_ranks(devices)
 
 
 @contextmanager
@@ -146,15 +167,20 @@ def _first_to_fail(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End those that still run; what they wrote halfway goes with them."""
-    for process in ranks:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-    deadline = time.monotonic() + _PATIENCE
-    for process in ranks:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+    """End those that still run; what they wrote halfway goes with them. A second interrupt ends
+    them at once.
+    """
+    caught()  # or an interrupt that ends this comes once more
+    try:
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + _PATIENCE
+        for process in ranks:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        for process in ranks:
             process.kill()
             process.wait()
 

@@ -55,6 +55,23 @@ def memory(
     walk the tree, gather the finished caches, and read once more what `recompute` says.
     documents run side by side; on_gpu: on a GPU, or in a CPU's memory.
     """
+    return memory_of(plan, shape, itemsize, documents, on_gpu, list(plan.steps()), finishes=True)
+
+
+def memory_of(
+    plan: Plan,
+    shape: ModelShape,
+    itemsize: int,
+    documents: int,
+    on_gpu: bool,
+    steps: list[tuple[Node, ...]],
+    finishes: bool,
+) -> int:
+    """The same of a process that runs some of the steps, in a pool for all; finishes: whether it
+    gathers and reads once more.
+    """
+    if not steps:
+        return 0
     layer_token = cache_bytes(shape, itemsize) // shape.num_hidden_layers
     caches = documents * plan.rows * layer_token * plan.num_layers
     # A CPU computes half precision in float32 in between, and a heap (glibc's, as measured)
@@ -65,7 +82,6 @@ def memory(
         size = activation_bytes(shape, rows, chunk, mlp_rows(on_gpu), wide)
         return size if on_gpu else size + size // 2
 
-    steps = list(plan.steps())
     chunks = [(len(nodes), nodes[0].context + plan.suffix_len) for nodes in steps]
     rows, chunk = max(n * own for n, own in chunks), max(own for _, own in chunks)
     hidden = documents * plan.own_slots[0] * shape.hidden_size * itemsize
@@ -82,6 +98,8 @@ def memory(
         moved = waiting * layer_token * plan.num_layers
     # A chunk on its way out and one on its way in.
     moving = 2 * documents * moved if plan.offload else 0
+    if not finishes:
+        return pools + moving + walking
     if plan.recompute == "none":
         return pools + moving + max(walking, caches)
     again = plan.rows if plan.recompute == "all" else plan.suffix_len

@@ -4,23 +4,26 @@ that takes of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..model.costs import ModelShape, cache_bytes, layer_flops
-from .costs import node_flops
+from .costs import memory_of, node_flops
 from .tree import Node, Plan
 
 
 @dataclass(frozen=True)
 class Share:
     """What a rank has of a plan. leaves: how many of them it runs; flops: its floating-point
-    operations; sent: bytes that it sends to other ranks.
+    operations; time_share: of all that one process would take, by these; sent: bytes that it sends
+    to other ranks; memory: bytes at its peak above the model's weights.
     """
 
     leaves: int
     flops: int
+    time_share: float
     sent: int
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -67,23 +70,32 @@ class Shares:
         end = plan.prefix_len + plan.context_len
         return slice(first, min(first + (plan.leaf_context << node.height), end))
 
-    def costs(self, shape: ModelShape, itemsize: int, documents: int = 1) -> list[Share]:
-        """Each rank's share. itemsize: bytes of a number in the model's dtype."""
-        plan, shares = self.plan, []
+    def costs(
+        self, shape: ModelShape, itemsize: int, documents: int = 1, on_gpu: bool = True
+    ) -> list[Share]:
+        """Each rank's share. itemsize: bytes of a number in the model's dtype; on_gpu: whose memory
+        is counted.
+        """
+        plan, shares, whole = self.plan, [], self.plan.flops(shape)
         prefix = layer_flops(shape, 0, plan.prefix_len) * plan.layers_tree
         walked = sum(node_flops(plan, shape, node) for level in plan.levels for node in level.nodes)
         for rank in range(self.ranks):
-            own = [node for nodes in self.steps(rank) for node in nodes]
+            steps = list(self.steps(rank))
+            own = [node for nodes in steps for node in nodes]
             flops = sum(node_flops(plan, shape, node) for node in own) + (prefix if own else 0)
             if rank == 0:  # all that comes after the walk
-                flops += plan.flops(shape) - walked - prefix
-            sent = sum(
-                self._sent_bytes(node, shape, itemsize)
-                for node in own
-                if self.destination((node,)) is not None
-            )
+                flops += whole - walked - prefix
+
+            def sizes(nodes: Iterable[Node]) -> list[int]:
+                return [documents * self._sent_bytes(node, shape, itemsize) for node in nodes]
+
+            sent = sum(sizes(node for node in own if self.destination((node,)) is not None))
+            arriving = sizes(node for nodes in steps if (node := self.arriving(nodes)))
+            memory = memory_of(plan, shape, itemsize, documents, on_gpu, steps, rank == 0)
+            # What is sent stays until it has all arrived; what arrives is unpacked.
+            memory += sent + 2 * max(arriving, default=0)
             leaves = sum(node.height == 0 for node in own)
-            shares.append(Share(leaves, documents * flops, documents * sent))
+            shares.append(Share(leaves, documents * flops, flops / whole, sent, memory))
         return shares
 
     def _sent_bytes(self, node: Node, shape: ModelShape, itemsize: int) -> int:

@@ -127,15 +127,17 @@ def run_perplexity(
     seed: of the intervals' resampling. `on_segment` hears of each scored one.
     """
     for document, tokens in task.documents.items():
-        for start, (name, reader) in product(task.positions[document], readers.items()):
-            cell = {
-                "id": _record_id(name, document, start),
-                "method": name,
-                "document": document,
-                "position": start,
-            }
-            folder.complete(cell, partial(_score_segment, model, reader, task, tokens, start))
-            on_segment()
+        for start in task.positions[document]:
+            ids = {name: _record_id(name, document, start) for name in readers}
+            mine = folder.mine(list(ids.values()))
+            for name, reader in readers.items():
+                if ids[name] in mine:
+                    cell: Record = {"id": ids[name], "method": name}
+                    cell |= {"document": document, "position": start}
+                    score = partial(_score_segment, model, reader, task, tokens, start)
+                    folder.complete(cell, score)
+                on_segment()
+    folder.gather()
     return _metrics(folder, tuple(readers), task, seed)
 
 

@@ -82,16 +82,16 @@ def run_quality(
     `on_answer` hears of each choice.
     """
     for question in data.questions:
+        ids = {name: _record_id(name, question) for name in readers}
+        mine = folder.mine(list(ids.values()))
+        article = data.articles[question.article]
         for name, reader in readers.items():
-            cell = {
-                "id": _record_id(name, question),
-                "method": name,
-                "article": question.article,
-                "question": question.number,
-            }
-            article = data.articles[question.article]
-            folder.complete(cell, partial(_choose, model, reader, article, question, layout))
+            if ids[name] in mine:
+                cell: Record = {"id": ids[name], "method": name}
+                cell |= {"article": question.article, "question": question.number}
+                folder.complete(cell, partial(_choose, model, reader, article, question, layout))
             on_answer()
+    folder.gather()
     by_method: list[Record] = []
     for name in readers:
         for subset in ("all", "hard"):

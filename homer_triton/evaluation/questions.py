@@ -145,11 +145,11 @@ def ask(
     warm: set[str] = set()
     for cell in questions.cells():
         places = {name: questions.describe(name, cell) for name in readers}
-        missing = [name for name, place in places.items() if place["id"] not in folder.records]
+        missing = folder.mine([place["id"] for place in places.values()])
         if missing:
             sample = draw_sample(model, cell, questions.seed, layout)
             expected = {"answers": sample.answers} if cell.depth is None else {"key": sample.answer}
-            for name in missing:
+            for name in (name for name in readers if places[name]["id"] in missing):
                 question = partial(_answer, model, readers[name], cell.task, sample, layout)
                 if name not in warm:
                     _warm_up(model, readers[name], sample, layout)
@@ -158,6 +158,7 @@ def ask(
                 on_answer()
         for _ in range(len(readers) - len(missing)):
             on_answer()
+    folder.gather()
     return make_metrics(folder, tuple(readers), questions)
 
 
