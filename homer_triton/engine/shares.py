@@ -87,7 +87,7 @@ class Shares:
                 flops += whole - walked - prefix
 
             def sizes(nodes: Iterable[Node]) -> list[int]:
-                return [documents * self._sent_bytes(node, shape, itemsize) for node in nodes]
+                return [documents * self.sent_bytes(node, shape, itemsize) for node in nodes]
 
             sent = sum(sizes(node for node in own if self.destination((node,)) is not None))
             arriving = sizes(node for nodes in steps if (node := self.arriving(nodes)))
@@ -98,7 +98,7 @@ class Shares:
             shares.append(Share(leaves, documents * flops, flops / whole, sent, memory))
         return shares
 
-    def _sent_bytes(self, node: Node, shape: ModelShape, itemsize: int) -> int:
+    def sent_bytes(self, node: Node, shape: ModelShape, itemsize: int) -> int:
         """What a node's chunk takes on its way: hidden states, positions, sources and, where they
         are kept, keys and values; its tokens' votes, and where they were pruned.
         """
