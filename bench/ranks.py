@@ -4,8 +4,9 @@
     python bench/ranks.py simulate [--rate-from FILE] [--gigabytes 50] [--microseconds 20]
 
 `measure` starts processes of one thread each (one GPU each where there are some), which encode the
-same text together; the numbers of processes take turns. It writes DIR/ranks.csv, a line for every
-rank, its peak memory beside the planned one. `simulate` runs nothing: the steps of a plan take what
+same text together; the numbers of processes take turns. Then each encodes the whole text by itself,
+all at once: what the machine's cores bring at most. It writes DIR/ranks.csv, a line for every rank,
+its peak memory beside the planned one. `simulate` runs nothing: the steps of a plan take what
 their floating-point operations do at the rate that was measured for one GPU (`bench/encode.py`), a
 chunk on its way to another rank takes a stated latency and bandwidth, and a rank waits for what it
 needs. It writes DIR/ranks-simulated.csv and a plot.
@@ -47,7 +48,8 @@ LENGTHS = tuple(2**n for n in range(17, 25))
 @dataclass(frozen=True)
 class Line:
     """A rank's part of an encoding. seconds: until all were done, the median of the repeats;
-    peak_bytes, planned_bytes: above the model's weights, of the rank; speedup: over one rank.
+    speedup: over one rank; cores_bring: the same for a text each, the most that can be;
+    peak_bytes, planned_bytes: above the model's weights, of the rank.
     """
 
     shape: str
@@ -57,6 +59,7 @@ class Line:
     leaves: int
     seconds: float
     speedup: float
+    cores_bring: float
     time_share: float
     sent_bytes: int
     peak_bytes: int | None
@@ -108,19 +111,24 @@ def measure_ranks(args: argparse.Namespace) -> int:
     lines = []
     first = args.ranks[0]
 
-    def median(count: int) -> float:
-        return sorted(max(lap[0] for lap in turn) for turn in laps[count])[args.repeats // 2]
+    def median(count: int, which: int) -> float:
+        return sorted(max(lap[which] for lap in turn) for turn in laps[count])[args.repeats // 2]
 
     for count in args.ranks:
-        speedup = first * median(first) / median(count)
-        for rank, (_, peak, share) in enumerate(laps[count][-1]):
-            cost = share["leaves"], median(count), speedup, share["time_share"], share["sent"]
+        seconds = median(count, 0)
+        speedup = first * median(first, 0) / seconds
+        bring = count * median(first, 1) / median(count, 1)
+        for rank, (*_, peak, share) in enumerate(laps[count][-1]):
+            cost = share["leaves"], seconds, speedup, bring, share["time_share"], share["sent"]
             place = args.shape, args.tokens, count, rank
             lines.append(Line(*place, *cost, peak, share["memory"], *about))
         own = "; ".join(
-            f"{lap[1] / 2**20:.0f} of {lap[2]['memory'] / 2**20:.0f}" for lap in laps[count][-1]
+            f"{lap[2] / 2**20:.0f} of {lap[3]['memory'] / 2**20:.0f}" for lap in laps[count][-1]
         )
-        print(f"{count} ranks {median(count):7.2f} s  {speedup:.2f} x  peak of plan, MiB: {own}")
+        print(
+            f"{count} ranks {seconds:7.2f} s  {speedup:.2f} x, the cores bring {bring:.2f} x  "
+            f"peak of plan, MiB: {own}"
+        )
     measure.write_csv(args.out / "ranks.csv", lines)
     return 0
 
@@ -135,20 +143,22 @@ def _rank(rank: int, count: int, meeting: Path, shape: str, tokens: int) -> None
     model = random_llama(shape, "float32", "auto")
     ids, affix, config = _task(SHAPES[shape], tokens)
 
-    def run() -> None:
-        ht.encode(model, ids[affix:-affix], ids[:affix], ids[-affix:], config, ranks=ht.Ranks())
+    def timed(ranks: ht.Ranks | None) -> float:
+        dist.barrier()
+        start = time.perf_counter()
+        ht.encode(model, ids[affix:-affix], ids[:affix], ids[-affix:], config, ranks=ranks)
+        dist.barrier()
+        return time.perf_counter() - start
 
-    run()  # libraries set themselves up for every shape
+    timed(ht.Ranks())  # libraries set themselves up for every shape
     peak_above = watch_peak(model.device)
-    dist.barrier()
-    start = time.perf_counter()
-    run()
-    dist.barrier()
-    seconds = time.perf_counter() - start
+    shared = timed(ht.Ranks())
+    peak = peak_above()
+    each = timed(None)
     context, size = tokens - 2 * affix, model.dtype.itemsize
     plan = ht.plan(model.config, context, affix, affix, config, size, on_gpu=ON_GPU, ranks=count)
     share = Shares(plan, count).costs(model.config, size, on_gpu=ON_GPU)[rank]
-    torch.save((seconds, peak_above(), vars(share)), f"{meeting}.{rank}")
+    torch.save((shared, each, peak, vars(share)), f"{meeting}.{rank}")
     dist.destroy_process_group()
 
 

@@ -61,8 +61,7 @@ def test_each_devices_share_is_said(model: Path) -> None:
     rows = [line.split() for line in shown.splitlines()]
     assert [row[:2] for row in rows[-2:]] == [["0", "2"], ["1", "2"]]
     assert second.time_share < first.time_share == first.flops / plan.flops(config) < 1
-    # What the first one gathers and reads again, and what arrives there, the other has not.
-    assert second.memory - second.sent < plan.memory(config, config.dtype.itemsize) < first.memory
+    assert 0 < second.memory <= first.memory <= plan.memory(config, config.dtype.itemsize)
 
 
 def test_chunks_are_a_quarter_of_the_limit_within_bounds(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ that takes of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..model.costs import ModelShape, cache_bytes, layer_flops
@@ -85,17 +85,14 @@ class Shares:
             flops = sum(node_flops(plan, shape, node) for node in own) + (prefix if own else 0)
             if rank == 0:  # all that comes after the walk
                 flops += whole - walked - prefix
-
-            def sizes(nodes: Iterable[Node]) -> list[int]:
-                return [documents * self.sent_bytes(node, shape, itemsize) for node in nodes]
-
-            sent = sum(sizes(node for node in own if self.destination((node,)) is not None))
-            arriving = sizes(node for nodes in steps if (node := self.arriving(nodes)))
+            leaving = [node for node in own if self.destination((node,)) is not None]
+            sent = [documents * self.sent_bytes(node, shape, itemsize) for node in leaving]
             memory = memory_of(plan, shape, itemsize, documents, on_gpu, steps, rank == 0)
-            # What is sent stays until it has all arrived; what arrives is unpacked.
-            memory += sent + 2 * max(arriving, default=0)
+            # What is on its way stays, while more is walked; after the last there is no more. What
+            # arrives does so between two steps.
+            memory += sum(sent[:-1])
             leaves = sum(node.height == 0 for node in own)
-            shares.append(Share(leaves, documents * flops, flops / whole, sent, memory))
+            shares.append(Share(leaves, documents * flops, flops / whole, sum(sent), memory))
         return shares
 
     def sent_bytes(self, node: Node, shape: ModelShape, itemsize: int) -> int:
