@@ -396,6 +396,45 @@ def gpu_kernels() -> str:
     return markdown(["kernel", "time", "rate", "time of others, ours = 1"], rows)
 
 
+def ranks() -> str:
+    """A text over several processes: time and memory by their number."""
+    rows = []
+    by_count: dict[int, list[dict[str, str]]] = {}
+    for line in read_csv("ranks.csv"):
+        by_count.setdefault(int(line["ranks"]), []).append(line)
+    for count, own in by_count.items():
+        most = max(own, key=lambda line: int(line["peak_bytes"]))
+        rows.append(
+            [
+                str(count),
+                f"{float(own[0]['speedup']):.2f} ×",
+                f"{float(own[0]['cores_bring']):.2f} ×",
+                f"{sum(int(line['sent_bytes']) for line in own) / 2**20:.0f} MiB",
+                f"{int(most['peak_bytes']) / 2**20:.0f} MiB",
+                f"{int(most['planned_bytes']) / 2**20:.0f} MiB",
+            ]
+        )
+    header = ["processes", "times faster", "a text each", "sent", "memory of one", "as planned"]
+    return markdown(header, rows)
+
+
+def ranks_simulated() -> str:
+    """The share of a linear speed-up that a simulation leaves, by length and number of GPUs."""
+    lines = read_csv("ranks-simulated.csv")
+    gpus = sorted({int(line["gpus"]) for line in lines} - {1})
+    found = {(int(line["tokens"]), int(line["gpus"])): line for line in lines}
+    rows = [
+        [
+            f"{tokens:,}",
+            f"{int(found[tokens, 1]['leaves']):,}",
+            f"{float(found[tokens, 1]['seconds']):.1f} s",
+            *(f"{float(found[tokens, n]['of_linear']):.0%}" for n in gpus),
+        ]
+        for tokens in sorted({tokens for tokens, _ in found})
+    ]
+    return markdown(["tokens", "leaves", "one GPU", *(f"{n} GPUs" for n in gpus)], rows)
+
+
 def read_json(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
@@ -415,6 +454,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "encode_avx512": lambda: encode("avx512/"),
     "authors": authors,
     "speed": speed,
+    "ranks": ranks,
+    "ranks_simulated": ranks_simulated,
     "gpu_speed": gpu_speed,
     "gpu_encode": gpu_encode,
     "gpu_kernels": gpu_kernels,
