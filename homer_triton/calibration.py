@@ -120,7 +120,7 @@ def calibrate(
     """
     if isinstance(texts, str):
         raise ValueError("texts is a list of texts, not a text; give [text].")
-    limit = model.config.max_position_embeddings
+    limit = model.config.context_limit
     length = default_chunk_len(limit) if segment_len is None else segment_len
     if not 1 < length <= limit:
         raise ValueError(f"segment_len={length} must be from 2 to the context limit, {limit}.")

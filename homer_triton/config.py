@@ -117,7 +117,7 @@ class HomerConfig:
 
     def chunk_len(self, model: ModelConfig) -> int:
         """`max_chunk_len`, or its default for a model."""
-        return self.max_chunk_len or default_chunk_len(model.max_position_embeddings)
+        return self.max_chunk_len or default_chunk_len(model.context_limit)
 
     def most_rows(self, model: ModelConfig, affix: int) -> int:
         """`target_len`, or its default for a model and so many tokens of prefix and suffix."""
@@ -179,7 +179,7 @@ def plan(
     selection.check_room(room)
     asking = selection.asking(suffix_len) if suffix_len else 1
 
-    limit = model.max_position_embeddings
+    limit = model.context_limit
 
     def lay_out(leaf_batch: int, offload: bool) -> Plan:
         tree = build_plan(
@@ -196,6 +196,9 @@ def plan(
             recompute=recompute,
             asking=asking,
         )
+        most = max(node.context for level in tree.levels for node in level.nodes)
+        longest = max(prefix_len + most + suffix_len, tree.rows)
+        model.check_window(longest, "max_chunk_len" if tree.rows < longest else "target_len")
         if recompute == "all" and tree.rows > limit and not model.reaches_beyond_limit:
             raise ValueError(
                 f"{tree.rows} survivors are read once more as one prompt, beyond the model's "

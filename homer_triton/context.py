@@ -134,8 +134,8 @@ class EncodedContext:
     def to_transformers(
         self, new_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], copies: int = 1
     ) -> dict[str, Any]:
-        """The keyword arguments with which a transformers `LlamaForCausalLM` goes on from here,
-        called or by `generate`.
+        """The keyword arguments with which the model goes on from here in transformers' own
+        class, called or by `generate`.
 
         new_ids: at least one token id, [n], or equally many for each of a batch, [B, n]. copies: of
         the cache for each of the batch, for a `generate` that goes on in several ways: as many as

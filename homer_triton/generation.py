@@ -64,7 +64,8 @@ def generate(
     probability `top_p` if given, repeatable by `seed`. on_text: called with each finished piece of
     text as it comes. Stops at the model's end tokens.
 
-    Raises `ValueError` for settings out of range and for a context that another model encoded.
+    Raises `ValueError` for settings out of range, for more tokens than the model's window has room
+    for, or than its RoPE leaves as it is (longrope), and for a context that another model encoded.
     """
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     warpers = make_warpers(temperature, top_k, top_p)
@@ -77,6 +78,9 @@ def generate(
     start = perf_counter()
     prompt_ids = tokenize(model, [] if prompt is None else prompt, "prompt", special_tokens=True)
     prompt_ids = prompt_ids.to(model.device)
+    longest = len(encoded) + len(prompt_ids) + max_new_tokens
+    model.config.check_window(longest, "max_new_tokens, or encode to a smaller target_len")
+    model.config.check_switch(encoded.next_position, longest - len(encoded))
     cache = encoded.open_cache(model, room=len(prompt_ids) + max_new_tokens)
     filled, position = len(encoded), encoded.next_position
     logits = encoded.logits.to(model.device)

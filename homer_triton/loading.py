@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import kernels
 from .kernels import reference
@@ -31,7 +31,8 @@ def load(
     rope_scaling: Mapping[str, Any] | None = None,
     ops: OpsName = "auto",
 ) -> Llama:
-    """Load a Llama-family checkpoint from a folder or a hub id, with its tokenizer if it has one.
+    """Load a checkpoint of a known family (`model.families`) from a folder or a hub id, with its
+    tokenizer if it has one.
 
     device: "cuda" where there is a GPU and "cpu" elsewhere, when left out. dtype: "float32",
     "float16", "bfloat16", or "auto" for the checkpoint's own. rope_scaling: RoPE parameters in
@@ -53,12 +54,12 @@ def load(
 
 
 def from_transformers(
-    hf_model: LlamaForCausalLM,
+    hf_model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
     ops: OpsName = "auto",
 ) -> Llama:
-    """Wrap an already loaded transformers Llama; its weights are shared, not copied, and it stays
-    usable.
+    """Wrap an already loaded transformers model of a known family; its weights are shared, not
+    copied, and it stays usable.
 
     Raises `ValueError` for models of another class, quantised ones, and ones spread over several
     devices.

@@ -34,11 +34,19 @@ def check_norm(x: Tensor, residual: Tensor | None, weight: Tensor) -> None:
         _check_shape("residual", residual, tuple(x.shape), "x's")
 
 
-def check_linear(x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None) -> None:
-    """x [..., I], weights each [O, I], residual [..., sum of O] or None."""
+def check_linear(
+    x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None, biases: tuple[Tensor, ...]
+) -> None:
+    """x [..., I], weights each [O, I], residual [..., sum of O] or None, biases each [O] or
+    none.
+    """
     _check_dims(x, "x", 1)
     named = {f"weights[{i}]": weight for i, weight in enumerate(weights)}
-    _check_alike(x=x, residual=residual, **named)
+    require(len(biases) in (0, len(weights)), "the number of biases", len(biases), "the weights'")
+    added = {f"biases[{i}]": bias for i, bias in enumerate(biases)}
+    _check_alike(x=x, residual=residual, **named, **added)
+    for (name, bias), weight in zip(added.items(), weights, strict=False):
+        _check_shape(name, bias, weight.shape[:1], "[O]")
     for name, weight in named.items():
         _check_dims(weight, name, 2, exact=True)
         _check_shape(name, weight, (weight.shape[0], x.shape[-1]), "[O, I]")

@@ -1,6 +1,6 @@
 """Matrix products with what follows them, for all devices: no Triton here.
 
-    linear: x Wᵀ + residual        add_linear_: rows += x Wᵀ
+    linear: x Wᵀ + bias + residual        add_linear_: rows += x Wᵀ
     gated_linear: silu(x Wgᵀ) * (x Wuᵀ)
 
 On a GPU they are cuBLAS's. On a CPU they are oneDNN's, which adds, multiplies and activates while a
@@ -41,20 +41,30 @@ WIDE_ROWS = 512
 WIDE_ELEMENTS = 2**21
 
 
-def linear(x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None = None) -> Tensor:
-    """x times each matrix transposed, the outputs side by side, and a residual added.
+def linear(
+    x: Tensor,
+    weights: tuple[Tensor, ...],
+    residual: Tensor | None = None,
+    biases: tuple[Tensor, ...] = (),
+) -> Tensor:
+    """x times each matrix transposed, its bias added, the outputs side by side, and a residual
+    added.
 
-    x: [..., I]; weights: each [O, I]; residual: [..., sum of O] or None; returns [..., sum of O].
-    Raises `ValueError` for arguments that do not fit together.
+    x: [..., I]; weights: each [O, I]; residual: [..., sum of O] or None; biases: each [O], or none;
+    returns [..., sum of O]. Raises `ValueError` for arguments that do not fit together.
     """
-    check_linear(x, weights, residual)
+    check_linear(x, weights, residual, biases)
     if widens(x, weights):
         joined = _in_float32(x, [(weight,) for weight in weights], linear)
+        if biases:
+            joined += torch.cat(biases)
         return joined if residual is None else joined.add_(residual)
     fused = fuses(x, weights)
+    own = biases or (None,) * len(weights)
     if len(weights) == 1 and residual is not None and fused:
-        return _ONEDNN.binary(x, residual, weights[0], None, "add")
-    outputs = [_plain(x, weight) if fused else F.linear(x, weight) for weight in weights]
+        return _ONEDNN.binary(x, residual, weights[0], own[0], "add")
+    multiply = _plain if fused else F.linear
+    outputs = [multiply(x, weight, bias) for weight, bias in zip(weights, own, strict=True)]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
     return joined if residual is None else joined + residual
 
@@ -64,7 +74,7 @@ def add_linear_(rows: Tensor, x: Tensor, weight: Tensor) -> None:
 
     Raises `ValueError` for arguments that do not fit together.
     """
-    check_linear(x, (weight,), rows)
+    check_linear(x, (weight,), rows, ())
     if x.device.type == "cpu":
         rows += linear(x, (weight,))
     else:
@@ -77,7 +87,7 @@ def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     x: [..., I]; weights: one [2F, I] with the gate first, or gate and up, each [F, I]. Returns
     [..., F].
     """
-    check_linear(x, weights, None)
+    check_linear(x, weights, None, ())
     gate, up = weights if len(weights) == 2 else weights[0].chunk(2)
     if widens(x, weights):
         return _in_float32(x, [(gate, up)], gated_linear)
@@ -145,8 +155,8 @@ def _wide_blocks(weight: Tensor) -> Iterator[Tensor]:
         yield memory[: len(part)].copy_(part)
 
 
-def _plain(x: Tensor, weight: Tensor) -> Tensor:
-    return _ONEDNN(x, weight, None, "none", [], "")
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _ONEDNN(x, weight, bias, "none", [], "")
 
 
 def _multiply_into_(rows: Tensor, x: Tensor, weight: Tensor) -> None:

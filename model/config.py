@@ -1,4 +1,4 @@
-"""The sizes and settings of a Llama checkpoint, read through transformers' own config class."""
+"""The sizes and settings of a checkpoint, read through transformers' own config classes."""
 
 import json
 import math
@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import LlamaConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from .errors import CheckpointError, MissingCheckpointError
+from .families import FAMILIES, Family, why_unknown
 
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
 _SIZES = (
     "vocab_size",
@@ -24,7 +25,7 @@ _SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
-# What no Llama comes near: a config that asks for more is damaged, or means harm.
+# What no model comes near: a config that asks for more is damaged, or means harm.
 _MOST_LAYERS = 2**16
 _MOST_NUMBERS = 2**48
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -38,15 +39,18 @@ _ROPE_NUMBERS = (
     "low_freq_factor",
     "high_freq_factor",
 )
+# A factor for each pair of a head's numbers.
+_ROPE_LISTS = ("short_factor", "long_factor")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Llama's sizes and settings, under transformers' names.
+    """A model's sizes and settings, under transformers' names.
 
     `dtype` is the checkpoint's (float32 where it says nothing), `eos_token_ids` are the ids that
-    end an answer. `hf` is the transformers config that all of it came from, with the RoPE
-    parameters.
+    end an answer. `window`: the most tokens that some layer attends to at once, the query's own
+    included; None for all. `unrotated`: the layers without RoPE. `hf` is the transformers config
+    that all of it came from, with the RoPE parameters.
     """
 
     vocab_size: int
@@ -62,7 +66,24 @@ class ModelConfig:
     dtype: torch.dtype
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
-    hf: LlamaConfig = field(repr=False, compare=False)
+    window: int | None
+    unrotated: frozenset[int]
+    hf: PreTrainedConfig = field(repr=False, compare=False)
+
+    @property
+    def family(self) -> Family:
+        """What its layers do otherwise than Llama's."""
+        return FAMILIES[self.hf.model_type]
+
+    @property
+    def head_norms(self) -> bool:
+        """Whether queries and keys are normalised, head by head."""
+        return self.family.head_norms
+
+    @property
+    def context_limit(self) -> int:
+        """The most tokens that the model was made to read at once, and its window has room for."""
+        return min(self.max_position_embeddings, self.window or self.max_position_embeddings)
 
     @property
     def rope_type(self) -> str:
@@ -72,7 +93,39 @@ class ModelConfig:
     @property
     def reaches_beyond_limit(self) -> bool:
         """Whether RoPE is rescaled for positions beyond the context limit."""
-        return self.rope_type not in ("default", "llama3")
+        return self.rope_type not in ("default", "llama3", "longrope")
+
+    def check_window(self, rows: int, setting: str) -> None:
+        """Raise `ValueError` for more rows than the window has room for.
+
+        setting: what to lower then.
+        """
+        if self.window is not None and rows > self.window:
+            raise ValueError(
+                f"{rows} tokens at once are more than the window of {self.window} that the model "
+                f"attends to; lower {setting}."
+            )
+
+    @property
+    def rope_switches_at(self) -> int | None:
+        """The length past which all positions have other RoPE frequencies; None for never."""
+        if self.rope_type == "longrope":
+            return int(_rope(self.hf)["original_max_position_embeddings"])
+        return self.max_position_embeddings if self.rope_type == "dynamic" else None
+
+    def check_switch(self, position: int, new_tokens: int) -> None:
+        """Raise `ValueError` where longrope turns all positions otherwise in mid-text: a cache from
+        before would not fit what comes after.
+        """
+        original = self.rope_switches_at
+        if self.rope_type != "longrope" or original is None:
+            return
+        if position <= original < position + new_tokens:
+            raise ValueError(
+                f"{new_tokens} new tokens after position {position} go past {original}, where the "
+                "model's RoPE changes for all positions; lower max_new_tokens, or encode to a "
+                f"target_len beyond {original}."
+            )
 
     @property
     def rope_theta(self) -> float:
@@ -81,14 +134,18 @@ class ModelConfig:
 
     @classmethod
     def from_hf(
-        cls, hf_config: LlamaConfig, eos_token_id: int | list[int] | None = None
+        cls, hf_config: PreTrainedConfig, eos_token_id: int | list[int] | None = None
     ) -> "ModelConfig":
         """The same settings as a transformers config.
 
         eos_token_id: that of the model's generation config, which comes before the model config's.
-        Raises `CheckpointError` for a model that is not a plain Llama.
+        Raises `CheckpointError` for a model that no layer here computes.
         """
-        sizes = {name: getattr(hf_config, name) for name in _SIZES}
+        if hf_config.model_type not in FAMILIES:
+            raise CheckpointError(f"the model is of {why_unknown(hf_config.model_type)}.")
+        sizes: dict[str, Any] = {name: getattr(hf_config, name, None) for name in _SIZES}
+        if sizes["head_dim"] is None and sizes["num_attention_heads"]:
+            sizes["head_dim"] = hf_config.hidden_size // hf_config.num_attention_heads
         _refuse_sizes(sizes)
         _refuse_unsupported(hf_config, sizes)
         if eos_token_id is None:
@@ -100,6 +157,8 @@ class ModelConfig:
             dtype=_dtype(hf_config.dtype or torch.float32),
             eos_token_ids=_token_ids(eos_token_id),
             bos_token_id=_bos(hf_config.bos_token_id, sizes["vocab_size"]),
+            window=_window(hf_config),
+            unrotated=_unrotated(hf_config),
             hf=hf_config,
         )
 
@@ -136,10 +195,8 @@ def load_config(folder: Path, rope_scaling: Mapping[str, Any] | None = None) -> 
     file = folder / "config.json"
     raw = read_json(file)
     model_type = raw.get("model_type")
-    if model_type != "llama":
-        raise CheckpointError(
-            f"{file} describes a model of type {model_type!r}; only 'llama' is supported."
-        )
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise CheckpointError(f"{file} describes a model of {why_unknown(model_type)}.")
     generation_file = folder / "generation_config.json"
     generation = read_json(generation_file) if generation_file.exists() else {}
     named = {"bos_token_id": generation.get("bos_token_id"), "eos_token_id": None}
@@ -177,7 +234,7 @@ def _parse(raw: dict[str, Any], eos_token_id: Any = None) -> ModelConfig:
     # transformers makes lists as long as some of these say.
     _refuse_sizes({name: raw[name] for name in _SIZES if raw.get(name) is not None})
     try:
-        hf_config = LlamaConfig.from_dict(raw)
+        hf_config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
     except Exception as error:  # what transformers raises depends on the field and on its version
         sentence = " ".join(str(error).split())
         raise CheckpointError(f"transformers refuses it ({sentence})") from error
@@ -191,15 +248,11 @@ def _refuse_sizes(sizes: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{name} is {size!r} but must be a positive whole number.")
         most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST_NUMBERS
         if size > most:
-            raise CheckpointError(f"{name} is more than {most}, which no Llama has.")
+            raise CheckpointError(f"{name} is more than {most}, which no model has.")
 
 
-def _refuse_unsupported(hf_config: LlamaConfig, sizes: Mapping[str, Any]) -> None:
+def _refuse_unsupported(hf_config: PreTrainedConfig, sizes: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` for a model that the layers here do not compute."""
-    if hf_config.model_type != "llama":
-        raise CheckpointError(
-            f"the model is of type {hf_config.model_type!r}; only 'llama' is supported."
-        )
     heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
     wide = (heads + 2 * kv_heads) * sizes["head_dim"]
     numbers = sizes["hidden_size"] * max(sizes["vocab_size"], 2 * sizes["intermediate_size"], wide)
@@ -215,8 +268,8 @@ def _refuse_unsupported(hf_config: LlamaConfig, sizes: Mapping[str, Any]) -> Non
     if not _is_number(epsilon) or not 0 <= epsilon < 1:
         raise CheckpointError(f"rms_norm_eps is {epsilon!r} but must be a small number.")
     for name in ("attention_bias", "mlp_bias"):
-        if getattr(hf_config, name):
-            raise CheckpointError(f"{name} is true; Llamas with biases are not supported.")
+        if getattr(hf_config, name, False):
+            raise CheckpointError(f"{name} is true; such biases are not supported.")
     if hf_config.hidden_act != "silu":
         raise CheckpointError(f"hidden_act is {hf_config.hidden_act!r}; only 'silu' is supported.")
     if getattr(hf_config, "quantization_config", None) is not None:
@@ -225,17 +278,20 @@ def _refuse_unsupported(hf_config: LlamaConfig, sizes: Mapping[str, Any]) -> Non
         )
     rope = _rope(hf_config)
     _refuse_rope(rope)
+    if rope.get("rope_type") == "longrope":
+        for name in _ROPE_LISTS:
+            _refuse_factors(name, rope.get(name), sizes["head_dim"] // 2)
     if rope.get("rope_theta") is None:
         raise CheckpointError("rope_theta is missing.")
 
 
-def _rope(hf_config: LlamaConfig) -> dict[str, Any]:
+def _rope(hf_config: PreTrainedConfig) -> dict[str, Any]:
     """The RoPE parameters, which transformers always fills in, in its new style."""
     return cast(dict[str, Any], hf_config.rope_parameters)
 
 
 def _refuse_rope(rope: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` for RoPE parameters that give no tables, or not a Llama's."""
+    """Raise `CheckpointError` for RoPE parameters that give no tables, or not a whole head's."""
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise CheckpointError(f"the RoPE type is {rope_type!r}; known are {', '.join(ROPE_TYPES)}.")
@@ -246,7 +302,37 @@ def _refuse_rope(rope: Mapping[str, Any]) -> None:
                 f"the RoPE parameter {name} is {value!r} but must be positive and finite."
             )
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise CheckpointError("partial_rotary_factor is set; a Llama rotates whole heads.")
+        raise CheckpointError("partial_rotary_factor is set; only whole heads are rotated here.")
+
+
+def _refuse_factors(name: str, factors: Any, pairs: int) -> None:
+    """Raise `CheckpointError` unless these are positive numbers, one for each pair of a head's."""
+    numbers = isinstance(factors, list) and all(_is_number(x) and x > 0 for x in factors)
+    if not numbers or len(factors) != pairs:
+        raise CheckpointError(f"the RoPE parameter {name} must be {pairs} positive numbers.")
+
+
+def _window(hf_config: PreTrainedConfig) -> int | None:
+    """What a config limits attention to: in all of its layers, where it does not name some."""
+    size = getattr(hf_config, "sliding_window", None)
+    layers = getattr(hf_config, "layer_types", None) or ["sliding_attention"]
+    used = getattr(hf_config, "use_sliding_window", True) and "sliding_attention" in layers
+    if size is None or not used:
+        return None
+    if type(size) is not int or size < 1:
+        raise CheckpointError(f"sliding_window is {size!r} but must be a positive whole number.")
+    return size
+
+
+def _unrotated(hf_config: PreTrainedConfig) -> frozenset[int]:
+    """The layers that a config says to rotate nothing."""
+    rotated = getattr(hf_config, "no_rope_layers", None)
+    if rotated is None:
+        return frozenset()
+    layers = hf_config.num_hidden_layers
+    if not isinstance(rotated, list) or len(rotated) < layers or not set(rotated) <= {0, 1}:
+        raise CheckpointError(f"no_rope_layers must be a list of {layers} zeros and ones.")
+    return frozenset(index for index in range(layers) if not rotated[index])
 
 
 def _dtype(value: Any) -> torch.dtype:

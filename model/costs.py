@@ -1,4 +1,4 @@
-"""What a Llama's layers cost: operations and bytes, from its sizes alone. No torch here."""
+"""What a model's layers cost: operations and bytes, from its sizes alone. No torch here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class ModelShape(Protocol):
-    """The sizes of a Llama that the cost of a plan depends on."""
+    """The sizes of a model that the cost of a plan depends on."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -22,6 +22,8 @@ class ModelShape(Protocol):
     def num_key_value_heads(self) -> int: ...
     @property
     def head_dim(self) -> int: ...
+    @property
+    def head_norms(self) -> bool: ...
 
 
 def layer_flops(
@@ -58,11 +60,13 @@ def mlp_rows(on_gpu: bool) -> int:
 def activation_bytes(shape: ModelShape, rows: int, chunk: int, in_mlp: int, itemsize: int) -> int:
     """The largest set of activations of a layer that is alive at once, of chunks of `chunk` rows,
     `rows` in all: in attention the hidden states before and after, the projections and what they
-    mix to, and one chunk's queries, keys and values laid out beside the prefix; in the MLP the
-    hidden states, and for `in_mlp` rows at a time their norm, gate, up and product, and the result.
+    mix to, and one chunk's queries, keys and values laid out beside the prefix (and all queries and
+    keys once more where heads are normalised); in the MLP the hidden states, and for `in_mlp` rows
+    at a time their norm, gate, up and product, and the result.
     """
     hidden, inner = shape.hidden_size, shape.intermediate_size
     heads = shape.num_attention_heads + shape.num_key_value_heads
-    attention = rows * 3 * hidden + (rows + chunk) * 2 * heads * shape.head_dim
+    normed = rows * heads * shape.head_dim if shape.head_norms else 0
+    attention = rows * 3 * hidden + (rows + chunk) * 2 * heads * shape.head_dim + normed
     mlp = rows * hidden + min(rows, in_mlp) * (2 * hidden + 3 * inner)
     return max(attention, mlp) * itemsize

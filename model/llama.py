@@ -1,5 +1,5 @@
 """A minimal Llama whose one `layer` serves plain prefill, every chunk of the merge tree and
-decoding.
+decoding; and the families of models that differ from it by what `families` tells.
 
 Keys and values live in a cache `[L, 2, slots, HKV, D]` that the caller owns, or in one `[2, slots,
 HKV, D]` for each layer: rows are written at the slots they are given, and attend to the cache's
@@ -49,8 +49,8 @@ Cache = Tensor | Sequence[Tensor]
 
 
 class Llama:
-    """Llama's weights with the ops to run them; `tokenizer` is None where the checkpoint has
-    none.
+    """A Llama's weights, or those of a family like it, with the ops to run them; `tokenizer` is
+    None where the checkpoint has none.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Llama:
         self.ops = ops
         self.tokenizer = tokenizer
         self._rotary: tuple[Tensor, Tensor] | None = None
+        self._still: tuple[Tensor, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -96,18 +97,28 @@ class Llama:
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
         """cos, sin [at least length, D/2] float32 for positions below `length`."""
-        limit = self.config.max_position_embeddings
+        limit = min(self.config.max_position_embeddings, _ROTARY_ROWS)
         tables = self._rotary
         filled = 0 if tables is None else len(tables[0])
-        if self.config.rope_type == "dynamic":  # past the limit, its frequencies follow the length
-            rows = max(min(limit, _ROTARY_ROWS), length)
+        original = self.config.rope_switches_at
+        if original is not None:  # past it, frequencies follow the length
+            rows = original if length <= original else max(limit, length)
             stale = filled != rows
         else:
-            rows = max(min(limit, _ROTARY_ROWS), 2 * length)
+            rows = max(limit, 2 * length)
             stale = filled < length
         if tables is None or stale:
-            tables = self._rotary = rotary_tables(self.config, rows, self.device)
+            cos, sin = tables = self._rotary = rotary_tables(self.config, rows, self.device)
+            self._still = (torch.ones_like(cos), torch.zeros_like(sin))
         return tables
+
+    def _rotary_of(self, index: int, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The tables of a layer: those of all, or such as rotate nothing."""
+        if index not in self.config.unrotated:
+            return rotary
+        if self._still is None or len(self._still[0]) < len(rotary[0]):
+            self._still = (torch.ones_like(rotary[0]), torch.zeros_like(rotary[1]))
+        return self._still
 
     def run(
         self,
@@ -126,8 +137,9 @@ class Llama:
         hidden: [B, T, E]; positions, slots: [B, T], or no slots where keys and values need not
         outlive their layer; cache: of every layer [2, slots, HKV, D], of which the first `prefix`
         slots are visible to all rows. Returns hidden states [B, T, E], or [B, R, E] for the R
-        selected rows.
+        selected rows. Raises `ValueError` for more rows than the model's window.
         """
+        self.config.check_window(prefix + hidden.shape[1], "the length")
         for index in layers:
             hidden = self.layer(
                 index,
@@ -184,14 +196,15 @@ class Llama:
         """A layer's attention and its residual; arguments as in `layer`."""
         ops, w = self.ops, self.weights.layers[index]
         x = ops.rms_norm(hidden, w.input_norm, self.config.rms_norm_eps)
+        rotary = self._rotary_of(index, rotary)
         rows = None
         if select is None or not selects:
-            q, k, v = self._heads(ops.linear(x, w.qkv), with_queries=True)
+            q, k, v = self._heads(index, x, with_queries=True)
             self._rotate_and_store_(q, k, v, positions, rotary, cache, slots)
             if q is not None and select is not None and select.observe is not None:
                 select.observe(index, q[:, -select.asking :], k)
         else:
-            _, k, v = self._heads(ops.linear(x, w.kv), with_queries=False)
+            _, k, v = self._heads(index, x, with_queries=False)
             self._rotate_and_store_(None, k, v, positions, rotary, cache, slots)
             last = slice(-select.asking, None)
             rows = select.choose(
@@ -298,25 +311,41 @@ class Llama:
             Select(asking, choose, see),
         )
 
-    def _heads(self, projected: Tensor, with_queries: bool) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Views of a fused projection: q [B, T, HQ, D] (or None), k and v [B, T, HKV, D]."""
-        c = self.config
-        heads = projected.unflatten(-1, (-1, c.head_dim))
-        groups = [c.num_key_value_heads] * 2
+    def _heads(
+        self, index: int, x: Tensor, with_queries: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """A layer's queries [B, T, HQ, D] (or None), keys and values [B, T, HKV, D] of x [B, T, E],
+        not yet rotated: views of one product.
+        """
+        w, groups = self.weights.layers[index], [self.config.num_key_value_heads] * 2
         if not with_queries:
-            k, v = heads.split(groups, dim=2)
-            return None, k, v
-        q, k, v = heads.split([c.num_attention_heads, *groups], dim=2)
-        return q, k, v
+            k, v = self._project(x, w.kv, w.kv_bias).split(groups, dim=2)
+            return None, self._norm_heads(k, w.k_norm), v
+        heads = self._project(x, w.qkv, w.qkv_bias)
+        q, k, v = heads.split([self.config.num_attention_heads, *groups], dim=2)
+        return self._norm_heads(q, w.q_norm), self._norm_heads(k, w.k_norm), v
 
     def _queries(
         self, index: int, x: Tensor, positions: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
         """Rotated queries of some rows: x [B, R, E], positions [B, R] -> [B, R, HQ, D]."""
-        q = self.ops.linear(x, self.weights.layers[index].q)
-        q = q.unflatten(-1, (-1, self.config.head_dim))
+        w = self.weights.layers[index]
+        q = self._norm_heads(self._project(x, w.q, w.q_bias), w.q_norm)
         self.ops.apply_rotary_(q, positions, *rotary)
         return q
+
+    def _project(
+        self, x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]
+    ) -> Tensor:
+        """x [B, T, E] -> heads [B, T, H, D]."""
+        return self.ops.linear(x, weights, biases=biases).unflatten(-1, (-1, self.config.head_dim))
+
+    def _norm_heads(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """Each head [B, T, H, D] normalised, in a family that does so."""
+        if weight is None:
+            return x
+        # Rows of a fused product are further apart than their heads.
+        return self.ops.rms_norm(x.flatten(0, 1), weight, self.config.rms_norm_eps).view(x.shape)
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:

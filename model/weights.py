@@ -1,4 +1,4 @@
-"""A Llama's weights: read from safetensors into fused matrices, or shared with transformers.
+"""A model's weights: read from safetensors into fused matrices, or shared with transformers.
 
 Sizes in the docstrings: V vocabulary, E hidden size, F intermediate size, HQ query heads and HKV
 key heads of D elements.
@@ -10,13 +10,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from .checkpoint import StoredTensor, catalogue, read_into, some
 from .config import ModelConfig, is_computable
 from .errors import CheckpointError
+from .families import FAMILIES, Family
 
 # Tables that old checkpoints carry and that follow from the config.
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_MLP = ("mlp.gate_proj", "mlp.up_proj")
+_FUSED_QKV, _FUSED_MLP = ("self_attn.qkv_proj",), ("mlp.gate_up_proj",)
 _DERIVED = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
 
 
@@ -26,7 +30,9 @@ class LayerWeights:
 
     Loaded weights have one fused matrix in each tuple, shared ones transformers' separate matrices.
     input_norm, post_norm: [E]; qkv: [(HQ + 2 HKV) D, E] in all; output: [E, HQ D];
-    gate_up: [2 F, E] in all; down: [E, F]. `q` [HQ D, E] and `kv` [2 HKV D, E] are views of `qkv`.
+    gate_up: [2 F, E] in all; down: [E, F]; where the family has them, qkv_bias: [(HQ + 2 HKV) D] in
+    all, else empty; q_norm, k_norm: [D]. `q` [HQ D, E] and `kv` [2 HKV D, E] are views of `qkv`,
+    and so with the biases.
     """
 
     input_norm: Tensor
@@ -35,19 +41,30 @@ class LayerWeights:
     post_norm: Tensor
     gate_up: tuple[Tensor, ...]
     down: Tensor
+    qkv_bias: tuple[Tensor, ...] = ()
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
     q: tuple[Tensor, ...] = field(init=False)
     kv: tuple[Tensor, ...] = field(init=False)
+    q_bias: tuple[Tensor, ...] = field(init=False)
+    kv_bias: tuple[Tensor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        first, rest = self.qkv[0], self.qkv[1:]
+        self.q, self.kv = self._apart(self.qkv)
+        self.q_bias, self.kv_bias = self._apart(self.qkv_bias)
+
+    def _apart(self, fused: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """What belongs to the queries, and what to keys and values."""
+        if not fused:
+            return (), ()
+        first, rest = fused[0], fused[1:]
         q_rows = self.output.shape[1]
-        self.q = (first[:q_rows],)
-        self.kv = rest or (first[q_rows:],)
+        return (first[:q_rows],), rest or (first[q_rows:],)
 
 
 @dataclass
 class Weights:
-    """All of a Llama. embedding, lm_head: [V, E], the same tensor when they are tied; norm: [E]."""
+    """All of a model. embedding, lm_head: [V, E], the same tensor when they are tied; norm: [E]."""
 
     embedding: Tensor
     layers: list[LayerWeights]
@@ -86,15 +103,17 @@ def check_stored(folder: Path, config: ModelConfig) -> list[StoredTensor]:
     return [stored[name] for name in expected]
 
 
-def share_weights(hf_model: LlamaForCausalLM) -> Weights:
-    """The weights of a transformers Llama without a copy: the same memory, unknown to autograd.
+def share_weights(hf_model: PreTrainedModel) -> Weights:
+    """The weights of a transformers model without a copy: the same memory, unknown to autograd.
 
     Raises `CheckpointError` for other classes and for models that are quantised, adapted, spread
     over devices or dtypes, or without data (on the meta device).
     """
-    if not isinstance(hf_model, LlamaForCausalLM):
+    classes = [family.architecture for family in FAMILIES.values()]
+    if not {base.__name__ for base in type(hf_model).__mro__} & {*classes}:
         raise CheckpointError(
-            f"The model is a {type(hf_model).__name__}; only a LlamaForCausalLM can be shared."
+            f"The model is a {type(hf_model).__name__}; what can be shared is a "
+            f"{', '.join(classes[:-1])} or {classes[-1]}."
         )
     config = ModelConfig.from_hf(hf_model.config)
     found = {
@@ -109,25 +128,29 @@ def share_weights(hf_model: LlamaForCausalLM) -> Weights:
     tied = embedding.data_ptr() == lm_head.data_ptr()
     return Weights(
         embedding=embedding,
-        layers=[_shared_layer(found, i) for i in range(config.num_hidden_layers)],
+        layers=[_shared_layer(found, i, config.family) for i in range(config.num_hidden_layers)],
         norm=found["model.norm.weight"],
         lm_head=embedding if tied else lm_head,
     )
 
 
-def _shared_layer(found: Mapping[str, Tensor], index: int) -> LayerWeights:
+def _shared_layer(found: Mapping[str, Tensor], index: int, family: Family) -> LayerWeights:
     """Layer `index` of a transformers model's parameters."""
 
-    def of(name: str) -> Tensor:
-        return found[f"model.layers.{index}.{name}.weight"]
+    def of(name: str, kind: str = "weight") -> Tensor:
+        return found[f"model.layers.{index}.{name}.{kind}"]
 
+    qkv, gate_up = (_FUSED_QKV, _FUSED_MLP) if family.fused else (_QKV, _MLP)
     return LayerWeights(
         input_norm=of("input_layernorm"),
-        qkv=(of("self_attn.q_proj"), of("self_attn.k_proj"), of("self_attn.v_proj")),
+        qkv=tuple(map(of, qkv)),
         output=of("self_attn.o_proj"),
         post_norm=of("post_attention_layernorm"),
-        gate_up=(of("mlp.gate_proj"), of("mlp.up_proj")),
+        gate_up=tuple(map(of, gate_up)),
         down=of("mlp.down_proj"),
+        qkv_bias=tuple(of(name, "bias") for name in qkv) if family.biases else (),
+        q_norm=of("self_attn.q_norm") if family.head_norms else None,
+        k_norm=of("self_attn.k_norm") if family.head_norms else None,
     )
 
 
@@ -171,7 +194,7 @@ def _check_shapes(
         if name != "lm_head.weight" and not name.endswith(_DERIVED)
     )
     if unexpected:
-        raise CheckpointError(f"{source} has {some(unexpected)}, which no Llama has.")
+        raise CheckpointError(f"{source} has {some(unexpected)}, which no such model has.")
     for name, place in expected.items():
         if tuple(found[name]) != tuple(place.shape):
             raise CheckpointError(
@@ -190,6 +213,7 @@ def _allocate(config: ModelConfig, device: torch.device | str, dtype: torch.dtyp
     q_rows = config.num_attention_heads * config.head_dim
     kv_rows = config.num_key_value_heads * config.head_dim
     embedding = empty(config.vocab_size, hidden)
+    family, dim = config.family, config.head_dim
     return Weights(
         embedding=embedding,
         layers=[
@@ -200,6 +224,9 @@ def _allocate(config: ModelConfig, device: torch.device | str, dtype: torch.dtyp
                 post_norm=empty(hidden),
                 gate_up=(empty(2 * inner, hidden),),
                 down=empty(hidden, inner),
+                qkv_bias=(empty(q_rows + 2 * kv_rows),) if family.biases else (),
+                q_norm=empty(dim) if family.head_norms else None,
+                k_norm=empty(dim) if family.head_norms else None,
             )
             for _ in range(config.num_hidden_layers)
         ],
@@ -214,18 +241,27 @@ def named_weights(weights: Weights, config: ModelConfig) -> dict[str, Tensor]:
     if not config.tie_word_embeddings:
         places["lm_head.weight"] = weights.lm_head
     for i, layer in enumerate(weights.layers):
-        key, value = layer.kv if len(layer.kv) == 2 else layer.kv[0].chunk(2)
-        gate, up = layer.gate_up if len(layer.gate_up) == 2 else layer.gate_up[0].chunk(2)
-        parts = {
-            "input_layernorm": layer.input_norm,
-            "self_attn.q_proj": layer.q[0],
-            "self_attn.k_proj": key,
-            "self_attn.v_proj": value,
-            "self_attn.o_proj": layer.output,
-            "post_attention_layernorm": layer.post_norm,
-            "mlp.gate_proj": gate,
-            "mlp.up_proj": up,
-            "mlp.down_proj": layer.down,
-        }
-        places |= {f"model.layers.{i}.{name}.weight": part for name, part in parts.items()}
+        parts: dict[str, Tensor | None] = {"input_layernorm.weight": layer.input_norm}
+        if config.family.fused:
+            matrices = {_FUSED_QKV[0]: layer.qkv[0]}
+            mlp = {_FUSED_MLP[0]: layer.gate_up[0]}
+        else:
+            matrices = dict(zip(_QKV, (*layer.q, *_halves(layer.kv)), strict=True))
+            mlp = dict(zip(_MLP, _halves(layer.gate_up), strict=True))
+        matrices |= {"self_attn.o_proj": layer.output}
+        parts |= {f"{name}.weight": part for name, part in matrices.items()}
+        if layer.qkv_bias:
+            biases = (*layer.q_bias, *_halves(layer.kv_bias))
+            parts |= {f"{name}.bias": part for name, part in zip(_QKV, biases, strict=True)}
+        parts |= {"self_attn.q_norm.weight": layer.q_norm, "self_attn.k_norm.weight": layer.k_norm}
+        parts |= {"post_attention_layernorm.weight": layer.post_norm}
+        parts |= {f"{name}.weight": part for name, part in mlp.items()}
+        parts |= {"mlp.down_proj.weight": layer.down}
+        named = {f"model.layers.{i}.{name}": part for name, part in parts.items()}
+        places |= {name: part for name, part in named.items() if part is not None}
     return places
+
+
+def _halves(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Two tensors, fused or not."""
+    return parts if len(parts) == 2 else parts[0].chunk(2)

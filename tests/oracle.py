@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from oracle_tree import Settings, Tree, lay_out
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,18 @@ class Encoding:
 
 
 class Oracle:
-    """The method over the weights of a transformers Llama with default RoPE, in their own dtype."""
+    """The method over the weights of a transformers Llama with default RoPE, in their own dtype; or
+    of another family, whose biases, head norms and fused matrices the weights' names show.
+    """
 
-    def __init__(self, hf_model: LlamaForCausalLM) -> None:
+    def __init__(self, hf_model: PreTrainedModel) -> None:
         self.weights = {name: weight.detach() for name, weight in hf_model.state_dict().items()}
         config = hf_model.config
         self.layers: int = config.num_hidden_layers
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
-        self.dim: int = config.head_dim
+        self.dim: int = getattr(config, "head_dim", config.hidden_size // self.heads)
+        self.rotated: list[int] = getattr(config, "no_rope_layers", [1] * self.layers)
         self.eps: float = config.rms_norm_eps
         self.theta: float = config.rope_parameters["rope_theta"]
 
@@ -239,12 +242,17 @@ class Oracle:
         """q [n, HQ, D] and k [n, HKV, D] after RoPE, v [n, HKV, D]."""
         name = f"model.layers.{layer}"
         x = self._norm(hidden, f"{name}.input_layernorm")
-        q, k, v = (
-            (x @ self.weights[f"{name}.self_attn.{part}_proj.weight"].T).unflatten(
-                1, (-1, self.dim)
-            )
-            for part in "qkv"
-        )
+        name = f"{name}.self_attn"
+        if f"{name}.qkv_proj.weight" in self.weights:
+            both = x @ self.weights[f"{name}.qkv_proj.weight"].T
+        else:
+            both = torch.cat([self._linear(x, f"{name}.{part}_proj") for part in "qkv"], dim=1)
+        groups = [self.heads, self.kv_heads, self.kv_heads]
+        q, k, v = both.unflatten(1, (-1, self.dim)).split(groups, dim=1)
+        if f"{name}.q_norm.weight" in self.weights:
+            q, k = self._norm(q, f"{name}.q_norm"), self._norm(k, f"{name}.k_norm")
+        if not self.rotated[layer]:
+            return q, k, v
         # Angles in float32, as transformers has them in every dtype.
         frequencies = 1.0 / self.theta ** (torch.arange(0, self.dim, 2).float() / self.dim)
         angles = positions[:, None].float() * frequencies
@@ -270,9 +278,11 @@ class Oracle:
     def _mlp(self, layer: int, hidden: Tensor) -> Tensor:
         name = f"model.layers.{layer}"
         x = self._norm(hidden, f"{name}.post_attention_layernorm")
-        gate, up, down = (
-            self.weights[f"{name}.mlp.{part}_proj.weight"] for part in ("gate", "up", "down")
-        )
+        down = self.weights[f"{name}.mlp.down_proj.weight"]
+        if f"{name}.mlp.gate_up_proj.weight" in self.weights:
+            gate, up = self.weights[f"{name}.mlp.gate_up_proj.weight"].chunk(2)
+        else:
+            gate, up = (self.weights[f"{name}.mlp.{part}_proj.weight"] for part in ("gate", "up"))
         return hidden + (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
 
     def _scores(
@@ -292,6 +302,12 @@ class Oracle:
             by_head.append(logits.mean(0) * (1.0 if weights is None else weights[head]))
         joined = torch.stack(by_head)
         return joined.max(0).values if heads == "max" else joined.sum(0)
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        """x times a matrix, and its bias where it has one."""
+        bias = self.weights.get(f"{name}.bias")
+        product = x @ self.weights[f"{name}.weight"].T
+        return product if bias is None else product + bias
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         mean_square = x.pow(2).mean(-1, keepdim=True)

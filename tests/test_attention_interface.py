@@ -1,4 +1,6 @@
-"""The plug-in for transformers that kernels/README.md shows, run as it stands there."""
+"""The plug-in for transformers that kernels/README.md shows, run as it stands there, and with other
+families' classes in the place of Llama's.
+"""
 
 import re
 from functools import cache
@@ -12,23 +14,30 @@ from kernel_cases import DEVICE
 README = Path(__file__).resolve().parent.parent / "kernels" / "README.md"
 
 
+families = pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen3"])
+
+
 @cache
-def example() -> dict[str, Any]:
+def example(family: str = "Llama") -> dict[str, Any]:
     """The names that the README's example leaves behind."""
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    code = code.replace("LlamaConfig", f"{family}Config")
+    code = code.replace("LlamaForCausalLM", f"{family}ForCausalLM")
     names: dict[str, Any] = {}
     exec(compile(code, str(README), "exec"), names)
     return names
 
 
-def test_the_example_prunes_and_goes_on():
-    names = example()
+@families
+def test_the_example_prunes_and_goes_on(family: str):
+    names = example(family)
     assert names["rows"] == 4 + 20 + 8
     assert names["answer"].shape == (1, 3 + 4)
 
 
-def test_the_prompt_is_read_as_stock_attention_does():
-    names = example()
+@families
+def test_the_prompt_is_read_as_stock_attention_does(family: str):
+    names = example(family)
     names["model"].set_attn_implementation("eager")
     try:
         with torch.no_grad():
@@ -38,8 +47,9 @@ def test_the_prompt_is_read_as_stock_attention_does():
     torch.testing.assert_close(names["logits"], expected, atol=1e-4, rtol=0)
 
 
-def test_keeping_every_row_changes_no_token():
-    names = example()
+@families
+def test_keeping_every_row_changes_no_token(family: str):
+    names = example(family)
     model, prompt, question = names["model"], names["prompt"], names["question"]
     model.config.kept_rows = 60
     with torch.no_grad():

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import LIMIT, ROPES, SHAPES, edit_json, random_model, save_checkpoint
+from checkpoints import (
+    LIMIT,
+    ROPES,
+    SHAPES,
+    TIED,
+    edit_json,
+    matrices,
+    random_model,
+    save_checkpoint,
+)
 
 from homer_triton.model.config import ModelConfig, load_config
 from homer_triton.model.errors import CheckpointError, MissingCheckpointError
@@ -17,14 +26,15 @@ def test_sizes_are_those_of_the_checkpoint(tmp_path: Path, shape: str, old_style
     model = save_checkpoint(tmp_path, shape, dtype=torch.bfloat16, old_style=old_style)
     config = load_config(tmp_path)
     first = model.model.layers[0]
+    q, k, _, _, up = matrices(first)
     assert (config.vocab_size, config.hidden_size) == model.model.embed_tokens.weight.shape
-    assert config.intermediate_size == first.mlp.up_proj.out_features
+    assert config.intermediate_size == len(up)
     assert config.num_hidden_layers == len(model.model.layers)
-    assert config.num_attention_heads * config.head_dim == first.self_attn.q_proj.out_features
-    assert config.num_key_value_heads * config.head_dim == first.self_attn.k_proj.out_features
+    assert config.num_attention_heads * config.head_dim == len(q)
+    assert config.num_key_value_heads * config.head_dim == len(k)
     assert config.max_position_embeddings == LIMIT
     assert config.rms_norm_eps == first.input_layernorm.variance_epsilon
-    assert config.tie_word_embeddings == (shape == "llama-3.2")
+    assert config.tie_word_embeddings == (shape in TIED)
     assert config.dtype == torch.bfloat16
     assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
     assert config.rope_type == model.config.rope_parameters["rope_type"]
@@ -91,8 +101,15 @@ def test_bad_rope_scaling_is_refused(tmp_path: Path, given: object, sentence: st
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"model_type": "mistral"}, "type 'mistral'; only 'llama' is supported"),
-        ({"model_type": None}, "type None; only 'llama' is supported"),
+        ({"model_type": "bert"}, "type 'bert'; known are llama, mistral, qwen2"),
+        ({"model_type": None}, "type None; known are llama"),
+        ({"model_type": ["llama"]}, "type ['llama']; known are llama"),
+        ({"model_type": "gemma2"}, "'gemma2', which needs another layer (its norms add one"),
+        ({"model_type": "olmo2"}, "'olmo2', which needs another layer (its norms stand behind"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0 but must be"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "config.json cannot be used"),
+        ({"model_type": "phi3", "partial_rotary_factor": 0.5}, "only whole heads are rotated"),
+        ({"model_type": "qwen3", "attention_bias": True}, "attention_bias is true"),
         ({"attention_bias": True}, "attention_bias is true"),
         ({"mlp_bias": True}, "mlp_bias is true"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
@@ -150,8 +167,8 @@ def test_a_transformers_config_of_another_architecture_is_refused() -> None:
     assert ModelConfig.from_hf(hf_config, eos_token_id=9).eos_token_ids == (9,)
     hf_config.dtype = "bfloat16"  # transformers leaves the name there when it has saved a model
     assert ModelConfig.from_hf(hf_config).dtype == torch.bfloat16
-    hf_config.model_type = "mistral"
-    with pytest.raises(CheckpointError, match="'mistral'"):
+    hf_config.model_type = "bert"
+    with pytest.raises(CheckpointError, match="'bert'; known are"):
         ModelConfig.from_hf(hf_config)
 
 

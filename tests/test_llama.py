@@ -6,7 +6,7 @@ import pytest
 import torch
 from checkpoints import LIMIT, ROPES, SHAPES, random_model, save_checkpoint
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import homer_triton as ht
 
@@ -26,7 +26,7 @@ def our_logits(model: ht.Llama, token_ids: Tensor) -> Tensor:
     return model.forward(token_ids, cache, all_logits=True)
 
 
-def their_logits(model: LlamaForCausalLM, token_ids: Tensor) -> Tensor:
+def their_logits(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
     with torch.no_grad():
         return model(token_ids[None]).logits[0]
 
@@ -43,14 +43,14 @@ def our_greedy(model: ht.Llama, token_ids: Tensor) -> list[int]:
     return answer
 
 
-def their_greedy(model: LlamaForCausalLM, token_ids: Tensor) -> list[int]:
+def their_greedy(model: PreTrainedModel, token_ids: Tensor) -> list[int]:
     answer = model.generate(
         token_ids[None], max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1
     )
     return answer[0, len(token_ids) :].tolist()
 
 
-def assert_parity(ours: ht.Llama, theirs: LlamaForCausalLM, length: int) -> None:
+def assert_parity(ours: ht.Llama, theirs: PreTrainedModel, length: int) -> None:
     token_ids = tokens(length)
     expected = their_logits(theirs, token_ids)
     assert expected.std() > 1  # logits near zero would agree whatever the layers do
@@ -95,9 +95,11 @@ def test_shared_model_is_transformers_model(shape: str) -> None:
 def test_half_precision_is_as_exact_as_transformers(tmp_path: Path, shape: str, dtype: str) -> None:
     save_checkpoint(tmp_path, shape, dtype=getattr(torch, dtype))
     ours = ht.load(tmp_path, device="cpu", dtype=dtype, ops="torch")
-    theirs = LlamaForCausalLM.from_pretrained(tmp_path, dtype=ours.dtype)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=ours.dtype)
     token_ids = tokens(LIMIT)
-    exact = their_logits(LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), token_ids)
+    exact = their_logits(
+        AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), token_ids
+    )
     our_error = (our_logits(ours, token_ids) - exact).abs()
     their_error = (their_logits(theirs, token_ids).float() - exact).abs()
     assert our_error.max() <= 2 * their_error.max()
@@ -107,7 +109,7 @@ def test_half_precision_is_as_exact_as_transformers(tmp_path: Path, shape: str, 
 def test_a_checkpoint_in_another_dtype(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, dtype=torch.bfloat16)
     ours = ht.load(tmp_path, device="cpu", dtype="float32", ops="torch")
-    theirs = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert_parity(ours, theirs, LIMIT // 2)
 
 

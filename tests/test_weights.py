@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import LIMIT, SHAPES, edit_json, edit_tensors, random_model, save_checkpoint
+from checkpoints import (
+    LIMIT,
+    SHAPES,
+    TIED,
+    edit_json,
+    edit_tensors,
+    matrices,
+    random_model,
+    save_checkpoint,
+)
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaForSequenceClassification
@@ -32,19 +41,26 @@ def test_every_tensor_lands_in_its_place(tmp_path: Path, shape: str, shards: boo
     assert torch.equal(weights.embedding, model.model.embed_tokens.weight)
     assert torch.equal(weights.norm, model.model.norm.weight)
     assert torch.equal(weights.lm_head, model.lm_head.weight)
-    assert (weights.lm_head is weights.embedding) == (shape == "llama-3.2")
+    assert (weights.lm_head is weights.embedding) == (shape in TIED)
     assert len(weights.layers) == len(model.model.layers)
     for loaded, theirs in zip(weights.layers, model.model.layers, strict=True):
         attention, mlp = theirs.self_attn, theirs.mlp
-        q, k, v = (p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+        q, k, v, gate, up = matrices(theirs)
         assert torch.equal(loaded.input_norm, theirs.input_layernorm.weight)
         assert torch.equal(loaded.qkv[0], torch.cat([q, k, v]))
         assert torch.equal(loaded.q[0], q)
         assert torch.equal(loaded.kv[0], torch.cat([k, v]))
         assert torch.equal(loaded.output, attention.o_proj.weight)
         assert torch.equal(loaded.post_norm, theirs.post_attention_layernorm.weight)
-        assert torch.equal(loaded.gate_up[0], torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
+        assert torch.equal(loaded.gate_up[0], torch.cat([gate, up]))
         assert torch.equal(loaded.down, mlp.down_proj.weight)
+        if loaded.qkv_bias:
+            biases = (attention.q_proj.bias, attention.k_proj.bias, attention.v_proj.bias)
+            assert torch.equal(loaded.qkv_bias[0], torch.cat(biases))
+            assert torch.equal(torch.cat([loaded.q_bias[0], loaded.kv_bias[0]]), torch.cat(biases))
+        for ours, name in ((loaded.q_norm, "q_norm"), (loaded.k_norm, "k_norm")):
+            assert (ours is None) == (not hasattr(attention, name))
+            assert ours is None or torch.equal(ours, getattr(attention, name).weight)
         assert loaded.q[0].data_ptr() == loaded.qkv[0].data_ptr()
         assert {len(t) for t in (loaded.qkv, loaded.q, loaded.kv, loaded.gate_up)} == {1}
 
@@ -172,7 +188,8 @@ def addresses(weights: Weights) -> list[int]:
     tensors = [weights.embedding, weights.norm, weights.lm_head]
     for layer in weights.layers:
         tensors += [layer.input_norm, *layer.qkv, layer.output, layer.post_norm]
-        tensors += [*layer.gate_up, layer.down]
+        tensors += [*layer.gate_up, layer.down, *layer.qkv_bias]
+        tensors += [norm for norm in (layer.q_norm, layer.k_norm) if norm is not None]
     return [tensor.data_ptr() for tensor in tensors]
 
 
@@ -181,7 +198,7 @@ def test_sharing_copies_nothing_and_changes_nothing(shape: str) -> None:
     model = random_model(shape, torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     weights = share_weights(model)
-    tied = shape == "llama-3.2"
+    tied = shape in TIED
     assert (weights.lm_head is weights.embedding) == tied
     ours = addresses(weights)
     theirs = [p.data_ptr() for p in model.parameters()]
@@ -222,7 +239,7 @@ def test_models_that_cannot_be_shared_are_refused() -> None:
 
     adapted = random_model()
     adapted.model.layers[0].mlp.up_proj.adapter = torch.nn.Linear(2, 2, bias=False)
-    with pytest.raises(CheckpointError, match=r"up_proj\.adapter\.weight, which no Llama has"):
+    with pytest.raises(CheckpointError, match=r"up_proj\.adapter\.weight, which no such model"):
         share_weights(adapted)
 
     quantised = random_model()

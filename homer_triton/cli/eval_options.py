@@ -164,7 +164,7 @@ class Opened:
     @property
     def limit(self) -> int:
         """The context limit, in tokens."""
-        return self.model.config.max_position_embeddings
+        return self.model.config.context_limit
 
 
 def split_list(text: str) -> tuple[str, ...]:

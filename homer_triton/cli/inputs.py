@@ -122,7 +122,7 @@ def require_one_source(context_file: str | None, encoded: Path | None, given: li
 
 def note_long_chunks(config: HomerConfig, model: ModelConfig) -> None:
     """Tell the person at the terminal where chunks hold positions that a model never saw."""
-    chunk_len, limit = config.chunk_len(model), model.max_position_embeddings
+    chunk_len, limit = config.chunk_len(model), model.context_limit
     if chunk_len > limit and not model.reaches_beyond_limit:
         note(
             f"chunks of {chunk_len:,} tokens are longer than the model's context limit of "

@@ -44,7 +44,7 @@ def retrieval_heads(model: Llama) -> Tensor | None:
 
 
 def _find(model: Llama) -> Tensor | None:
-    records = min(RECORDS, model.config.max_position_embeddings // 2 // RECORD_LEN)
+    records = min(RECORDS, model.config.context_limit // 2 // RECORD_LEN)
     if records < FEWEST_RECORDS:
         return None
     attention = record_attention(model, records)

@@ -56,7 +56,7 @@ def make_variants(
 
     calibration: of the score in `config`, for the calibrated variant; seed: of what is random.
     """
-    layers, limit = model.config.num_hidden_layers, model.config.max_position_embeddings
+    layers, limit = model.config.num_hidden_layers, model.config.context_limit
     chunk_len = config.chunk_len(model.config)
     at_random = partial(RandomScheduler, seed=seed)
     chosen = config.selected_by

@@ -108,7 +108,7 @@ def _measure(task: tuple[str | Path, str, int, int, int]) -> Measurement:
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError(f"{checkpoint} has no tokenizer, which the demo's texts need.")
-    tokens = times * model.config.max_position_embeddings
+    tokens = times * model.config.context_limit
     config = SYSTEMS[system]
 
     def count(text: str) -> int:

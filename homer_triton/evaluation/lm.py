@@ -77,7 +77,7 @@ class HomerLM(TemplateLM):
     @property
     def max_length(self) -> int:
         """Tokens that the plain model reads at most: its context limit."""
-        return self.model.config.max_position_embeddings
+        return self.model.config.context_limit
 
     @property
     def tokenizer_name(self) -> str:

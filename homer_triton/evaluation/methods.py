@@ -67,7 +67,7 @@ def rescaled(model: Llama, scaling: str, length: int) -> Llama:
     The factor is `length / limit`; a model that needs none is returned as it is. The rescaling
     takes the place of one that the checkpoint has itself.
     """
-    limit = model.config.max_position_embeddings
+    limit = model.config.context_limit
     if length <= limit:
         return model
     factor = length / limit
@@ -108,7 +108,7 @@ def read_window(
     new_tokens: int,
 ) -> Reading:
     """The plain model on the prefix and the last tokens that fit its context limit."""
-    limit = model.config.max_position_embeddings
+    limit = model.config.context_limit
     room = limit - len(prefix) - len(suffix) - new_tokens
     if room < 1:
         raise ValueError(
@@ -150,7 +150,7 @@ def read_merged(
         chunk_len = CHUNK_EXTENSION * config.chunk_len(model.config)
         target_len = CHUNK_EXTENSION * config.most_rows(model.config, len(prefix) + len(suffix))
         if config.reread == "all":  # one prompt, of no more than the model reads
-            target_len = min(target_len, model.config.max_position_embeddings)
+            target_len = min(target_len, model.config.context_limit)
         length = len(prefix) + len(context) + len(suffix)
         model = rescaled(model, scaling, min(chunk_len, length) + new_tokens)
         config = replace(config, max_chunk_len=chunk_len, target_len=target_len, calibration=None)

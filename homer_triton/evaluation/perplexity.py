@@ -89,7 +89,7 @@ def lay_out_documents(
     that are its suffix, the paper's 100 if left out. Raises `ValueError` for a document too short
     for one segment beyond the limit, and a suffix that is empty or leaves no context.
     """
-    limit = model.config.max_position_embeddings
+    limit = model.config.context_limit
     segment = limit // 2
     suffix = default_affix(limit) if suffix_len is None else suffix_len
     most = limit - segment - default_affix(limit) - 1

@@ -293,5 +293,5 @@ def _warm_up(model: Llama, reader: Reader, sample: Sample, layout: Layout) -> No
     prefix, context, suffix = split_input(model, sample.context, *_affixes(layout, sample), 0)
     # A method that fails will say so when it is asked.
     with suppress(Exception):
-        reading = reader(prefix, context[: model.config.max_position_embeddings], suffix, 1)
+        reading = reader(prefix, context[: model.config.context_limit], suffix, 1)
         generate(reading.model, reading.encoded, max_new_tokens=1)

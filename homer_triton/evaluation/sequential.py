@@ -60,7 +60,7 @@ def encode_sequentially(
 
     Raises `ValueError` where prefix and suffix leave the target or a chunk no room.
     """
-    chunk_len, limit = config.chunk_len(model.config), model.config.max_position_embeddings
+    chunk_len, limit = config.chunk_len(model.config), model.config.context_limit
     affix = len(prefix) + len(suffix)
     budget = config.most_rows(model.config, affix) - affix
     total, length = affix + min(budget, len(context)), affix + len(context)

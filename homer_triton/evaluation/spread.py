@@ -18,7 +18,7 @@ def read_spread(model: Llama, encoded: EncodedContext, new_tokens: int) -> Encod
     the model's context limit, the context's indices are shrunk by one factor until they fit.
     """
     plan, kept = encoded.plan, encoded.source_indices
-    limit = model.config.max_position_embeddings
+    limit = model.config.context_limit
     end = min(limit - new_tokens, plan.input_len)
     room = end - plan.prefix_len - plan.suffix_len
     context_end = plan.prefix_len + plan.context_len
