@@ -45,10 +45,13 @@ setup(
             "pytest>=8",
             "pytest-benchmark>=5",
             "ruff>=0.9",
+            "torchao>=0.18",
         ],
         # What `homer eval` can use; lm_eval and what it needs are some 600 MB.
         "eval": ["bm25s>=0.2.6", "lm_eval>=0.4.13"],
         "plots": ["matplotlib>=3.8"],
+        # Weights of fewer bits: `homer_triton.load(..., quantize="int8")`.
+        "quantized": ["torchao>=0.18"],
     },
     entry_points={"console_scripts": ["homer=homer_triton.cli:main"]},
 )

@@ -18,6 +18,7 @@ from .model.errors import is_panic, shorten
 from .model.fingerprint import stored_fingerprint
 from .model.hub import resolve
 from .model.llama import Llama
+from .model.quantized import Quantize
 from .model.weights import load_weights, share_weights
 
 OpsName = Literal["auto", "triton", "torch"]
@@ -30,6 +31,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     rope_scaling: Mapping[str, Any] | None = None,
     ops: OpsName = "auto",
+    quantize: Quantize | None = None,
 ) -> Llama:
     """Load a checkpoint of a known family (`model.families`) from a folder or a hub id, with its
     tokenizer if it has one.
@@ -37,10 +39,11 @@ def load(
     device: "cuda" where there is a GPU and "cpu" elsewhere, when left out. dtype: "float32",
     "float16", "bfloat16", or "auto" for the checkpoint's own. rope_scaling: RoPE parameters in
     place of the checkpoint's, for example `{"rope_type": "yarn", "factor": 4.0}`. ops: "triton" or
-    "torch"; "auto" is Triton on a GPU where it is installed, and PyTorch elsewhere.
+    "torch"; "auto" is Triton on a GPU where it is installed, and PyTorch elsewhere. quantize: hold
+    the layers' matrices as "int8" (anywhere) or "fp8" (on a GPU that multiplies it), by torchao.
 
     Raises `FileNotFoundError` or `ValueError` for a checkpoint that is missing, damaged or of
-    another architecture.
+    another architecture, and `ValueError` for what cannot be quantised here.
     """
     target = _device(device)
     folder = resolve(path_or_id)
@@ -50,7 +53,8 @@ def load(
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype={dtype!r} is not known; choose auto, {', '.join(DTYPES)}.")
     module, tokenizer = choose_ops(ops, target), _tokenizer(folder)
-    return Llama(config, load_weights(folder, config, target, dtype), module, tokenizer)
+    weights = load_weights(folder, config, target, dtype, quantize)
+    return Llama(config, weights, module, tokenizer)
 
 
 def from_transformers(
@@ -59,10 +63,10 @@ def from_transformers(
     ops: OpsName = "auto",
 ) -> Llama:
     """Wrap an already loaded transformers model of a known family; its weights are shared, not
-    copied, and it stays usable.
+    copied, and it stays usable. What torchao has quantised in it stays so.
 
-    Raises `ValueError` for models of another class, quantised ones, and ones spread over several
-    devices.
+    Raises `ValueError` for models of another class, ones that are quantised in another way, and
+    ones spread over several devices.
     """
     weights = share_weights(hf_model)
     generation = hf_model.generation_config

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 
 from .checks import check_linear
 
@@ -75,7 +76,7 @@ def add_linear_(rows: Tensor, x: Tensor, weight: Tensor) -> None:
     Raises `ValueError` for arguments that do not fit together.
     """
     check_linear(x, (weight,), rows, ())
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" or not _are_plain((weight,)):
         rows += linear(x, (weight,))
     else:
         _multiply_into_(rows, x, weight)
@@ -88,13 +89,17 @@ def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     [..., F].
     """
     check_linear(x, weights, None, ())
-    gate, up = weights if len(weights) == 2 else weights[0].chunk(2)
     if widens(x, weights):
-        return _in_float32(x, [(gate, up)], gated_linear)
+        return _in_float32(x, [_gate_and_up(weights)], gated_linear)
     if fuses(x, weights):
+        gate, up = _gate_and_up(weights)
         return _ONEDNN.binary(x, _ONEDNN(x, gate, None, "swish", [], ""), up, None, "mul")
     gate, up = linear(x, weights).chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def _gate_and_up(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return weights if len(weights) == 2 else weights[0].chunk(2)
 
 
 def fuses(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
@@ -107,6 +112,7 @@ def fuses(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
         and _ONEDNN is not None
         and bool(torch.backends.mkldnn.enabled)
         and x.numel() * sum(len(weight) for weight in weights) >= max(LEAST_WORK, 1)
+        and _are_plain(weights)
         and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and has_instructions(x.dtype)))
         and not _is_recorded(x, weights)
     )
@@ -122,6 +128,7 @@ def widens(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
         and _is_x86()
         and x.shape[:-1].numel() >= LEAST_WIDE_ROWS
         and not has_instructions(x.dtype)
+        and _are_plain(weights)
         and not _is_recorded(x, weights)
     )
 
@@ -176,6 +183,13 @@ def has_instructions(dtype: torch.dtype) -> bool:
     """
     ask = getattr(torch.ops.mkldnn, _HALVES[dtype], None)
     return ask is not None and bool(ask())
+
+
+def _are_plain(weights: tuple[Tensor, ...]) -> bool:
+    """Whether matrices are ordinary tensors; those of a subclass, such as quantised ones, bring
+    products of their own, which `F.linear` finds.
+    """
+    return all(type(weight) in (Tensor, Parameter) for weight in weights)
 
 
 def _is_recorded(x: Tensor, weights: tuple[Tensor, ...]) -> bool:

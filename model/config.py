@@ -200,6 +200,12 @@ def load_config(folder: Path, rope_scaling: Mapping[str, Any] | None = None) -> 
     generation_file = folder / "generation_config.json"
     generation = read_json(generation_file) if generation_file.exists() else {}
     named = {"bos_token_id": generation.get("bos_token_id"), "eos_token_id": None}
+    if raw.get("quantization_config") is not None:
+        method = _quantized_by(raw["quantization_config"])
+        raise CheckpointError(
+            f"{file} cannot be used: quantization_config is set, the weights are quantised (by "
+            f"{method}); use the original checkpoint, and quantize='int8' if it is too large."
+        )
     try:
         config = _parse({**named, **raw}, generation.get("eos_token_id"))
     except CheckpointError as error:
@@ -272,9 +278,11 @@ def _refuse_unsupported(hf_config: PreTrainedConfig, sizes: Mapping[str, Any]) -
             raise CheckpointError(f"{name} is true; such biases are not supported.")
     if hf_config.hidden_act != "silu":
         raise CheckpointError(f"hidden_act is {hf_config.hidden_act!r}; only 'silu' is supported.")
-    if getattr(hf_config, "quantization_config", None) is not None:
+    method = _quantized_by(getattr(hf_config, "quantization_config", None))
+    if method not in (None, "torchao"):
         raise CheckpointError(
-            "quantization_config is set; quantised checkpoints are not supported, use the original."
+            f"its weights are quantised by {method}, which is not supported; use the original, and "
+            "quantize='int8', or torchao."
         )
     rope = _rope(hf_config)
     _refuse_rope(rope)
@@ -310,6 +318,14 @@ def _refuse_factors(name: str, factors: Any, pairs: int) -> None:
     numbers = isinstance(factors, list) and all(_is_number(x) and x > 0 for x in factors)
     if not numbers or len(factors) != pairs:
         raise CheckpointError(f"the RoPE parameter {name} must be {pairs} positive numbers.")
+
+
+def _quantized_by(quantization: Any) -> str | None:
+    """The name of a method, from a config's part on it."""
+    if quantization is None:
+        return None
+    known = quantization.get if isinstance(quantization, dict) else vars(quantization).get
+    return str(known("quant_method")).rpartition(".")[2].lower()
 
 
 def _window(hf_config: PreTrainedConfig) -> int | None:

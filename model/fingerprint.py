@@ -2,6 +2,7 @@
 
 A sign is the one thing that rounding to another float type leaves as it is, so that a model has the
 same fingerprint in float32, bfloat16 and float16; training moves enough small weights across zero.
+So does quantising, where small weights become zero: a quantised model is another one.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from .checkpoint import map_tensors
 from .config import ModelConfig
+from .quantized import stored
 from .weights import Weights, check_stored, named_weights
 
 # Weights looked at in every tensor, spread over its rows and columns by steps that share no factor
@@ -49,7 +51,8 @@ def _fingerprint(config: ModelConfig, tensors: Iterable[Tensor]) -> str:
         shape = tuple(tensor.shape)
         if shape not in places:
             places[shape] = _places(shape, tensor.device)
-        signs.append(tensor.detach()[places[shape]].signbit())
+        held = stored(tensor.detach())[places[shape]]
+        signs.append(held.signbit() if held.dtype.itemsize > 1 else held.float().signbit())
     digest.update(torch.cat(signs).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -4,7 +4,7 @@ Sizes in the docstrings: V vocabulary, E hidden size, F intermediate size, HQ qu
 key heads of D elements.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from .checkpoint import StoredTensor, catalogue, read_into, some
 from .config import ModelConfig, is_computable
 from .errors import CheckpointError
 from .families import FAMILIES, Family
+from .quantized import Quantize, is_quantized, quantizer
 
 # Tables that old checkpoints carry and that follow from the config.
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -28,7 +29,8 @@ _DERIVED = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_c
 class LayerWeights:
     """One decoder layer. The outputs of a tuple's matrices belong side by side, in that order.
 
-    Loaded weights have one fused matrix in each tuple, shared ones transformers' separate matrices.
+    Loaded weights have one fused matrix in each tuple, shared and quantised ones transformers'
+    separate matrices.
     input_norm, post_norm: [E]; qkv: [(HQ + 2 HKV) D, E] in all; output: [E, HQ D];
     gate_up: [2 F, E] in all; down: [E, F]; where the family has them, qkv_bias: [(HQ + 2 HKV) D] in
     all, else empty; q_norm, k_norm: [D]. `q` [HQ D, E] and `kv` [2 HKV D, E] are views of `qkv`,
@@ -59,7 +61,7 @@ class LayerWeights:
             return (), ()
         first, rest = fused[0], fused[1:]
         q_rows = self.output.shape[1]
-        return (first[:q_rows],), rest or (first[q_rows:],)
+        return ((first,), rest) if rest else ((first[:q_rows],), (first[q_rows:],))
 
 
 @dataclass
@@ -73,19 +75,28 @@ class Weights:
 
 
 def load_weights(
-    folder: Path, config: ModelConfig, device: torch.device | str, dtype: torch.dtype
+    folder: Path,
+    config: ModelConfig,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    quantize: Quantize | None = None,
 ) -> Weights:
     """The weights of the checkpoint in `folder`: one safetensors file, or shards with an index.
 
     Each tensor goes straight to its place on `device`, converted to `dtype` (any float type);
-    beside the result no more than a few megabytes are held. Raises `MissingCheckpointError` for
-    files that are not there, `CheckpointError` for corrupt ones, for missing, unexpected or
-    misshapen tensors and for NaN or infinity, `ValueError` for a `dtype` that is no float type.
+    beside the result no more than a few megabytes are held. quantize: what the layers' matrices are
+    held as (`quantized.quantizer`), each made from its whole matrix in `dtype`. Raises
+    `MissingCheckpointError` for files that are not there, `CheckpointError` for corrupt ones, for
+    missing, unexpected or misshapen tensors and for NaN or infinity, `ValueError` for a `dtype`
+    that is no float type and for what cannot be quantised here.
     """
     if not is_computable(dtype):
         raise ValueError(f"dtype is {dtype} but weights need a float type of 16 bits or more.")
+    shrink = None if quantize is None else quantizer(quantize, device)
     # Every header is checked before any memory is allocated.
     stored = check_stored(folder, config)
+    if shrink is not None:
+        return _assemble(dict(_read_quantized(stored, config, device, dtype, shrink)), config)
     weights = _allocate(config, device, dtype)
     for tensor, place in zip(stored, named_weights(weights, config).values(), strict=True):
         read_into(tensor, place)
@@ -106,8 +117,9 @@ def check_stored(folder: Path, config: ModelConfig) -> list[StoredTensor]:
 def share_weights(hf_model: PreTrainedModel) -> Weights:
     """The weights of a transformers model without a copy: the same memory, unknown to autograd.
 
-    Raises `CheckpointError` for other classes and for models that are quantised, adapted, spread
-    over devices or dtypes, or without data (on the meta device).
+    Matrices that torchao has quantised stay so. Raises `CheckpointError` for other classes and for
+    models that are quantised in another way, adapted, spread over devices or dtypes, or without
+    data (on the meta device).
     """
     classes = [family.architecture for family in FAMILIES.values()]
     if not {base.__name__ for base in type(hf_model).__mro__} & {*classes}:
@@ -125,17 +137,39 @@ def share_weights(hf_model: PreTrainedModel) -> Weights:
     _check_shapes({name: tensor.shape for name, tensor in found.items()}, expected, "The model")
     _check_uniform(found.values())
     embedding, lm_head = found["model.embed_tokens.weight"], found["lm_head.weight"]
-    tied = embedding.data_ptr() == lm_head.data_ptr()
+    if not is_quantized(lm_head) and embedding.data_ptr() == lm_head.data_ptr():
+        del found["lm_head.weight"]
+    return _assemble(found, config)
+
+
+def _read_quantized(
+    stored: Sequence[StoredTensor],
+    config: ModelConfig,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    quantize: Callable[[Tensor], Tensor],
+) -> Iterator[tuple[str, Tensor]]:
+    """All weights by name, one after another, the layers' matrices quantised."""
+    for tensor in stored:
+        place = torch.empty(tensor.shape, device=device, dtype=dtype)
+        read_into(tensor, place)
+        is_matrix = len(tensor.shape) == 2 and tensor.name.startswith("model.layers.")
+        yield tensor.name, quantize(place) if is_matrix else place
+
+
+def _assemble(found: Mapping[str, Tensor], config: ModelConfig) -> Weights:
+    """Weights of separate tensors, by their names in a checkpoint; without a head, it is tied."""
+    embedding = found["model.embed_tokens.weight"]
     return Weights(
         embedding=embedding,
-        layers=[_shared_layer(found, i, config.family) for i in range(config.num_hidden_layers)],
+        layers=[_separate_layer(found, i, config.family) for i in range(config.num_hidden_layers)],
         norm=found["model.norm.weight"],
-        lm_head=embedding if tied else lm_head,
+        lm_head=found.get("lm_head.weight", embedding),
     )
 
 
-def _shared_layer(found: Mapping[str, Tensor], index: int, family: Family) -> LayerWeights:
-    """Layer `index` of a transformers model's parameters."""
+def _separate_layer(found: Mapping[str, Tensor], index: int, family: Family) -> LayerWeights:
+    """Layer `index` of separate tensors by name."""
 
     def of(name: str, kind: str = "weight") -> Tensor:
         return found[f"model.layers.{index}.{name}.{kind}"]

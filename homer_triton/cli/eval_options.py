@@ -81,7 +81,7 @@ class Run(Loading):
         typer.Option(
             "--model",
             metavar="PATH_OR_ID",
-            help="A Llama checkpoint: a folder or a Hugging Face hub id.",
+            help="A checkpoint: a folder or a Hugging Face hub id.",
             show_default="the small one that ships with homer_triton",
         ),
     ] = None
@@ -96,7 +96,8 @@ class Run(Loading):
         begin(self.devices)
         checkpoint = self.model or str(CHECKPOINT)
         with joined(self.device) as ranks:
-            opened = open_model(checkpoint, self.device, self.dtype, self.ops, None)
+            loading = self.device, self.dtype, self.ops, None, self.quantize
+            opened = open_model(checkpoint, *loading)
             yield Opened(*opened, checkpoint, ranks)
 
 

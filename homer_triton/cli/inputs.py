@@ -58,7 +58,12 @@ def parse_rope_scaling(text: str | None) -> Mapping[str, Any] | None:
 
 
 def open_model(
-    path_or_id: str, device: str | None, dtype: str, ops: str, rope_scaling: str | None
+    path_or_id: str,
+    device: str | None,
+    dtype: str,
+    ops: str,
+    rope_scaling: str | None,
+    quantize: str | None,
 ) -> tuple[Llama, PreTrainedTokenizerBase]:
     """The model that the options name, and its tokenizer.
 
@@ -67,7 +72,7 @@ def open_model(
     from .. import load
 
     scaling = parse_rope_scaling(rope_scaling)
-    model = load(path_or_id, device, dtype, scaling, ops)  # type: ignore[arg-type]
+    model = load(path_or_id, device, dtype, scaling, ops, quantize)  # type: ignore[arg-type]
     if model.tokenizer is None:
         raise ValueError(
             f"The checkpoint {path_or_id} has no tokenizer, which text needs; put its "

@@ -23,8 +23,8 @@ ModelPath = Annotated[
     typer.Option(
         "--model",
         metavar="PATH_OR_ID",
-        help="A Llama checkpoint: a folder with config.json and safetensors files, or a Hugging "
-        "Face hub id.",
+        help="A checkpoint of Llama, Mistral, Qwen2, Qwen3, SmolLM3 or Phi-3: a folder with "
+        "config.json and safetensors files, or a Hugging Face hub id.",
     ),
 ]
 RopeScaling = Annotated[
@@ -92,6 +92,16 @@ class Loading:
             help="triton or torch; auto is Triton on a GPU, PyTorch elsewhere.",
         ),
     ] = "auto"
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            "--quantize",
+            metavar="NAME",
+            help="Hold the layers' matrices as int8 (anywhere) or fp8 (on a GPU that multiplies "
+            "it), by torchao.",
+            show_default="as they are",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +113,8 @@ class Checkpoint(Loading):
 
     def open(self) -> tuple[Llama, PreTrainedTokenizerBase]:
         """The model and its tokenizer. Raises as `open_model` does."""
-        return open_model(self.model, self.device, self.dtype, self.ops, self.rope_scaling)
+        loading = self.device, self.dtype, self.ops, self.rope_scaling, self.quantize
+        return open_model(self.model, *loading)
 
 
 NoChatTemplate = Annotated[
