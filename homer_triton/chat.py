@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedTokenizerBase
 
 from .model.errors import shorten
 from .text.controls import Affix, words
 
+# What templates call the switch.
+_THINKING = "enable_thinking"
 # Stands for the user's text while the template is applied; no template has it in its own.
 _TEXT = "⟦the user's text goes here⟧"
 
 
-def chat_affixes(tokenizer: PreTrainedTokenizerBase, question: str = "") -> tuple[str, Affix]:
+def chat_affixes(
+    tokenizer: PreTrainedTokenizerBase, question: str = "", thinking: bool | None = None
+) -> tuple[str, Affix]:
     """The prefix and the suffix that make a context and a question after it the user's turn, up to
     where the reply begins.
 
     The prefix holds the beginning-of-sequence token where the template has it. Control tokens count
-    in what is the template's; those that the question spells do not. Raises `ValueError`
-    for a tokenizer without a chat template, and for a template that does not take a plain user
-    turn.
+    in what is the template's; those that the question spells do not. thinking: whether the model
+    thinks before it answers, for a template that asks (Qwen3's, SmolLM3's); its own choice if left
+    out. Raises `ValueError` for a tokenizer without a chat template, for a template that does not
+    take a plain user turn, and for one that does not ask about thinking.
     """
     if not tokenizer.chat_template:
         raise ValueError("The tokenizer has no chat template.")
+    switches: dict[str, Any] = {} if thinking is None else {_THINKING: thinking}
+    if switches and _THINKING not in str(tokenizer.chat_template):
+        raise ValueError("The chat template does not ask whether to think.")
     try:
         turn = tokenizer.apply_chat_template(
-            [{"role": "user", "content": _TEXT}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": _TEXT}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **switches,
         )
     except Exception as error:  # a template is a program of the checkpoint's
         raise ValueError(f"The chat template fails on a user turn ({shorten(error)}).") from error

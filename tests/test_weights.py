@@ -161,11 +161,19 @@ print(kilobytes("VmHWM") - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_loading_takes_hardly_more_memory_than_the_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", ["llama-3", "qwen2", "qwen3", "smollm3", "phi3"])
+def test_loading_takes_hardly_more_memory_than_the_checkpoint(tmp_path: Path, shape: str) -> None:
     # A large vocabulary: the embedding alone is a third of the checkpoint.
     with torch.device("meta"):
         model = random_model(
-            dtype=torch.bfloat16, vocab_size=50_000, hidden_size=1024, intermediate_size=6000
+            shape,
+            dtype=torch.bfloat16,
+            vocab_size=50_000,
+            hidden_size=1024,
+            intermediate_size=6000,
+            num_hidden_layers=3,
+            head_dim=256,
+            tie_word_embeddings=False,
         )
     model.config.dtype = torch.bfloat16
     model.config.save_pretrained(tmp_path)

@@ -155,16 +155,17 @@ def compose(
     chat: bool,
     ask_later: bool,
     special_tokens: bool = False,
+    thinking: bool | None = None,
 ) -> Parts:
     """Lay the texts out around the context: `prefix ‖ context ‖ suffix ‖ prompt`.
 
     ask_later: append each prompt after the encoding, one per answer; otherwise the prompt, if any,
     ends the suffix, so that it decides what is kept. chat: put all of it into the user's turn of
     the tokenizer's chat template, if it has one, which the prompt closes. special_tokens: let the
-    prompts hold control tokens, as prefix and suffix may.
+    prompts hold control tokens, as prefix and suffix may. thinking: as `chat_affixes` takes it.
 
-    Raises `ValueError` for a chat template that does not take a plain user turn, and for texts that
-    are not Unicode.
+    Raises `ValueError` for a chat template that does not take a plain user turn, for thinking where
+    no template asks about it, and for texts that are not Unicode.
     """
     from ..chat import chat_affixes
     from ..checks import check_text
@@ -175,11 +176,15 @@ def compose(
         check_text(text or "", option)
 
     opening, closing = "", Affix("")
-    if chat and tokenizer.chat_template:
+    templated = chat and bool(tokenizer.chat_template)
+    if thinking is not None and not templated:
+        raise ValueError("--thinking and --no-thinking need a chat template; leave them out.")
+    if templated:
         try:
-            opening, closing = chat_affixes(tokenizer)
+            opening, closing = chat_affixes(tokenizer, thinking=thinking)
         except ValueError as error:
-            raise ValueError(f"{str(error)[:-1]}; use --no-chat-template.") from error
+            remedy = "use --no-chat-template" if thinking is None else "leave --thinking out"
+            raise ValueError(f"{str(error)[:-1]}; {remedy}.") from error
     elif prefix is not None and isinstance(tokenizer.bos_token, str):
         opening = tokenizer.bos_token
     before = opening + (prefix or "") or None

@@ -148,6 +148,15 @@ class Around:
         ),
     ] = None
     no_chat_template: NoChatTemplate = False
+    thinking: Annotated[
+        bool | None,
+        typer.Option(
+            "--thinking/--no-thinking",
+            help="Let the model think before it answers, where its chat template asks (Qwen3's, "
+            "SmolLM3's).",
+            show_default="the template's own choice",
+        ),
+    ] = None
     special_tokens: SpecialTokens = False
 
     def compose(
@@ -155,6 +164,5 @@ class Around:
     ) -> Parts:
         """The texts laid out around the context, as `inputs.compose` does it."""
         chat = not self.no_chat_template
-        return compose(
-            tokenizer, self.prefix, self.suffix, prompts, chat, ask_later, self.special_tokens
-        )
+        parts = self.prefix, self.suffix, prompts, chat, ask_later
+        return compose(tokenizer, *parts, self.special_tokens, self.thinking)
