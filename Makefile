@@ -13,7 +13,7 @@ demo: .venv/ready
 	$(BIN)/homer demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 	$(BIN)/python bench/compile.py
 
 # FUZZ="--trees 10000 --kills 200" bounds what is tried; a failing seed is tried again by

@@ -44,6 +44,7 @@ setup(
             "mypy>=1.13",
             "pytest>=8",
             "pytest-benchmark>=5",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
             "torchao>=0.18",
         ],
