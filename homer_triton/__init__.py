@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .context import EncodedContext
     from .encoding import DocumentsError, encode, encode_batch
     from .engine.tree import Plan
-    from .generation import Generation, generate
+    from .generation import Decoding, Generation, generate, generate_batch
     from .loading import from_transformers, load, with_rope
     from .model.config import ModelConfig
     from .model.llama import Llama
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Calibration",
+    "Decoding",
     "DocumentsError",
     "EncodedContext",
     "Generation",
@@ -41,6 +42,7 @@ __all__ = [
     "encode_batch",
     "from_transformers",
     "generate",
+    "generate_batch",
     "load",
     "plan",
     "with_rope",
@@ -52,7 +54,7 @@ _MODULES = {
     "config": ("HomerConfig", "plan"),
     "context": ("EncodedContext",),
     "encoding": ("DocumentsError", "encode", "encode_batch"),
-    "generation": ("Generation", "generate"),
+    "generation": ("Decoding", "Generation", "generate", "generate_batch"),
     "loading": ("from_transformers", "load", "with_rope"),
     "model.config": ("ModelConfig",),
     "model.llama": ("Llama",),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -69,8 +69,9 @@ class EncodedContext:
     token's RoPE position and its index in `prefix ‖ context ‖ suffix`; token_ids: [tokens], that
     whole input; pruned_at: [tokens] int8, the height at which each of its tokens was pruned, -1 for
     kept ones; next_position: the position at which new tokens go on, not T'; logits: [V] float32,
-    for the token after the suffix; plan: the merge tree; stats: what it took; model: the
-    fingerprint of the model that made it.
+    for the token after the last one; plan: the merge tree; stats: what it took; model: the
+    fingerprint of the model that made it; appended: how many tokens came after that input, the
+    prompts and answers of `generate(..., grow=True)`: the last of `token_ids` and of the rows.
     """
 
     keys: Tensor
@@ -84,6 +85,7 @@ class EncodedContext:
     plan: Plan
     stats: EncodeStats
     model: str
+    appended: int = 0
 
     def __len__(self) -> int:
         """Rows of the cache."""
@@ -109,6 +111,7 @@ class EncodedContext:
             "stats": asdict(self.stats),
             "next_position": self.next_position,
             "model": self.model,
+            "appended": self.appended,
         }
         write_context(path, self, described)
 
@@ -177,9 +180,39 @@ class EncodedContext:
             source,
         )
 
+    def grown(self, token_ids: Tensor, keys: Tensor, values: Tensor, logits: Tensor) -> Self:
+        """The same with more tokens at its end.
+
+        token_ids: [n], the new ones; keys, values: [L, HKV, T' + n, D], of all rows; logits: [V],
+        after the last of them.
+        """
+        count, device = len(token_ids), self.token_ids.device
+        new = torch.arange(count, device=device)
+        return replace(
+            self,
+            keys=keys,
+            values=values,
+            positions=torch.cat([self.positions, new + self.next_position]),
+            source_indices=torch.cat([self.source_indices, new + len(self.token_ids)]),
+            token_ids=torch.cat([self.token_ids, token_ids.to(device)]),
+            pruned_at=torch.cat([self.pruned_at, self.pruned_at.new_full((count,), -1)]),
+            next_position=self.next_position + count,
+            logits=logits,
+            appended=self.appended + count,
+        )
+
     def open_cache(self, model: Llama, room: int) -> Tensor:
         """A copy of the cache as `Llama.forward` takes it, [L, 2, T' + room, HKV, D], with room for
         new tokens.
+
+        Raises `ValueError` if another model made this encoding.
+        """
+        cache = model.new_cache(len(self) + room)
+        self.copy_rows_(model, cache)
+        return cache
+
+    def copy_rows_(self, model: Llama, cache: Tensor) -> None:
+        """Copy the rows to the first slots of a cache [L, 2, slots, HKV, D].
 
         Raises `ValueError` if another model made this encoding.
         """
@@ -188,7 +221,6 @@ class EncodedContext:
                 f"The context was encoded by another model ({self.model}, this is "
                 f"{model.fingerprint})."
             )
-        cache = model.new_cache(len(self) + room)
         layers, _, _, heads, dim = cache.shape
         if self.keys.shape != (layers, heads, len(self), dim):
             raise ValueError(
@@ -197,4 +229,3 @@ class EncodedContext:
             )
         cache[:, 0, : len(self)] = self.keys.transpose(1, 2)
         cache[:, 1, : len(self)] = self.values.transpose(1, 2)
-        return cache

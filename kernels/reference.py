@@ -131,6 +131,8 @@ def causal_attention(
     check_attention(q, k, v, prefix_k, prefix_v, query_rows)
     batch, queries, chunk = k.shape[0], q.shape[1], k.shape[1]
     prefix = 0 if prefix_k is None else len(prefix_k)
+    if queries == 1 and query_rows is not None:
+        return _attend_one(q, k, v, prefix_k, prefix_v, query_rows)
     if prefix and batch > 1:  # one chunk at a time has copies of its keys beside the prefix
         at = [None] * batch if query_rows is None else query_rows.split(1)
         chunks = zip(q.split(1), k.split(1), v.split(1), at, strict=True)
@@ -165,6 +167,39 @@ def causal_attention(
             enable_gqa=True,
         )
     return out.transpose(1, 2)
+
+
+def _attend_one(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    query_rows: Tensor,
+) -> Tensor:
+    """The same for one query of each chunk, as in decoding: no key is copied, neither beside others
+    nor for the heads that share it. A prefix that many chunks share is multiplied once for all.
+    """
+    batch, _, heads, dim = q.shape
+    kv_heads, chunk = k.shape[2], k.shape[1]
+    grouped = q.reshape(batch, kv_heads, heads // kv_heads, dim)
+    visible = (torch.arange(chunk, device=k.device) <= query_rows)[:, None, None]
+    if prefix_k is None or prefix_v is None or not len(prefix_k):
+        turned = k.transpose(1, 2), v.transpose(1, 2)
+        out = F.scaled_dot_product_attention(grouped, *turned, attn_mask=visible)
+        return out.reshape(batch, 1, heads, dim)
+    prefix = len(prefix_k)
+    grouped = widen(grouped) * dim**-0.5
+    side_by_side = grouped.transpose(0, 1).flatten(1, 2)
+    shared = side_by_side @ widen(prefix_k).permute(1, 2, 0)
+    own = (grouped @ widen(k).permute(0, 2, 3, 1)).masked_fill(~visible, -torch.inf)
+    shared = shared.unflatten(1, (batch, -1)).transpose(0, 1)
+    weights = torch.cat([shared, own], dim=-1).softmax(-1)
+    on_prefix = weights[..., :prefix].transpose(0, 1).flatten(1, 2)
+    mixed = on_prefix @ widen(prefix_v).transpose(0, 1)
+    mixed = mixed.unflatten(1, (batch, -1)).transpose(0, 1)
+    out = mixed + weights[..., prefix:] @ widen(v).transpose(1, 2)
+    return out.to(q.dtype).reshape(batch, 1, heads, dim)
 
 
 def score_rows(

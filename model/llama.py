@@ -42,6 +42,26 @@ class Select:
     observe: Callable[[int, Tensor, Tensor], None] | None = None
 
 
+@dataclass(frozen=True)
+class Past:
+    """The rows before the one that each of B sequences runs. Those of sequence b are the slots
+    `first + b * room` and on, `lengths[b]` of them; the new row has the slot behind.
+
+    lengths: [B] int64; most: rows of the longest sequence, the new one included.
+    """
+
+    first: int
+    room: int
+    lengths: Tensor
+    most: int
+
+    def rows(self, half: Tensor) -> Tensor:
+        """Keys or values [slots, HKV, D] of one layer -> [B, most, HKV, D], the new rows in."""
+        count = len(self.lengths)
+        own = half[self.first : self.first + count * self.room]
+        return own.view(count, self.room, *half.shape[1:])[:, : self.most]
+
+
 # Positions that have their tables from the start, as far as the context limit goes.
 _ROTARY_ROWS = 2**17
 # Every layer's [2, slots, HKV, D].
@@ -130,16 +150,19 @@ class Llama:
         prefix: int,
         rotary: tuple[Tensor, Tensor],
         select: Select | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """Run consecutive layers over B chunks of T rows; `select` decides in the last one which
         rows go on.
 
         hidden: [B, T, E]; positions, slots: [B, T], or no slots where keys and values need not
         outlive their layer; cache: of every layer [2, slots, HKV, D], of which the first `prefix`
-        slots are visible to all rows. Returns hidden states [B, T, E], or [B, R, E] for the R
+        slots are visible to all rows. past: where each chunk is one row, the rows before it, which
+        it sees too. Returns hidden states [B, T, E], or [B, R, E] for the R
         selected rows. Raises `ValueError` for more rows than the model's window.
         """
-        self.config.check_window(prefix + hidden.shape[1], "the length")
+        own = hidden.shape[1] if past is None else past.most
+        self.config.check_window(prefix + own, "the length")
         for index in layers:
             hidden = self.layer(
                 index,
@@ -151,6 +174,7 @@ class Llama:
                 rotary,
                 select,
                 selects=index == layers[-1],
+                past=past,
             )
         return hidden
 
@@ -165,6 +189,7 @@ class Llama:
         rotary: tuple[Tensor, Tensor],
         select: Select | None = None,
         selects: bool = True,
+        past: Past | None = None,
     ) -> Tensor:
         """One decoder layer; arguments as in `run`, with this layer's cache [2, slots, HKV, D].
 
@@ -176,7 +201,7 @@ class Llama:
             # Two calls, so that the activations of the first are gone when the second makes its
             # own.
             hidden = self._attend(
-                index, hidden, positions, slots, cache, prefix, rotary, select, selects
+                index, hidden, positions, slots, cache, prefix, rotary, select, selects, past
             )
             self._feed_forward_(index, hidden)
             return hidden
@@ -192,6 +217,7 @@ class Llama:
         rotary: tuple[Tensor, Tensor],
         select: Select | None,
         selects: bool,
+        past: Past | None,
     ) -> Tensor:
         """A layer's attention and its residual; arguments as in `layer`."""
         ops, w = self.ops, self.weights.layers[index]
@@ -213,6 +239,8 @@ class Llama:
             x, hidden = take_rows(x, rows), take_rows(hidden, rows)
             q = self._queries(index, x, positions.gather(1, rows), rotary)
         del x
+        if past is not None:
+            k, v, rows = past.rows(cache[0]), past.rows(cache[1]), past.lengths[:, None]
         before = cache[:, :prefix]
         mixed = ops.causal_attention(q, k, v, before[0], before[1], query_rows=rows)
         return ops.linear(mixed.flatten(2), (w.output,), hidden)
@@ -273,15 +301,19 @@ class Llama:
         rows = torch.arange(tokens, device=self.device)[None]
         start = filled if position is None else position
         last = None if all_logits else Select(1, lambda index, q, k: rows[:, -1:])
+        past = None
+        if tokens == 1 and filled:  # one more row behind others: nothing is laid out anew
+            past = Past(0, cache[0].shape[1], rows[0] + filled, filled + 1)
         hidden = self.run(
             range(self.config.num_hidden_layers),
             self.embed(token_ids[None]),
             rows + start,
             rows + filled,
             cache,
-            filled,
+            0 if past is not None else filled,
             self.rotary(start + tokens),
-            last,
+            None if past is not None else last,
+            past,
         )
         return self.logits(hidden[0] if all_logits else hidden[0, -1])
 

@@ -16,6 +16,9 @@ from .output import at_terminal, note_kept, print_json, summary
 from .ranks import Devices, begin, is_first, joined
 from .settings import Settings
 
+# Of an answer, in JSON.
+_TOLD = ("text", "token_ids", "finish_reason", "seconds_to_first", "seconds")
+
 
 @with_groups
 def generate(
@@ -91,15 +94,13 @@ def generate(
     from .. import EncodedContext
     from .. import encode as merge
     from .. import generate as go_on
-    from ..checks import whole_number
-    from ..generation import make_warpers
+    from ..generation import Decoding
 
     config = settings.config
     fixed = [name for name in given_options(around) if name in ("--prefix", "--suffix")]
     require_one_source(context_file, encoded, [*fixed, *given_options(settings)])
     # Bad settings are refused before the long work.
-    make_warpers(temperature, top_k, top_p)
-    whole_number("max_new_tokens", max_new_tokens, 1)
+    decoding = Decoding(max_new_tokens, temperature, top_k, top_p, seed=seed)
     prompts = prompt or []
     questions: list[str | None] = [*prompts] or [None]
     begin(devices, context_file)
@@ -134,14 +135,11 @@ def generate(
             llama,
             context,
             appended,
-            max_new_tokens,
-            temperature,
-            top_k,
-            top_p,
-            seed,
             on_text=None if as_json else partial(print, end="", flush=True),
+            **asdict(decoding),
         )
-        answers.append({"prompt": question, **asdict(answer)})
+        said = asdict(answer)
+        answers.append({"prompt": question, **{name: said[name] for name in _TOLD}})
         if not as_json:
             print()
     if as_json:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import MOST
 from ..engine.tree import Plan
 from .tensor_file import FLOATS, TensorFile, require_finite, save_tensors
 
 _KIND = "homer_triton.encoded"
 _NAMES = ("keys", "values", "positions", "source_indices", "token_ids", "pruned_at", "logits")
-_DESCRIBED = {"plan", "stats", "next_position", "model"}
+_DESCRIBED = {"plan", "stats", "next_position", "model", "appended"}
 
 
 def write_context(path: str | Path, context: object, described: Mapping[str, Any]) -> None:
@@ -29,22 +30,27 @@ def read_context(path: Path) -> tuple[dict[str, Tensor], Plan, dict[str, Any]]:
     what it claims, before anything of that size is made.
     """
     file = TensorFile.open(path, _KIND, _NAMES)
-    described = dict(file.described)
+    described = {"appended": 0, **file.described}
     if described.keys() != _DESCRIBED:
         raise ValueError(f"its description must have {', '.join(sorted(_DESCRIBED))}")
     numbers = described.pop("plan")
     Plan.check_dict(numbers)
-    tokens = sum(numbers[name] for name in ("prefix_len", "context_len", "suffix_len"))
+    appended = described["appended"]
+    if type(appended) is not int or not 0 <= appended <= MOST:
+        raise ValueError(f"appended is {appended!r}")
+    lengths = (numbers[name] for name in ("prefix_len", "context_len", "suffix_len"))
+    tokens = sum(lengths) + appended
     # A tree has nodes by its tokens and levels by its layers: the file must have as many.
     file.require("token_ids", ["I64"], (tokens,))
     file.require("pruned_at", ["I8"], (tokens,))
     file.require("keys", FLOATS, (numbers["num_layers"], None, None, None))
     plan = Plan.from_dict(numbers)
     layers, heads, _, dim = file.shapes["keys"]
-    file.require("keys", FLOATS, (layers, heads, plan.rows, dim))
+    rows = plan.rows + appended
+    file.require("keys", FLOATS, (layers, heads, rows, dim))
     file.require("values", [file.dtypes["keys"]], file.shapes["keys"])
-    file.require("positions", ["I64"], (plan.rows,))
-    file.require("source_indices", ["I64"], (plan.rows,))
+    file.require("positions", ["I64"], (rows,))
+    file.require("source_indices", ["I64"], (rows,))
     file.require("logits", ["F32"], (None,))
     next_position = described["next_position"]
     if type(next_position) is not int or not 1 <= next_position <= tokens:
@@ -64,7 +70,7 @@ def _check_values(tensors: Mapping[str, Tensor], plan: Plan, next_position: int)
     ranges = {
         "positions": next_position,
         "token_ids": len(tensors["logits"]),
-        "source_indices": plan.input_len,
+        "source_indices": len(tensors["token_ids"]),
     }
     for name, end in ranges.items():
         low, high = (int(bound) for bound in tensors[name].aminmax())

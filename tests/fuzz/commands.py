@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, get_args, get_origin
@@ -356,6 +357,9 @@ def check_files(
     """
     inputs = [os.path.normpath(name) for name in line.inputs if name]
     outputs = [os.path.normpath(name) for name in line.outputs if name]
+    # An option that lacks its value takes the next word, which may be another option.
+    after_output = (word for option, word in pairwise(line.arguments) if option in OUTPUTS)
+    outputs += [os.path.normpath(word) for word in after_output if word]
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     for name in changed:
         what = "an input" if name in before and _is_below(name, inputs) else "a file"
