@@ -160,9 +160,11 @@ def real_lengths(task: str) -> dict[str, dict[int, dict[str, Any]]]:
     for title, (group, method) in REAL.items():
         metrics = RESULTS / "real" / f"{task}-{group}" / "metrics.json"
         if metrics.is_file():
+            device = read_json(f"real/{task}-{group}/config.json")["environment"]["device"]
+            on_cpu = "NVIDIA" not in device
             for row in read_json(f"real/{task}-{group}/metrics.json")["by_length"]:
                 if row["method"] == method:
-                    found.setdefault(title, {})[row["length"]] = row
+                    found.setdefault(title, {})[row["length"]] = {**row, "on_cpu": on_cpu}
     return found
 
 
@@ -219,7 +221,8 @@ def real_costs() -> str:
 
 
 def cost(row: dict[str, Any]) -> str:
-    return f"{row['seconds']:.1f} s, {row['peak_bytes'] / 2**20:,.0f} MiB"
+    figures = f"{row['seconds']:.1f} s, {row['peak_bytes'] / 2**20:,.0f} MiB"
+    return f"{figures} (CPU)" if row["on_cpu"] else figures
 
 
 def real_ablation() -> str:
