@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .encoding import DocumentsError, encode, encode_batch
     from .engine.tree import Plan
     from .generation import Decoding, Generation, generate, generate_batch
+    from .growing import append, compact
     from .loading import from_transformers, load, with_rope
     from .model.config import ModelConfig
     from .model.llama import Llama
@@ -36,8 +37,10 @@ __all__ = [
     "RankError",
     "Ranks",
     "Selection",
+    "append",
     "calibrate",
     "chat_affixes",
+    "compact",
     "encode",
     "encode_batch",
     "from_transformers",
@@ -54,6 +57,7 @@ _MODULES = {
     "config": ("HomerConfig", "plan"),
     "context": ("EncodedContext",),
     "encoding": ("DocumentsError", "encode", "encode_batch"),
+    "growing": ("append", "compact"),
     "generation": ("Decoding", "Generation", "generate", "generate_batch"),
     "loading": ("from_transformers", "load", "with_rope"),
     "model.config": ("ModelConfig",),
