@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +13,7 @@ from .text.controls import Affix, words
 # What templates call the switch.
 _THINKING = "enable_thinking"
 # Stands for the user's text while the template is applied; no template has it in its own.
-_TEXT = "⟦the user's text goes here⟧"
+_TEXT, _REPLY, _NEXT = "⟦the user's text goes here⟧", "⟦the reply⟧", "⟦the next question⟧"
 
 
 def chat_affixes(
@@ -27,22 +28,45 @@ def chat_affixes(
     out. Raises `ValueError` for a tokenizer without a chat template, for a template that does not
     take a plain user turn, and for one that does not ask about thinking.
     """
+    opening, closing = _apply(tokenizer, [_TEXT], thinking)
+    return opening, "\n" + words(question) + closing if question else Affix(closing)
+
+
+def next_turn(
+    tokenizer: PreTrainedTokenizerBase, question: str, ended: bool, thinking: bool | None = None
+) -> Affix:
+    """What to append to a conversation for the user's next turn, from the end of the model's reply
+    to where the next one begins.
+
+    ended: whether the reply has its end token already. Raises as `chat_affixes` does.
+    """
+    _, _, between, closing = _apply(tokenizer, [_TEXT, _REPLY, _NEXT], thinking)
+    end = str(tokenizer.eos_token or "")
+    if ended and end and between.startswith(end):
+        between = between[len(end) :]
+    return Affix(between) + words(question) + closing
+
+
+def _apply(
+    tokenizer: PreTrainedTokenizerBase, turns: list[str], thinking: bool | None
+) -> list[str]:
+    """What a template puts around the turns of user and model: as many texts, and one more."""
     if not tokenizer.chat_template:
         raise ValueError("The tokenizer has no chat template.")
     switches: dict[str, Any] = {} if thinking is None else {_THINKING: thinking}
     if switches and _THINKING not in str(tokenizer.chat_template):
         raise ValueError("The chat template does not ask whether to think.")
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
     try:
-        turn = tokenizer.apply_chat_template(
-            [{"role": "user", "content": _TEXT}],
-            tokenize=False,
-            add_generation_prompt=True,
-            **switches,
+        filled = str(
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **switches
+            )
         )
     except Exception as error:  # a template is a program of the checkpoint's
         raise ValueError(f"The chat template fails on a user turn ({shorten(error)}).") from error
-    pieces = str(turn).split(_TEXT)
-    if len(pieces) != 2:
+    pieces = re.split("|".join(map(re.escape, turns)), filled)
+    if len(pieces) != len(turns) + 1:
         raise ValueError("The chat template does not repeat the user's text just once.")
-    opening, closing = pieces
-    return opening, "\n" + words(question) + closing if question else Affix(closing)
+    return pieces

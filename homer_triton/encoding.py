@@ -19,7 +19,7 @@ from .engine.tree import Node, Plan
 from .model.llama import Llama
 from .ranks import Ranks
 from .storage.tensor_file import checksum_of
-from .text.tokens import TokensLike, split_input
+from .text.tokens import TokensLike, check_model, split_input
 
 Parts = tuple[Tensor, Tensor, Tensor]
 
@@ -94,6 +94,7 @@ def encode(
             model, [context], prefix, suffixes, config, progress, 1, scheduler, special_tokens
         )
         return encoded
+    check_model(model)
     if scheduler is not Scheduler:
         raise ValueError("Ranks have a walk of their own; leave scheduler out.")
     config = config or HomerConfig()
@@ -161,6 +162,7 @@ def encode_batch(
     this with the same arguments, and gets what `encode` says. A document that fails on its rank
     ends no other: `DocumentsError` names it where all are there.
     """
+    check_model(model)
     if isinstance(contexts, str) or isinstance(suffixes, str):
         raise ValueError("contexts and suffixes are lists, an entry for each document, not texts.")
     if suffixes is not None and len(suffixes) != len(contexts):

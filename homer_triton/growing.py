@@ -17,8 +17,9 @@ from .engine.tree import Node
 from .model.llama import Llama
 from .text.tokens import TokensLike, tokenize
 
-# The last tokens of a conversation that `compact` always keeps, and chooses the others by.
-RECENT = 128
+# The last tokens of a conversation that `compact` keeps, and chooses the others by, where nobody
+# says another number: these, but at most a quarter of a chunk.
+RECENT = 256
 
 
 def append(
@@ -56,21 +57,25 @@ def compact(
     model: Llama,
     encoded: EncodedContext,
     config: HomerConfig | None = None,
-    recent: int = RECENT,
+    recent: int | None = None,
     progress: bool | Callable[[Node], None] = False,
 ) -> EncodedContext:
     """Make room in an encoding that prompts and answers have made too long, by the same selection.
 
-    Its last `recent` tokens are the suffix now: they stay, and choose what stays of all others, the
-    prefix excepted, which stays whole. The result's `token_ids` are the rows' alone. config,
-    progress: as `encode` takes them; `config.target_len` says how much is left.
+    Its last `recent` tokens (256, but at most a quarter of a chunk, if left out) are the suffix:
+    they stay, and choose what stays of all others, the prefix excepted, which stays whole. The
+    result's `token_ids` are the rows' alone. config, progress: as `encode` takes them;
+    `config.target_len` says how much is left.
 
     Raises `ValueError` as `encode` does, for an encoding of another model, and for one of so few
     rows that nothing stands before the recent ones.
     """
     _check_model(model, encoded)
-    most = len(encoded) - encoded.plan.prefix_len - 1
-    recent = whole_number("recent", recent, 1, max(most, 1))
+    config = config or HomerConfig()
+    most = max(len(encoded) - encoded.plan.prefix_len - 1, 1)
+    if recent is None:
+        recent = max(min(RECENT, config.chunk_len(model.config) // 4, most), 1)
+    recent = whole_number("recent", recent, 1, most)
     prefix, middle, suffix = _rows(encoded, recent)
     return encode(model, middle, prefix, suffix, config, progress)
 

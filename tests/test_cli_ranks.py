@@ -40,9 +40,13 @@ def start(arguments: list[str], *launcher: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A test run in the background may have inherited that interrupts are ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=hear_interrupts,
     )
+
+
+def hear_interrupts() -> None:
+    """A test run in the background may have inherited that interrupts are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -200,7 +204,13 @@ with heard_interrupts():
         ranks._end([process])
 print(process.returncode)
 """
-    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=hear_interrupts,
+    )
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 

@@ -3,6 +3,7 @@
 import typer
 
 from .calibrate import calibrate
+from .chat import chat
 from .compress import compress
 from .demo import demo
 from .encode import encode
@@ -15,7 +16,7 @@ from .show import show
 app = typer.Typer(
     name="homer",
     cls=ReportingGroup,
-    help="""Long contexts on pre-trained Llama models, without training: a text many times the
+    help="""Long contexts on pre-trained models, without training: a text many times the
     model's context limit is merged, chunk by chunk and layer by layer, into a short KV cache
     (HOMER, ICLR 2024).
 
@@ -26,6 +27,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, generate, encode, compress, calibrate, plan, show):
+for command in (demo, generate, chat, encode, compress, calibrate, plan, show):
     app.command()(command)
 app.add_typer(evaluations, name="eval")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..checks import SEEDS
+from .answers import Answers
 from .groups import given_options, with_groups
 from .inputs import note_long_chunks, read_text, require_one_source
 from .options import Around, Checkpoint, EncodedFile, Json, OptionalContextFile
@@ -37,44 +37,7 @@ def generate(
         ),
     ] = None,
     around: Around,
-    max_new_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Most tokens in an answer.")
-    ] = 256,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            metavar="X", min=0.0, help="0 takes the likeliest token each time; above 0 samples."
-        ),
-    ] = 0.0,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Sample from the N likeliest tokens only.",
-            show_default="all",
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            min=0.0,
-            max=1.0,
-            help="Sample from the smallest set with this probability.",
-            show_default="all",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=SEEDS[0],
-            max=SEEDS[1],
-            help="Makes sampling repeatable.",
-            show_default="none",
-        ),
-    ] = None,
+    wanted: Answers,
     devices: Devices = 1,
     as_json: Json = False,
     settings: Settings,
@@ -94,13 +57,12 @@ def generate(
     from .. import EncodedContext
     from .. import encode as merge
     from .. import generate as go_on
-    from ..generation import Decoding
 
     config = settings.config
     fixed = [name for name in given_options(around) if name in ("--prefix", "--suffix")]
     require_one_source(context_file, encoded, [*fixed, *given_options(settings)])
     # Bad settings are refused before the long work.
-    decoding = Decoding(max_new_tokens, temperature, top_k, top_p, seed=seed)
+    decoding = asdict(wanted.decoding)
     prompts = prompt or []
     questions: list[str | None] = [*prompts] or [None]
     begin(devices, context_file)
@@ -136,7 +98,7 @@ def generate(
             context,
             appended,
             on_text=None if as_json else partial(print, end="", flush=True),
-            **asdict(decoding),
+            **decoding,
         )
         said = asdict(answer)
         answers.append({"prompt": question, **{name: said[name] for name in _TOLD}})

@@ -125,6 +125,16 @@ NoChatTemplate = Annotated[
     ),
 ]
 
+Thinking = Annotated[
+    bool | None,
+    typer.Option(
+        "--thinking/--no-thinking",
+        help="Let the model think before it answers, where its chat template asks (Qwen3's, "
+        "SmolLM3's).",
+        show_default="the template's own choice",
+    ),
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Around:
@@ -148,15 +158,7 @@ class Around:
         ),
     ] = None
     no_chat_template: NoChatTemplate = False
-    thinking: Annotated[
-        bool | None,
-        typer.Option(
-            "--thinking/--no-thinking",
-            help="Let the model think before it answers, where its chat template asks (Qwen3's, "
-            "SmolLM3's).",
-            show_default="the template's own choice",
-        ),
-    ] = None
+    thinking: Thinking = None
     special_tokens: SpecialTokens = False
 
     def compose(

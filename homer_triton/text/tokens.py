@@ -24,11 +24,7 @@ def tokenize(
     argument `name`, for text that is not Unicode or has no tokenizer, ids that are not a flat list
     of whole numbers, and ids outside the vocabulary.
     """
-    if not isinstance(model, Llama):
-        raise ValueError(
-            f"The model is a {type(model).__name__}; wrap it with homer_triton.from_transformers, "
-            "or load it with homer_triton.load."
-        )
+    check_model(model)
     if isinstance(text_or_ids, str):
         if model.tokenizer is None:
             raise ValueError(
@@ -55,6 +51,15 @@ def tokenize(
                 f"{name} holds token id {wrong}, outside the vocabulary of {size} tokens."
             )
     return ids
+
+
+def check_model(model: object) -> None:
+    """Raise `ValueError` for a model that is not one of ours."""
+    if not isinstance(model, Llama):
+        raise ValueError(
+            f"The model is a {type(model).__name__}; wrap it with homer_triton.from_transformers, "
+            "or load it with homer_triton.load."
+        )
 
 
 def _as_tensor(ids: Sequence[int] | Tensor, name: str) -> Tensor:
