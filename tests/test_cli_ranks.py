@@ -193,8 +193,9 @@ def test_ranks_that_take_long_to_end_are_waited_for() -> None:
 import signal, subprocess, sys, time
 from homer_triton.cli import ranks
 from homer_triton.cli.interrupts import heard_interrupts
-slow = "import signal, time; signal.signal(2, lambda *_: time.sleep({AGAIN + 1.0})); " \
-    "print(flush=True); signal.pause()"
+slow = "import os, signal, time; " \
+    "signal.signal(2, lambda *_: (time.sleep({AGAIN + 1.0}), os._exit(0))); " \
+    "print(flush=True); time.sleep(60)"
 with heard_interrupts():
     process = subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.PIPE)
     process.stdout.readline()
