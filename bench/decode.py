@@ -5,8 +5,9 @@ by transformers' `generate` on the same cache and the same weights, which are ra
                            [--sequences 1,8] [--tokens 16] [--repeats 3] [--out DIR]
 
 The systems take turns. What a call takes before its second token (copying the cache, say) does not
-count: a call for one token is subtracted from one for many. Of several sequences transformers
-decodes a batch; ours are one after the other. Both times are for a token of each of them. Writes
+count: a call for one token is subtracted from one for many. Several sequences are decoded side by
+side: transformers' with a copy of the cache each, ours over rows that are there once ("shared") or
+with a copy each too ("copies"). All times are for a token of each of them. Writes
 DIR/decode-SHAPE-DTYPE.csv anew after each case.
 """
 
@@ -77,9 +78,12 @@ def context_of(model: Llama, shape: str, rows: int) -> ht.EncodedContext:
     )
 
 
-def ours(model: Llama, context: ht.EncodedContext, sequences: int, tokens: int) -> None:
-    for _ in range(sequences):
-        ht.generate(model, context, max_new_tokens=tokens)
+def ours(
+    model: Llama, context: ht.EncodedContext, sequences: int, copies: bool, tokens: int
+) -> None:
+    # Encodings that are not the same object are not taken for one.
+    contexts = [replace(context) if copies else context for _ in range(sequences)]
+    ht.generate_batch(model, contexts, max_new_tokens=tokens)
 
 
 def theirs(peer: LlamaForCausalLM, context: ht.EncodedContext, sequences: int, tokens: int) -> None:
@@ -133,9 +137,12 @@ def main() -> int:
         try:
             context = context_of(model, args.shape, rows)
             systems: dict[str, Decode] = {
-                "homer_triton": partial(ours, model, context, sequences),
+                "shared": partial(ours, model, context, sequences, False),
+                "copies": partial(ours, model, context, sequences, True),
                 "transformers": partial(theirs, peer, context, sequences),
             }
+            if sequences == 1:  # which is the same
+                del systems["copies"]
             timed = in_turn(systems, args.tokens, args.repeats)
         except Exception as error:  # it must not cost the others
             failed += 1

@@ -8,6 +8,8 @@ the device. Sizes are those of `kernels.reference`.
 import torch
 from torch import Tensor
 
+# The names of a product's arguments; no call has more.
+_WEIGHTS, _BIASES = ([f"{name}[{i}]" for i in range(8)] for name in ("weights", "biases"))
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
 # What a score makes of a logit, and how it joins the heads.
 LOGITS = ("logit", "log_softmax", "softmax")
@@ -41,9 +43,9 @@ def check_linear(
     none.
     """
     _check_dims(x, "x", 1)
-    named = {f"weights[{i}]": weight for i, weight in enumerate(weights)}
     require(len(biases) in (0, len(weights)), "the number of biases", len(biases), "the weights'")
-    added = {f"biases[{i}]": bias for i, bias in enumerate(biases)}
+    named = {_WEIGHTS[i]: weight for i, weight in enumerate(weights)}
+    added = {_BIASES[i]: bias for i, bias in enumerate(biases)}
     _check_alike(x=x, residual=residual, **named, **added)
     for (name, bias), weight in zip(added.items(), weights, strict=False):
         _check_shape(name, bias, weight.shape[:1], "[O]")
@@ -281,23 +283,31 @@ def _check_cache(cache: Tensor) -> None:
     )
 
 
+# What follows runs before every op, in decoding some hundred times a token: only what fails is put
+# into words.
+
+
 def _check_dims(x: Tensor, name: str, dims: int, exact: bool = False) -> None:
-    holds = x.dim() == dims if exact else x.dim() >= dims
-    must = f"{dims}-dimensional" if exact else f"at least {dims}-dimensional"
-    require(holds, f"the shape of {name}", tuple(x.shape), must)
+    if x.dim() < dims or (exact and x.dim() > dims):
+        must = f"{dims}-dimensional" if exact else f"at least {dims}-dimensional"
+        require(False, f"the shape of {name}", tuple(x.shape), must)
 
 
 def _check_sized(x: Tensor, name: str, dims: int) -> None:
     _check_dims(x, name, dims, exact=True)
-    require(x.numel() > 0, f"the shape of {name}", tuple(x.shape), "without empty dimensions")
+    if not x.numel():
+        require(False, f"the shape of {name}", tuple(x.shape), "without empty dimensions")
 
 
 def _check_shape(name: str, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
-    require(tuple(x.shape) == shape, f"the shape of {name}", tuple(x.shape), f"{shape}, {meaning}")
+    if x.shape != shape:
+        must = f"{tuple(shape)}, {meaning}"
+        require(False, f"the shape of {name}", tuple(x.shape), must)
 
 
 def _check_indices(name: str, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
-    require(x.dtype == torch.int64, f"the dtype of {name}", x.dtype, "torch.int64")
+    if x.dtype != torch.int64:
+        require(False, f"the dtype of {name}", x.dtype, "torch.int64")
     _check_shape(name, x, shape, meaning)
 
 
@@ -308,25 +318,31 @@ def _check_heads(name: str, q: Tensor, k: Tensor) -> None:
 
 
 def _check_floating(name: str, x: Tensor) -> None:
-    require(x.dtype.is_floating_point, f"the dtype of {name}", x.dtype, "a floating-point type")
+    if not x.dtype.is_floating_point:
+        require(False, f"the dtype of {name}", x.dtype, "a floating-point type")
 
 
 def _check_alike(**tensors: Tensor | None) -> None:
     """One dtype, one device and unit last strides; the first tensor is the yardstick."""
     _check_layout(**tensors)
-    (first_name, first), *others = ((n, x) for n, x in tensors.items() if x is not None)
+    (first_name, first), *others = tensors.items()
+    assert first is not None
+    dtype = first.dtype
     _check_floating(first_name, first)
     for name, x in others:
-        must = f"{first_name}'s, {first.dtype}"
-        require(x.dtype == first.dtype, f"the dtype of {name}", x.dtype, must)
+        if x is not None and x.dtype != dtype:
+            require(False, f"the dtype of {name}", x.dtype, f"{first_name}'s, {dtype}")
 
 
 def _check_layout(**tensors: Tensor | None) -> None:
     """One device and unit last strides; the first tensor is the yardstick."""
-    given = [(name, x) for name, x in tensors.items() if x is not None]
-    first_name, first = given[0]
-    for name, x in given:
-        must = f"{first_name}'s, {first.device}"
-        require(x.device == first.device, f"the device of {name}", x.device, must)
-        contiguous = x.shape[-1] < 2 or x.stride(-1) == 1
-        require(contiguous, f"the last stride of {name}", x.stride(-1), "1")
+    first_name, first = next(iter(tensors.items()))
+    assert first is not None
+    device = first.device
+    for name, x in tensors.items():
+        if x is None:
+            continue
+        if x.device != device:
+            require(False, f"the device of {name}", x.device, f"{first_name}'s, {device}")
+        if x.shape[-1] > 1 and x.stride(-1) != 1:
+            require(False, f"the last stride of {name}", x.stride(-1), "1")
