@@ -399,6 +399,22 @@ def gpu_kernels() -> str:
     return markdown(["kernel", "time", "rate", "time of others, ours = 1"], rows)
 
 
+def decode() -> str:
+    """A new token after a cache, ours beside transformers', by dtype and number of sequences."""
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        found: dict[tuple[str, str], dict[str, float]] = {}
+        for line in read_csv(f"decode-50M-{dtype}.csv"):
+            case = found.setdefault((line["rows"], line["sequences"]), {})
+            case[line["system"]] = float(line["median_ms"])
+        for (cached, sequences), own in found.items():
+            theirs = own["transformers"]
+            cells = [f"{theirs / own[x]:.2f} ×" if x in own else "" for x in ("shared", "copies")]
+            rows.append([dtype, cached, sequences, f"{own['shared']:.0f} ms", *cells])
+    header = ["dtype", "rows in the cache", "sequences", "a token of each"]
+    return markdown([*header, "times faster, rows shared", "a copy each"], rows)
+
+
 def ranks() -> str:
     """A text over several processes: time and memory by their number."""
     rows = []
@@ -478,6 +494,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "authors": authors,
     "speed": speed,
     "quantized": quantized,
+    "decode": decode,
     "ranks": ranks,
     "ranks_simulated": ranks_simulated,
     "gpu_speed": gpu_speed,
