@@ -92,6 +92,7 @@ RUNS = (
     ask("ruler", "homer", {"2x": 20}, "paper", *PAPER),
     Run("perplexity", "perplexity", {}, ["--methods", "window,homer", *PERPLEXITY], texts=True),
     Run("ablation", "ablation", {"2x": 1}, COMMON, texts=True),
+    ask("needles", "appended", FEW),
     *(ask(task, "independent", FEW) for task in ("needles", "passkey")),
     ask("ruler", "independent", {"2x": 20}),
     *(ask(task, m, {"2x": 4}) for m in WHOLE for task in ("needles", "passkey")),

@@ -139,6 +139,7 @@ def references() -> str:
 # The real model's methods: title, and the group of runs and the name within it.
 REAL = {
     "**HOMER, our defaults**": ("homer", "homer"),
+    "HOMER, the text in four parts": ("appended", "appended"),
     "HOMER as the paper has it": ("paper", "homer"),
     "plain model": ("plain", "plain"),
     "position interpolation": ("pi", "pi"),

@@ -32,7 +32,7 @@ Methods = Annotated[
         help="Any of plain, pi, ntk, yarn (RoPE rescaled), window (the last tokens that fit), "
         "retrieval (the passages that BM25 finds for the question), independent (chunks without "
         "merging), sequential (chunk after chunk, what the question attends to is kept), homer, "
-        "homer+pi, homer+ntk, homer+yarn.",
+        "appended (homer on a text that comes in four parts), homer+pi, homer+ntk, homer+yarn.",
     ),
 ]
 Texts = Annotated[

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..config import HomerConfig
 from ..context import EncodedContext
 from ..encoding import encode
+from ..growing import append
 from ..loading import with_rope
 from ..model.llama import Llama
 from .bm25 import require_bm25s, retrieve
@@ -26,6 +27,8 @@ from .sequential import encode_sequentially
 # How much longer HOMER's chunks are where RoPE is rescaled: by default, twice the context limit
 # where they were half of it.
 CHUNK_EXTENSION = 4
+# Into how many parts a text is cut that grows.
+PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,22 @@ def read_merged(
     return Reading(model, encode(model, context, prefix, suffix, config))
 
 
+def read_appended(
+    model: Llama,
+    config: HomerConfig,
+    prefix: Tensor,
+    context: Tensor,
+    suffix: Tensor,
+    new_tokens: int,
+) -> Reading:
+    """HOMER on a text that comes in `PARTS`, each appended to what survived of those before."""
+    first, *others = context.chunk(PARTS)
+    encoded = encode(model, first, prefix, suffix, config)
+    for part in others:
+        encoded = append(model, encoded, part, config)
+    return Reading(model, encoded)
+
+
 def read_independent(
     model: Llama,
     config: HomerConfig,
@@ -191,6 +210,7 @@ METHODS: dict[str, Callable[..., Reading]] = {
     "independent": read_independent,
     "sequential": read_sequential,
     "homer": read_merged,
+    "appended": read_appended,
     "homer+pi": partial(read_merged, scaling="pi"),
     "homer+ntk": partial(read_merged, scaling="ntk"),
     "homer+yarn": partial(read_merged, scaling="yarn"),
