@@ -469,8 +469,9 @@ def quantized() -> str:
         f"in a byte a number, by torchao: {found['shape']}'s shape takes {share:.0%} of the",
         f"memory of float32, and SmolLM2-135M predicts a novel {worse:.1%} worse than in",
         f"bfloat16. On a CPU, reading takes {slower[0]:.1f} × and a new token {slower[1]:.1f} ×",
-        "the time of bfloat16. A `transformers` model that torchao has quantised is shared as",
-        "it is. `fp8`, for GPUs that multiply it, has not been run yet.",
+        "the time of bfloat16. A `transformers` model that torchao has quantised, or bitsandbytes",
+        "in 4 bits, is shared as it is. `fp8`, for GPUs that multiply it, has not been run yet,",
+        "nor 4 bits on one.",
     ]
     return "\n".join(parts) + "\n"
 

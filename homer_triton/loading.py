@@ -63,7 +63,8 @@ def from_transformers(
     ops: OpsName = "auto",
 ) -> Llama:
     """Wrap an already loaded transformers model of a known family; its weights are shared, not
-    copied, and it stays usable. What torchao has quantised in it stays so.
+    copied, and it stays usable. What torchao has quantised in it stays so, and what bitsandbytes
+    holds in 4 bits.
 
     Raises `ValueError` for models of another class, ones that are quantised in another way, and
     ones spread over several devices.

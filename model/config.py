@@ -279,7 +279,7 @@ def _refuse_unsupported(hf_config: PreTrainedConfig, sizes: Mapping[str, Any]) -
     if hf_config.hidden_act != "silu":
         raise CheckpointError(f"hidden_act is {hf_config.hidden_act!r}; only 'silu' is supported.")
     method = _quantized_by(getattr(hf_config, "quantization_config", None))
-    if method not in (None, "torchao"):
+    if method not in (None, "torchao", "bitsandbytes"):
         raise CheckpointError(
             f"its weights are quantised by {method}, which is not supported; use the original, and "
             "quantize='int8', or torchao."
@@ -325,7 +325,8 @@ def _quantized_by(quantization: Any) -> str | None:
     if quantization is None:
         return None
     known = quantization.get if isinstance(quantization, dict) else vars(quantization).get
-    return str(known("quant_method")).rpartition(".")[2].lower()
+    method = known("quant_method")
+    return str(getattr(method, "value", method))
 
 
 def _window(hf_config: PreTrainedConfig) -> int | None:

@@ -48,11 +48,13 @@ def _fingerprint(config: ModelConfig, tensors: Iterable[Tensor]) -> str:
     places: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
     signs = []
     for tensor in tensors:
-        shape = tuple(tensor.shape)
+        held = stored(tensor)
+        shape = tuple(held.shape)
         if shape not in places:
-            places[shape] = _places(shape, tensor.device)
-        held = stored(tensor.detach())[places[shape]]
-        signs.append(held.signbit() if held.dtype.itemsize > 1 else held.float().signbit())
+            places[shape] = _places(shape, held.device)
+        seen = held.detach()[places[shape]]
+        # Of two 4-bit numbers in a byte, the first one's upper half.
+        signs.append(seen > 127 if seen.dtype == torch.uint8 else seen.float().signbit())
     digest.update(torch.cat(signs).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -1,4 +1,5 @@
-"""Weights of fewer bits, held as torchao's tensors; products with them are torchao's too.
+"""Weights of fewer bits: torchao's tensors, and the 4-bit ones of a model that bitsandbytes holds.
+Products with them are those packages' own.
 
 Only the layers' matrices are quantised: norms, biases and the embeddings stay as they are. torchao
 is the extra `quantized`.
@@ -14,14 +15,74 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from .errors import CheckpointError
+
 Quantize = Literal["int8", "fp8"]
 
 # Compute capability that multiplies float8, by rows and columns of their own scales.
 _FP8_SINCE = (8, 9)
 
 
+class FourBit(Tensor):
+    """A matrix [O, I] of bitsandbytes' 4-bit numbers, as its `Params4bit` holds them: two a byte,
+    with scales for blocks of them.
+    """
+
+    held: Any
+
+    @staticmethod
+    def __new__(cls, held: Any) -> FourBit:
+        state = held.quant_state
+        made: FourBit = Tensor._make_wrapper_subclass(
+            cls, state.shape, dtype=state.dtype, device=held.device
+        )
+        made.held = held
+        return made
+
+    @property
+    def qdata(self) -> Tensor:
+        """The bytes, as they are now: on a CPU, the transformers model packs them anew when it is
+        first run.
+        """
+        data: Tensor = self.held.data
+        return data
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Its product is bitsandbytes'; what else is asked of it is asked of any tensor."""
+        if func is not nn.functional.linear:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        bitsandbytes = import_module("bitsandbytes")
+        x, weight, *bias = args
+        return bitsandbytes.matmul_4bit(
+            x, weight.held, quant_state=weight.held.quant_state, bias=bias[0] if bias else None
+        )
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any, kwargs: Any
+    ) -> Any:
+        raise TypeError(f"{func} of a matrix in 4 bits: only products are there.")
+
+
+def shared(parameter: Tensor) -> Tensor:
+    """A parameter of a transformers model, unknown to autograd, in the same memory.
+
+    Raises `CheckpointError` for what bitsandbytes holds in 8 bits.
+    """
+    if hasattr(parameter, "SCB"):
+        raise CheckpointError(
+            "The model's weights are in 8 bits by bitsandbytes, which is not supported; take 4 "
+            "bits, or torchao's int8."
+        )
+    four_bit = getattr(parameter, "quant_state", None) is not None
+    return FourBit(parameter) if four_bit else parameter.detach()
+
+
 def is_quantized(tensor: Tensor) -> bool:
-    """Whether a tensor is one of torchao's, which no kernel of ours reads."""
+    """Whether a tensor is a package's own, which no kernel of ours reads."""
     return type(tensor) not in (Tensor, nn.Parameter)
 
 

@@ -16,7 +16,7 @@ from .checkpoint import StoredTensor, catalogue, read_into, some
 from .config import ModelConfig, is_computable
 from .errors import CheckpointError
 from .families import FAMILIES, Family
-from .quantized import Quantize, is_quantized, quantizer
+from .quantized import FourBit, Quantize, is_quantized, quantizer, shared
 
 # Tables that old checkpoints carry and that follow from the config.
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -117,9 +117,9 @@ def check_stored(folder: Path, config: ModelConfig) -> list[StoredTensor]:
 def share_weights(hf_model: PreTrainedModel) -> Weights:
     """The weights of a transformers model without a copy: the same memory, unknown to autograd.
 
-    Matrices that torchao has quantised stay so. Raises `CheckpointError` for other classes and for
-    models that are quantised in another way, adapted, spread over devices or dtypes, or without
-    data (on the meta device).
+    Matrices that torchao has quantised stay so, and those that bitsandbytes holds in 4 bits.
+    Raises `CheckpointError` for other classes and for models that are quantised in another way,
+    adapted, spread over devices or dtypes, or without data (on the meta device).
     """
     classes = [family.architecture for family in FAMILIES.values()]
     if not {base.__name__ for base in type(hf_model).__mro__} & {*classes}:
@@ -129,13 +129,18 @@ def share_weights(hf_model: PreTrainedModel) -> Weights:
         )
     config = ModelConfig.from_hf(hf_model.config)
     found = {
-        name: parameter.detach()
+        name: shared(parameter)
         for name, parameter in hf_model.named_parameters(remove_duplicate=False)
     }
     _check_count(len(found), config, "The model")
     expected = named_weights(_allocate(config, "meta", config.dtype), config)
     _check_shapes({name: tensor.shape for name, tensor in found.items()}, expected, "The model")
     _check_uniform(found.values())
+    if config.family.fused and any(isinstance(tensor, FourBit) for tensor in found.values()):
+        raise CheckpointError(
+            "A matrix of queries, keys and values in one cannot be cut where bitsandbytes holds it "
+            "in 4 bits; quantise the model by torchao."
+        )
     embedding, lm_head = found["model.embed_tokens.weight"], found["lm_head.weight"]
     if not is_quantized(lm_head) and embedding.data_ptr() == lm_head.data_ptr():
         del found["lm_head.weight"]

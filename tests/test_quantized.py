@@ -10,6 +10,7 @@ from cases import LAYERS, random_tokens
 from checkpoints import FAMILIES, LIMIT, random_model, save_checkpoint
 from command_line import checkpoint, run, text
 from torch import Tensor
+from transformers import PreTrainedModel
 
 import homer_triton as ht
 from homer_triton.kernels.products import linear
@@ -129,6 +130,64 @@ def test_quantised_checkpoints_and_other_methods_are_refused(tmp_path: Path) -> 
         with pytest.raises(CheckpointError, match=sentence):
             ht.load(tmp_path, "cpu")
     other = random_model()
-    other.config.quantization_config = {"quant_method": "bitsandbytes"}
-    with pytest.raises(CheckpointError, match=r"quantised by bitsandbytes, which is not supported"):
+    other.config.quantization_config = {"quant_method": "awq"}
+    with pytest.raises(CheckpointError, match=r"quantised by awq, which is not supported"):
         ht.from_transformers(other)
+
+
+def in_four_bits(hf_model: PreTrainedModel) -> PreTrainedModel:
+    """The layers' matrices as bitsandbytes holds them, in place."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    for layer in hf_model.model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for name, whole in list(part.named_children()):
+                if isinstance(whole, torch.nn.Linear):
+                    sizes = (whole.in_features, whole.out_features, whole.bias is not None)
+                    small = bitsandbytes.nn.Linear4bit(*sizes, quant_type="nf4")
+                    small.load_state_dict(whole.state_dict())
+                    setattr(part, name, small.to("cpu"))
+    hf_model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    return hf_model
+
+
+@pytest.mark.parametrize("family", ["llama-3", "qwen2", "qwen3", "mistral"])
+def test_four_bits_of_bitsandbytes_are_shared(family: str) -> None:
+    hf_model = in_four_bits(random_model(family, num_hidden_layers=LAYERS))
+    model = ht.from_transformers(hf_model, ops="torch")
+    with torch.no_grad():
+        expected = hf_model(TOKENS[None]).logits[0]
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-4)
+    encoded = ht.encode(model, random_tokens(300), random_tokens(2), random_tokens(5))
+    assert len(ht.generate(model, encoded, max_new_tokens=5).token_ids) > 0
+    other = in_four_bits(random_model(family, seed=1, num_hidden_layers=LAYERS))
+    assert model.fingerprint != ht.from_transformers(other).fingerprint
+
+
+def test_transformers_own_way_of_four_bits_is_shared(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    for package in ("bitsandbytes", "accelerate"):
+        pytest.importorskip(package)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_key_value_heads": 4}
+    save_checkpoint(tmp_path, dtype=torch.bfloat16, initializer_range=0.1, **sizes)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True)
+    hf_model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=config, device_map="cpu", dtype=torch.bfloat16
+    )
+    model = ht.from_transformers(hf_model, ops="torch")
+    with torch.no_grad():
+        expected = hf_model(TOKENS[None]).logits[0].float()
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=0.3)
+
+
+def test_fused_matrices_in_four_bits_and_eight_bits_are_refused() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    with pytest.raises(
+        CheckpointError, match="cannot be cut where bitsandbytes holds it in 4 bits"
+    ):
+        ht.from_transformers(in_four_bits(random_model("phi3")))
+    eight = random_model()
+    attention = eight.model.layers[0].self_attn
+    attention.q_proj = bitsandbytes.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False)
+    with pytest.raises(CheckpointError, match="in 8 bits by bitsandbytes, which is not supported"):
+        ht.from_transformers(eight)

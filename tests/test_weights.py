@@ -251,7 +251,7 @@ def test_models_that_cannot_be_shared_are_refused() -> None:
         share_weights(adapted)
 
     quantised = random_model()
-    quantised.config.quantization_config = {"quant_method": "bitsandbytes"}
+    quantised.config.quantization_config = {"quant_method": "gptq"}
     with pytest.raises(CheckpointError, match="quantised"):
         share_weights(quantised)
 
