@@ -129,7 +129,7 @@ class Conversation:
         elif command == "/kept":
             print(self._kept())
         elif command == "/load":
-            if not rest:
+            if rest in ("", "-"):  # questions come from standard input
                 raise ValueError("/load needs the name of a file.")
             self.text, self.read, self.context = read_text(rest), None, None
             note(f"{len(self.text):,} characters; ask about them.")
