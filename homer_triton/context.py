@@ -207,20 +207,24 @@ class EncodedContext:
 
         Raises `ValueError` if another model made this encoding.
         """
+        self.check_maker(model.fingerprint)
         cache = model.new_cache(len(self) + room)
-        self.copy_rows_(model, cache)
+        self.copy_rows_(cache)
         return cache
 
-    def copy_rows_(self, model: Llama, cache: Tensor) -> None:
-        """Copy the rows to the first slots of a cache [L, 2, slots, HKV, D].
-
-        Raises `ValueError` if another model made this encoding.
-        """
-        if self.model != model.fingerprint:
+    def check_maker(self, fingerprint: str) -> None:
+        """Raise `ValueError` unless the model of this fingerprint made this encoding."""
+        if self.model != fingerprint:
             raise ValueError(
-                f"The context was encoded by another model ({self.model}, this is "
-                f"{model.fingerprint})."
+                f"The context was encoded by another model ({self.model}, this is {fingerprint})."
             )
+
+    def copy_rows_(self, cache: Tensor) -> None:
+        """Copy the rows to the first slots of a cache [L, 2, slots, HKV, D] of the model that made
+        them.
+
+        Raises `ValueError` for a cache of another shape.
+        """
         layers, _, _, heads, dim = cache.shape
         if self.keys.shape != (layers, heads, len(self), dim):
             raise ValueError(

@@ -166,7 +166,9 @@ def generate_batch(
         tokenize(model, [] if prompt is None else prompt, "prompt", special_tokens=True)
         for prompt in asked
     ]
+    fingerprint = model.fingerprint
     for context, own in zip(contexts, ids, strict=True):
+        context.check_maker(fingerprint)
         new = len(own) + decoding.max_new_tokens
         remedy = "max_new_tokens, or encode to a smaller target_len"
         model.config.check_window(len(context) + new, remedy)

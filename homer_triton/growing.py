@@ -40,7 +40,7 @@ def append(
     Raises `ValueError` as `encode` does, for an encoding of another model, and for one that has
     prompts and answers behind its text already.
     """
-    _check_model(model, encoded)
+    encoded.check_maker(model.fingerprint)
     if encoded.appended:
         raise ValueError(
             f"There are {encoded.appended} tokens of prompts and answers behind the text; append "
@@ -70,7 +70,7 @@ def compact(
     Raises `ValueError` as `encode` does, for an encoding of another model, and for one of so few
     rows that nothing stands before the recent ones.
     """
-    _check_model(model, encoded)
+    encoded.check_maker(model.fingerprint)
     config = config or HomerConfig()
     most = max(len(encoded) - encoded.plan.prefix_len - 1, 1)
     if recent is None:
@@ -85,11 +85,3 @@ def _rows(encoded: EncodedContext, last: int) -> tuple[Tensor, Tensor, Tensor]:
     ids = encoded.token_ids[encoded.source_indices].cpu()
     before = encoded.plan.prefix_len
     return ids[:before], ids[before : len(ids) - last], ids[len(ids) - last :]
-
-
-def _check_model(model: Llama, encoded: EncodedContext) -> None:
-    if encoded.model != model.fingerprint:
-        raise ValueError(
-            f"The context was encoded by another model ({encoded.model}, this is "
-            f"{model.fingerprint})."
-        )

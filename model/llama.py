@@ -128,17 +128,17 @@ class Llama:
             rows = max(limit, 2 * length)
             stale = filled < length
         if tables is None or stale:
-            cos, sin = tables = self._rotary = rotary_tables(self.config, rows, self.device)
-            self._still = (torch.ones_like(cos), torch.zeros_like(sin))
+            tables = self._rotary = rotary_tables(self.config, rows, self.device)
         return tables
 
     def _rotary_of(self, index: int, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The tables of a layer: those of all, or such as rotate nothing."""
         if index not in self.config.unrotated:
             return rotary
-        if self._still is None or len(self._still[0]) < len(rotary[0]):
-            self._still = (torch.ones_like(rotary[0]), torch.zeros_like(rotary[1]))
-        return self._still
+        still = self._still
+        if still is None or len(still[0]) < len(rotary[0]):
+            still = self._still = torch.ones_like(rotary[0]), torch.zeros_like(rotary[1])
+        return still
 
     def run(
         self,
@@ -158,8 +158,8 @@ class Llama:
         hidden: [B, T, E]; positions, slots: [B, T], or no slots where keys and values need not
         outlive their layer; cache: of every layer [2, slots, HKV, D], of which the first `prefix`
         slots are visible to all rows. past: where each chunk is one row, the rows before it, which
-        it sees too. Returns hidden states [B, T, E], or [B, R, E] for the R
-        selected rows. Raises `ValueError` for more rows than the model's window.
+        it sees too. Returns hidden states [B, T, E], or [B, R, E] for the R selected rows. Raises
+        `ValueError` for more rows than the model's window.
         """
         own = hidden.shape[1] if past is None else past.most
         self.config.check_window(prefix + own, "the length")
@@ -290,29 +290,33 @@ class Llama:
         filled: int = 0,
         position: int | None = None,
         all_logits: bool = False,
+        slot: int | None = None,
     ) -> Tensor:
         """Run T tokens after the first `filled` slots of a cache, filling the next T; returns
         logits [V] of the last.
 
         token_ids: [T]; position: RoPE index of the first of them, `filled` when left out;
-        all_logits: return those of every token, [T, V].
+        all_logits: return those of every token, [T, V]; slot: the first to fill, where that is not
+        the one behind those before.
         """
         tokens = len(token_ids)
         rows = torch.arange(tokens, device=self.device)[None]
         start = filled if position is None else position
-        last = None if all_logits else Select(1, lambda index, q, k: rows[:, -1:])
-        past = None
-        if tokens == 1 and filled:  # one more row behind others: nothing is laid out anew
-            past = Past(0, cache[0].shape[1], rows[0] + filled, filled + 1)
+        first = filled if slot is None else slot
+        prefix, past = filled, None
+        select = None if all_logits else Select(1, lambda index, q, k: rows[:, -1:])
+        if tokens == 1 and 0 < filled == first:  # behind the others: nothing is laid out anew
+            prefix, past = 0, Past(0, cache[0].shape[1], rows[0] + filled, filled + 1)
+            select = None
         hidden = self.run(
             range(self.config.num_hidden_layers),
             self.embed(token_ids[None]),
             rows + start,
-            rows + filled,
+            rows + first,
             cache,
-            0 if past is not None else filled,
+            prefix,
             self.rotary(start + tokens),
-            None if past is not None else last,
+            select,
             past,
         )
         return self.logits(hidden[0] if all_logits else hidden[0, -1])

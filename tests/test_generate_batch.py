@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from cases import LAYERS, random_tokens
-from checkpoints import random_model
+from checkpoints import LIMIT, ROPES, random_model
 from kernel_cases import DEVICE
 from transformers import PreTrainedModel
 
@@ -92,6 +92,26 @@ def test_the_triton_kernels_decode_side_by_side(
         assert ours.logprobs is not None
         assert theirs.logprobs is not None
         assert abs(ours.logprobs[0] - theirs.logprobs[0]) <= tolerance
+
+
+def test_frequencies_that_follow_the_length_are_each_sequences_own() -> None:
+    """Dynamic NTK, whose base moves with every token past the limit."""
+    rope = {"rope_theta": 10000.0, **ROPES["dynamic"]}
+    hf_model = random_model(num_hidden_layers=LAYERS, rope_parameters=rope)
+    model = ht.from_transformers(hf_model, ops="torch")
+    whole = ht.HomerConfig(2 * LIMIT, 2 * LIMIT)
+    texts = [ht.encode(model, random_tokens(n), PREFIX, SUFFIX, whole) for n in (50, 20, 90)]
+    alone = [ht.generate(model, text, [5, 6], 20, min_new_tokens=20).token_ids for text in texts]
+    for text, ours in zip(texts, alone, strict=True):
+        theirs = hf_model.generate(
+            **text.to_transformers([5, 6]), max_new_tokens=20, min_new_tokens=20, do_sample=False
+        )
+        assert ours == theirs[0, 2:].tolist()
+    settings: dict[str, Any] = {"max_new_tokens": 20, "min_new_tokens": 20}
+    assert tokens_of(ht.generate_batch(model, texts, [[5, 6]] * 3, **settings)) == alone
+    shared = ht.generate_batch(model, texts[0], [[5, 6], [7]], **settings)
+    assert shared[0].token_ids == alone[0]
+    assert shared[1].token_ids == ht.generate(model, texts[0], [7], **settings).token_ids
 
 
 def test_samples_are_those_of_one_at_a_time(

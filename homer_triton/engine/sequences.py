@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..model.llama import Llama, Past, Select
+from ..model.llama import Llama, Past
 
 if TYPE_CHECKING:
     from ..context import EncodedContext
@@ -24,70 +24,61 @@ class Sequences:
     """
 
     def __init__(self, model: Llama, contexts: Sequence[EncodedContext], room: Sequence[int]):
-        """contexts: of each sequence; room: the most tokens that each will have of its own."""
+        """contexts: of each sequence, made by this model; room: the most tokens that each will have
+        of its own.
+        """
         self.model = model
         first = contexts[0]
         is_shared = len(contexts) > 1 and all(own is first for own in contexts)
         self._shared = len(first) if is_shared else 0
         filled = [0 if is_shared else len(own) for own in contexts]
         self._room = max(rows + most for rows, most in zip(filled, room, strict=True))
-        # What a shorter sequence has not reached is hidden from it, but nothing times NaN is NaN.
-        self._cache = model.new_cache(self._shared + len(contexts) * self._room).zero_()
+        self._cache = model.new_cache(self._shared + len(contexts) * self._room)
+        if len(contexts) > 1:
+            # What a shorter one has not reached is hidden from it, but nothing times NaN is NaN.
+            self._cache.zero_()
         if is_shared:
-            first.copy_rows_(model, self._cache)
+            first.copy_rows_(self._cache)
         else:
             for place, own in enumerate(contexts):
-                own.copy_rows_(model, self._region(place))
+                own.copy_rows_(self._region(place))
         # By place in the cache: the sequence's number, its own rows, and its next position.
         self.numbers = list(range(len(contexts)))
         self._filled = filled
         self._positions = [own.next_position for own in contexts]
-        longest = [own.next_position + most for own, most in zip(contexts, room, strict=True)]
-        self._rotary = model.rotary(max(longest))
 
     def read(self, number: int, token_ids: Tensor) -> Tensor:
         """Run a sequence's next T tokens, [T] on the model's device; returns logits [V] of the
         last.
         """
-        place, tokens = self.numbers.index(number), len(token_ids)
-        start, device = self._filled[place], token_ids.device
-        rows = torch.arange(tokens, device=device)[None]
-        model = self.model
+        place = self.numbers.index(number)
+        start, position = self._filled[place], self._positions[place]
         if self._shared and start:  # what it sees is not in one piece
-            return torch.cat([self._step(place, one) for one in token_ids.split(1)])[-1]
+            return torch.cat([self._step([place], one) for one in token_ids.split(1)])[-1]
         if self._shared:
-            cache, before = self._cache, self._shared
-            slots = rows + self._shared + place * self._room
+            slot = self._shared + place * self._room
+            logits = self.model.forward(token_ids, self._cache, self._shared, position, slot=slot)
         else:
-            cache, before = self._region(place), start
-            slots = rows + start
-        hidden = model.run(
-            range(model.config.num_hidden_layers),
-            model.embed(token_ids[None]),
-            rows + self._positions[place],
-            slots,
-            cache,
-            before,
-            self._rotary,
-            Select(1, lambda index, q, k: rows[:, -1:]),
-        )
-        self._filled[place] += tokens
-        self._positions[place] += tokens
-        return model.logits(hidden[0, -1])
+            logits = self.model.forward(token_ids, self._region(place), start, position)
+        self._filled[place] += len(token_ids)
+        self._positions[place] += len(token_ids)
+        return logits
 
     def step(self, token_ids: Tensor) -> Tensor:
         """Run one more token of every sequence, [B] in their order; returns logits [B, V]."""
-        return self._step(slice(None), token_ids)
+        places = range(len(self.numbers))
+        if self.model.config.rope_switches_at is None:
+            return self._step(places, token_ids)
+        # Frequencies follow each one's own length.
+        ids = token_ids.split(1)
+        return torch.cat([self._step([at], one) for at, one in zip(places, ids, strict=True)])
 
-    def _step(self, place: int | slice, token_ids: Tensor) -> Tensor:
-        """One more token of the sequence at a place, or of all."""
-        places = range(len(self.numbers)) if isinstance(place, slice) else [place]
-        device = token_ids.device
+    def _step(self, places: Sequence[int], token_ids: Tensor) -> Tensor:
+        """One more token of the sequences at some places that stand side by side."""
+        model, device = self.model, token_ids.device
         starts = [self._shared + at * self._room for at in places]
         lengths = torch.tensor([self._filled[at] for at in places], device=device)
         positions = torch.tensor([self._positions[at] for at in places], device=device)
-        most = 1 + max(self._filled[at] for at in places)
-        model = self.model
         hidden = model.run(
             range(model.config.num_hidden_layers),
             model.embed(token_ids[:, None]),
@@ -95,8 +86,8 @@ class Sequences:
             (torch.tensor(starts, device=device) + lengths)[:, None],
             self._cache,
             self._shared,
-            self._rotary,
-            past=Past(starts[0], self._room, lengths, most),
+            model.rotary(1 + max(self._positions[at] for at in places)),
+            past=Past(starts[0], self._room, lengths, 1 + max(self._filled[at] for at in places)),
         )
         for at in places:
             self._filled[at] += 1
@@ -118,7 +109,7 @@ class Sequences:
         place = self.numbers.index(number)
         own = self._region(place)[:, :, : self._filled[place]]
         whole = torch.cat([self._cache[:, :, : self._shared], own], dim=2)
-        keys, values = whole.transpose(2, 3).contiguous().unbind(1)
+        keys, values = whole.transpose(2, 3).unbind(1)
         return keys.contiguous(), values.contiguous()
 
     def _region(self, place: int) -> Tensor:
