@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -81,7 +80,7 @@ class Answers:
         ),
     ] = None
 
-    @cached_property
+    @property
     def decoding(self) -> Decoding:
         """The settings. Raises `ValueError` where they do not fit together."""
         from ..generation import Decoding

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from .answers import Answers
 from .groups import with_groups
-from .inputs import compose, note_long_chunks, read_text
+from .inputs import compose, note_long_chunks, read_text, takes_template
 from .interrupts import caught
 from .options import Checkpoint, NoChatTemplate, OptionalContextFile, Thinking
 from .output import at_terminal, note, note_kept
+from .reading import read
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -110,9 +111,7 @@ class Conversation:
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for a chat template that does not take a conversation."""
-        self.templated = self.templated and bool(self.tokenizer.chat_template)
-        if self.thinking is not None and not self.templated:
-            raise ValueError("--thinking and --no-thinking need a chat template; leave them out.")
+        self.templated = takes_template(self.tokenizer, self.templated, self.thinking)
         if self.templated:
             self._follow("x")
 
@@ -136,29 +135,30 @@ class Conversation:
         elif command == "/again":
             if self.text is None or not rest:
                 raise ValueError("/again needs a question, and a text that was loaded.")
-            self._answer(*self._begin(rest))
+            self._begin(rest)
         elif command.startswith("/"):
             raise ValueError(f"{command} is not known; /help says what is.")
         elif self.context is None:
-            self._answer(*self._begin(line))
+            self._begin(line)
         else:
-            self._answer(self._with_room(self._follow(line)), self._follow(line), self.read)
+            prompt = self._follow(line)
+            self._answer(self._with_room(self.context, prompt), prompt, self.read)
         return True
 
-    def _begin(self, question: str) -> tuple[EncodedContext, None, EncodedContext | None]:
-        """The encoding that the first answer goes on from, and what was read for it."""
-        from .. import encode
-
+    def _begin(self, question: str) -> None:
+        """Read the text for a question, or the question alone, and answer it."""
         about = question if self.text is None else self.text
         asked = [] if self.text is None else [question]
         parts = compose(
             self.tokenizer, None, None, asked, self.templated, False, thinking=self.thinking
         )
-        show = at_terminal()
-        encoded = encode(self.model, about, parts.prefix, parts.suffix, self.config, progress=show)
-        if self.text is not None:
-            note_kept(encoded)
-        return encoded, None, encoded if self.text is not None else None
+        encoded = read(self.model, about, parts, self.config)
+        assert encoded is not None  # there are no ranks
+        if self.text is None:
+            self._answer(encoded, None, None)
+            return
+        note_kept(encoded)
+        self._answer(encoded, None, encoded)
 
     def _follow(self, question: str) -> str:
         """What another question adds to the conversation."""
@@ -169,19 +169,18 @@ class Conversation:
             return next_turn(self.tokenizer, question, self.ended, self.thinking)
         return "\n" + words(question) + "\n"
 
-    def _with_room(self, prompt: str) -> EncodedContext:
+    def _with_room(self, context: EncodedContext, prompt: str) -> EncodedContext:
         """The conversation, compacted where prompt and answer would outgrow the model's limit."""
         from .. import compact
         from ..text.tokens import tokenize
 
-        assert self.context is not None
         new = len(tokenize(self.model, prompt, "question", special_tokens=True))
         limit = self.model.config.context_limit
-        if self.context.next_position + new + self.decoding.max_new_tokens <= limit:
-            return self.context
-        context = compact(self.model, self.context, self.config)
-        note(f"compacted the conversation: kept {len(context):,} of {len(self.context):,} rows")
-        return context
+        if context.next_position + new + self.decoding.max_new_tokens <= limit:
+            return context
+        shorter = compact(self.model, context, self.config)
+        note(f"compacted the conversation: kept {len(shorter):,} of {len(context):,} rows")
+        return shorter
 
     def _answer(
         self, context: EncodedContext, prompt: str | None, read: EncodedContext | None

@@ -10,14 +10,14 @@ import typer
 
 from .groups import given_options, with_groups
 from .inputs import (
-    note_long_chunks,
     read_text,
     require_one_source,
     tokenizer_of,
 )
 from .options import Around, Checkpoint, EncodedFile, Json, OptionalContextFile
 from .output import at_terminal, note, note_kept, print_json, summary
-from .ranks import Devices, begin, is_first, joined
+from .ranks import Devices, begin, is_first
+from .reading import opened
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -110,10 +110,7 @@ def compress(
     context: EncodedContext | None
     if context_file is not None:
         source = read_text(context_file)
-        with joined(checkpoint.device) as ranks:
-            llama, tokenizer = checkpoint.open()
-            if is_first():
-                note_long_chunks(config, llama.config)
+        with opened(checkpoint, config) as (llama, tokenizer, ranks):
             prompts = [] if prompt is None else [prompt]
             parts = around.compose(tokenizer, prompts, ask_later=prompt is None)
             with_suffix = parts.suffix is None

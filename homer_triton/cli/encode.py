@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from .groups import with_groups
-from .inputs import note_long_chunks, read_text
+from .inputs import read_text
 from .options import Around, Checkpoint, ContextFile, Json
-from .output import at_terminal, note_kept, print_json, readable_bytes, summary
-from .ranks import Devices, begin, is_first, joined
+from .output import note_kept, print_json, readable_bytes, summary
+from .ranks import Devices, begin, is_first
+from .reading import opened, read
 from .settings import Settings
 
 
@@ -50,7 +51,6 @@ def encode(
     Over several machines or GPUs, every process reads a part of the text: --devices 8, or torchrun
     --nproc-per-node 8 -m homer_triton encode, and so on.
     """
-    from .. import encode as merge
     from ..storage.files import check_outputs
 
     config = settings.config
@@ -59,22 +59,10 @@ def encode(
         check_outputs({"-o": output}, inputs)
     begin(devices, context_file)
     context = read_text(context_file)
-    with joined(checkpoint.device) as ranks:
-        llama, tokenizer = checkpoint.open()
-        if is_first():
-            note_long_chunks(config, llama.config)
+    with opened(checkpoint, config) as (llama, tokenizer, ranks):
         prompts = [] if prompt is None else [prompt]
         parts = around.compose(tokenizer, prompts, ask_later=prompt is None)
-        encoded = merge(
-            llama,
-            context,
-            parts.prefix,
-            parts.suffix,
-            config,
-            progress=at_terminal(),
-            special_tokens=around.special_tokens,
-            ranks=ranks,
-        )
+        encoded = read(llama, context, parts, config, around.special_tokens, ranks)
     if encoded is None:
         return
     encoded.save(output)

@@ -10,10 +10,11 @@ import typer
 
 from .answers import Answers
 from .groups import given_options, with_groups
-from .inputs import note_long_chunks, read_text, require_one_source
+from .inputs import read_text, require_one_source
 from .options import Around, Checkpoint, EncodedFile, Json, OptionalContextFile
-from .output import at_terminal, note_kept, print_json, summary
-from .ranks import Devices, begin, is_first, joined
+from .output import note_kept, print_json, summary
+from .ranks import Devices, begin
+from .reading import opened, read
 from .settings import Settings
 
 # Of an answer, in JSON.
@@ -55,7 +56,6 @@ def generate(
           --prompt "Where?" --prompt "When?"
     """
     from .. import EncodedContext
-    from .. import encode as merge
     from .. import generate as go_on
 
     config = settings.config
@@ -67,22 +67,10 @@ def generate(
     questions: list[str | None] = [*prompts] or [None]
     begin(devices, context_file)
     text = "" if context_file is None else read_text(context_file)
-    with joined(checkpoint.device) as ranks:
-        llama, tokenizer = checkpoint.open()
+    with opened(checkpoint, config) as (llama, tokenizer, ranks):
         parts = around.compose(tokenizer, prompts, encoded is not None or len(prompts) > 1)
         if encoded is None:
-            if is_first():
-                note_long_chunks(config, llama.config)
-            context = merge(
-                llama,
-                text,
-                parts.prefix,
-                parts.suffix,
-                config,
-                progress=at_terminal(),
-                special_tokens=around.special_tokens,
-                ranks=ranks,
-            )
+            context = read(llama, text, parts, config, around.special_tokens, ranks)
         else:
             context = EncodedContext.load(encoded, llama.device)
     if context is None:

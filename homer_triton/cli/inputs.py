@@ -147,6 +147,17 @@ class Parts:
     appended: tuple[str | None, ...]
 
 
+def takes_template(tokenizer: PreTrainedTokenizerBase, chat: bool, thinking: bool | None) -> bool:
+    """Whether texts go into the tokenizer's chat template; chat: whether they may.
+
+    Raises `ValueError` for thinking, which only a template asks about, without one.
+    """
+    templated = chat and bool(tokenizer.chat_template)
+    if thinking is not None and not templated:
+        raise ValueError("--thinking and --no-thinking need a chat template; leave them out.")
+    return templated
+
+
 def compose(
     tokenizer: PreTrainedTokenizerBase,
     prefix: str | None,
@@ -176,10 +187,7 @@ def compose(
         check_text(text or "", option)
 
     opening, closing = "", Affix("")
-    templated = chat and bool(tokenizer.chat_template)
-    if thinking is not None and not templated:
-        raise ValueError("--thinking and --no-thinking need a chat template; leave them out.")
-    if templated:
+    if takes_template(tokenizer, chat, thinking):
         try:
             opening, closing = chat_affixes(tokenizer, thinking=thinking)
         except ValueError as error:
