@@ -160,44 +160,28 @@ def read_merged(
     return Reading(model, encode(model, context, prefix, suffix, config))
 
 
-def read_appended(
+def read_by(
     model: Llama,
     config: HomerConfig,
     prefix: Tensor,
     context: Tensor,
     suffix: Tensor,
     new_tokens: int,
+    how: Callable[[Llama, Tensor, Tensor, Tensor, HomerConfig], EncodedContext],
 ) -> Reading:
+    """What another way of encoding leaves."""
+    return Reading(model, how(model, prefix, context, suffix, config))
+
+
+def encode_in_parts(
+    model: Llama, prefix: Tensor, context: Tensor, suffix: Tensor, config: HomerConfig
+) -> EncodedContext:
     """HOMER on a text that comes in `PARTS`, each appended to what survived of those before."""
     first, *others = context.chunk(PARTS)
     encoded = encode(model, first, prefix, suffix, config)
     for part in others:
         encoded = append(model, encoded, part, config)
-    return Reading(model, encoded)
-
-
-def read_independent(
-    model: Llama,
-    config: HomerConfig,
-    prefix: Tensor,
-    context: Tensor,
-    suffix: Tensor,
-    new_tokens: int,
-) -> Reading:
-    """Chunks that never meet: each read and pruned alone, their caches side by side."""
-    return Reading(model, encode_independently(model, prefix, context, suffix, config))
-
-
-def read_sequential(
-    model: Llama,
-    config: HomerConfig,
-    prefix: Tensor,
-    context: Tensor,
-    suffix: Tensor,
-    new_tokens: int,
-) -> Reading:
-    """Chunks one after another, the cache so far pruned by the suffix's attention after each."""
-    return Reading(model, encode_sequentially(model, prefix, context, suffix, config))
+    return encoded
 
 
 METHODS: dict[str, Callable[..., Reading]] = {
@@ -207,10 +191,10 @@ METHODS: dict[str, Callable[..., Reading]] = {
     "yarn": partial(read_whole, scaling="yarn"),
     "window": read_window,
     "retrieval": read_retrieved,
-    "independent": read_independent,
-    "sequential": read_sequential,
+    "independent": partial(read_by, how=encode_independently),
+    "sequential": partial(read_by, how=encode_sequentially),
     "homer": read_merged,
-    "appended": read_appended,
+    "appended": partial(read_by, how=encode_in_parts),
     "homer+pi": partial(read_merged, scaling="pi"),
     "homer+ntk": partial(read_merged, scaling="ntk"),
     "homer+yarn": partial(read_merged, scaling="yarn"),
