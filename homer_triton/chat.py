@@ -12,7 +12,7 @@ from .text.controls import Affix, words
 
 # What templates call the switch.
 _THINKING = "enable_thinking"
-# Stands for the user's text while the template is applied; no template has it in its own.
+# Stand for the turns while the template is applied; no template has such words of its own.
 _TEXT, _REPLY, _NEXT = "⟦the user's text goes here⟧", "⟦the reply⟧", "⟦the next question⟧"
 
 
@@ -66,7 +66,7 @@ def _apply(
         )
     except Exception as error:  # a template is a program of the checkpoint's
         raise ValueError(f"The chat template fails on a user turn ({shorten(error)}).") from error
-    pieces = re.split("|".join(map(re.escape, turns)), filled)
-    if len(pieces) != len(turns) + 1:
+    any_turn = re.compile("|".join(map(re.escape, turns)))
+    if any_turn.findall(filled) != turns:
         raise ValueError("The chat template does not repeat the user's text just once.")
-    return pieces
+    return any_turn.split(filled)

@@ -183,20 +183,17 @@ def _attend_one(
     batch, _, heads, dim = q.shape
     kv_heads, chunk = k.shape[2], k.shape[1]
     grouped = q.reshape(batch, kv_heads, heads // kv_heads, dim)
-    without_prefix = prefix_k is None or prefix_v is None or not len(prefix_k)
-    visible = None
-    # On a CPU it costs nothing to see that nothing is hidden.
-    if not without_prefix or q.device.type != "cpu" or int(query_rows.min()) < chunk - 1:
-        visible = (torch.arange(chunk, device=k.device) <= query_rows)[:, None, None]
-    if prefix_k is None or prefix_v is None or without_prefix:
+    visible = (torch.arange(chunk, device=k.device) <= query_rows)[:, None, None]
+    if prefix_k is None or prefix_v is None or not len(prefix_k):
+        # On a CPU it costs nothing to see that nothing is hidden.
+        mask = None if k.device.type == "cpu" and bool(visible.all()) else visible
         turned = k.transpose(1, 2), v.transpose(1, 2)
-        out = F.scaled_dot_product_attention(grouped, *turned, attn_mask=visible)
+        out = F.scaled_dot_product_attention(grouped, *turned, attn_mask=mask)
         return out.reshape(batch, 1, heads, dim)
     prefix = len(prefix_k)
     grouped = widen(grouped) * dim**-0.5
     side_by_side = grouped.transpose(0, 1).flatten(1, 2)
     shared = side_by_side @ widen(prefix_k).permute(1, 2, 0)
-    assert visible is not None
     own = (grouped @ widen(k).permute(0, 2, 3, 1)).masked_fill(~visible, -torch.inf)
     shared = shared.unflatten(1, (batch, -1)).transpose(0, 1)
     weights = torch.cat([shared, own], dim=-1).softmax(-1)

@@ -18,10 +18,11 @@ from .errors import CheckpointError
 from .families import FAMILIES, Family
 from .quantized import FourBit, Quantize, is_quantized, quantizer, shared
 
-# Tables that old checkpoints carry and that follow from the config.
+# A layer's matrices that belong side by side, by their names in a checkpoint.
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj")
 _FUSED_QKV, _FUSED_MLP = ("self_attn.qkv_proj",), ("mlp.gate_up_proj",)
+# Tables that old checkpoints carry and that follow from the config.
 _DERIVED = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
 
 
