@@ -35,9 +35,9 @@ def story(tmp_path: Path) -> Path:
 class Terminal:
     """A `homer chat` behind a pseudo-terminal."""
 
-    def __init__(self, *options: object) -> None:
+    def __init__(self, model: Path, *options: object) -> None:
         self._end, inside = pty.openpty()
-        words = ("chat", "--model", CHECKPOINT, "--device", "cpu", *SETTINGS, *PAPER, *options)
+        words = ("chat", "--model", model, "--device", "cpu", *options)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "homer_triton", *map(str, words)],
             stdin=inside,
@@ -75,7 +75,9 @@ class Terminal:
 
 @pytest.fixture
 def terminal(story: Path) -> Iterator[Terminal]:
-    opened = Terminal("--context-file", story, "--max-new-tokens", 7)
+    opened = Terminal(
+        *(CHECKPOINT, *SETTINGS, *PAPER, "--context-file", story, "--max-new-tokens", 7)
+    )
     yield opened
     opened.close()
 
@@ -102,13 +104,18 @@ def test_a_conversation_at_a_terminal(terminal: Terminal, story: Path) -> None:
     assert terminal.process.wait(30) == 0
 
 
-def test_ctrl_c_ends_an_answer_and_ctrl_d_the_conversation(story: Path) -> None:
-    terminal = Terminal("--context-file", story, "--max-new-tokens", 5000)
+def test_ctrl_c_ends_an_answer_and_ctrl_d_the_conversation(tmp_path: Path) -> None:
+    file = tmp_path / "long.txt"
+    file.write_text(text(60))
+    # Without an end token, the answer is there for long enough.
+    folder = checkpoint(tmp_path / "model", eos_token_id=None)
+    options = ("--context-file", file, "--max-chunk-len", 64, "--max-new-tokens", 50_000)
+    terminal = Terminal(folder, *options)
     try:
         terminal.until("> ")
-        terminal.type(f"{QUESTION}\n")
+        terminal.type("w5\n")
         terminal.until(r"tokens/s\)\n")
-        terminal.until("[0-9]")
+        terminal.until("w[0-9]+ ")
         os.kill(terminal.process.pid, signal.SIGINT)
         assert "(stopped)" in terminal.until("\n> ")
         terminal.type("/help\n")
