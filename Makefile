@@ -36,7 +36,7 @@ real: .venv/ready
 	$(BIN)/python bench/real.py --model $(REAL) $(foreach text,$(TEXTS),--text $(text))
 	$(BIN)/python bench/tables.py
 
-# Measures attention's tiles on this GPU and writes the winners to kernels/attention_tiles.json.
+# Measures the kernels' sizes on this GPU and writes the winners to kernels/tiles.json.
 tune: .venv/ready
 	$(BIN)/python bench/tune.py
 

@@ -1,12 +1,13 @@
 """What `bench/kernels.py` measures at a model's shapes: attention and selection."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from measure import ON_GPU, require_as_exact
+from measure import ON_GPU, between, require_as_exact
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -19,6 +20,8 @@ from homer_triton.kernels.reference import spread
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if ON_GPU else ("cpu", torch.float16)
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 REACH = (15, 15)
+# Inputs that take turns: together so many times the cache, but at most so many.
+TIMES_THE_CACHE, MOST_COPIES = 4, 40
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,14 @@ def same(actual: object, expected: object) -> None:
         raise ArithmeticError("the results differ")
 
 
+def copies(draw: Callable[[], Case]) -> list[Case]:
+    """A case over several inputs, enough that none is in the cache when its turn comes again."""
+    first = draw()
+    cache = torch.cuda.get_device_properties(0).L2_cache_size if ON_GPU else 0
+    count = math.ceil(TIMES_THE_CACHE * cache / first.bytes)
+    return [first, *(draw() for _ in range(between(2, count, MOST_COPIES) - 1))]
+
+
 def sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend) -> Tensor:
     """PyTorch's causal attention by one backend, [B, H, T, D]."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -151,6 +162,35 @@ def kept_rows_case(m: Sizes) -> Case:
         nbytes(q, k, v, q),
         4 * int((at + 1).sum()) * m.heads * m.dim,
         "matrix",
+    )
+
+
+def decoding_case(m: Sizes, batch: int) -> Case:
+    """Attention of one query for each of some sequences, whose rows fill a cache."""
+    q, k, v = (
+        random(batch, rows, n, m.dim)
+        for rows, n in ((1, m.heads), (2 * m.rows, m.key_heads), (2 * m.rows, m.key_heads))
+    )
+    at = torch.full((batch, 1), 2 * m.rows - 1, device=DEVICE)
+
+    def plain() -> Tensor:
+        turned = (x.transpose(1, 2) for x in (q, k, v))
+        return scaled_dot_product_attention(*turned, enable_gqa=True)
+
+    def check() -> None:
+        require_as_exact(
+            kernels.causal_attention(q, k, v, query_rows=at),
+            reference.causal_attention(q, k, v, query_rows=at),
+            reference.causal_attention(q.float(), k.float(), v.float(), query_rows=at),
+        )
+
+    return Case(
+        "causal_attention",
+        f"{m.model}, one row, batch {batch}",
+        {"triton": lambda: kernels.causal_attention(q, k, v, query_rows=at), "torch": plain},
+        check,
+        nbytes(k, v),
+        4 * batch * 2 * m.rows * m.heads * m.dim,
     )
 
 

@@ -78,7 +78,10 @@ def full() -> Scale:
                 *("--systems", "triton,triton+graphs,triton+offload"),
             ],
         },
-        ["--shape", "Llama-3-8B", *half, "--rows", "800,4096", "--sequences", "1,8"],
+        [
+            *("--shape", "Llama-3-8B", *half, "--rows", "800,4096", "--sequences", "1,8"),
+            *("--tokens", "64", "--repeats", "2"),
+        ],
         {},
     )
 

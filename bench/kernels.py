@@ -11,7 +11,6 @@ Writes DIR/kernels.csv anew after each case. Without a GPU nothing is measured a
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -27,9 +26,6 @@ import torch  # noqa: E402
 from cases import MODELS, TINY, Case, Sizes  # noqa: E402
 from device import limits  # noqa: E402
 from measure import ON_GPU, Measurement, describe  # noqa: E402
-
-# Inputs that take turns: together so many times the cache, but at most so many.
-TIMES_THE_CACHE, MOST_COPIES = 4, 40
 
 
 def cases_of(m: Sizes) -> list[Callable[[], Case]]:
@@ -52,17 +48,10 @@ def cases_of(m: Sizes) -> list[Callable[[], Case]]:
     return [
         partial(cases.all_rows_case, m),
         partial(cases.kept_rows_case, m),
+        *(partial(cases.decoding_case, m, batch) for batch in (1, m.chunks)),
         *chosen,
         *(partial(case, m) for case in others),
     ]
-
-
-def copies(draw: Callable[[], Case]) -> list[Case]:
-    """A case over several inputs, enough that none is in the cache when its turn comes again."""
-    first = draw()
-    cache = torch.cuda.get_device_properties(0).L2_cache_size if ON_GPU else 0
-    count = math.ceil(TIMES_THE_CACHE * cache / first.bytes)
-    return [first, *(draw() for _ in range(measure.between(2, count, MOST_COPIES) - 1))]
 
 
 def report(case: Case, problem: str) -> None:
@@ -135,7 +124,7 @@ def measure_all(models: tuple[Sizes, ...], path: Path) -> int:
     lines = limit_lines(limit, about)
     failed = 0
     for draw in (draw for m in models for draw in cases_of(m)):
-        drawn = copies(draw)
+        drawn = cases.copies(draw)
         checked = is_right(drawn[0])
         found = measure_case(drawn, checked, limit, about)
         failed += not checked or all(line.system != "triton" for line in found)

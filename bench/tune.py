@@ -1,11 +1,12 @@
-"""Which tiles attention is fastest with on this GPU.
+"""Which sizes the kernels are fastest with on this GPU.
 
-    python bench/tune.py [--out DIR] [--keep]
+    python bench/tune.py [--out DIR] [--keep] [--ops attention,scoring,voting,decoding]
 
-Compiles every candidate in a process of its own, checks it against float32, and times it by graph
-replay over several inputs, beside PyTorch's flash and cuDNN attention. Writes DIR/tiles-CHIP.csv,
-and the winners of every head dim, the ones of the smallest geometric mean over the cases, to
-kernels/attention_tiles.json; with --keep they are only printed. Takes a minute on sixteen cores.
+Compiles every candidate in a process of its own, checks it against its definition, and times it by
+graph replay over several inputs; attention beside PyTorch's by flash and cuDNN. Writes
+DIR/tiles-CHIP.csv (attention) and DIR/sizes-CHIP.csv, and the winners, the ones of the smallest
+geometric mean over the cases, to kernels/tiles.json; with --keep they are only printed. Takes two
+minutes on sixteen cores.
 """
 
 import argparse
@@ -14,12 +15,12 @@ import math
 import multiprocessing
 import os
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
@@ -28,8 +29,9 @@ import measure  # noqa: E402
 import torch  # noqa: E402
 from cases import BACKENDS, random, sdpa, some_rows  # noqa: E402
 from torch import Tensor  # noqa: E402
+from tune_sizes import best, compile_sizes, sizes_jobs, sweep_sizes  # noqa: E402
 
-from homer_triton.kernels import attention, reference  # noqa: E402
+from homer_triton.kernels import attention, reference, tiles  # noqa: E402
 from homer_triton.kernels.devices import architecture  # noqa: E402
 
 Tile = tuple[int, int, int, int]
@@ -155,55 +157,22 @@ def measured(inputs: list[Inputs], tiles: list[Tile]) -> Iterator[tuple[str, flo
                 yield name, math.nan, measure.describe(error)
 
 
-def best(timings: list[Timing], dim: int) -> Tile:
+def best_tile(timings: list[Timing], dim: int) -> list[int]:
     """The tile that loses least against the fastest, over all shapes."""
-    losses = defaultdict(list)
-    for shape in SHAPES:
-        ran = {
-            timing.system: timing.microseconds
-            for timing in timings
-            if (timing.dim, timing.shape) == (dim, shape.name)
-            and not math.isnan(timing.microseconds)
-            and timing.system not in BACKENDS
-        }
-        for system, microseconds in ran.items():
-            losses[system].append(math.log(microseconds / min(ran.values())))
-    whole = {system: sum(of) for system, of in losses.items() if len(of) == len(SHAPES)}
-    block_m, block_n, warps, stages = map(int, min(whole, key=whole.__getitem__).split("x"))
-    return block_m, block_n, warps, stages
+    times: dict[str, dict[str, float]] = {shape.name: {} for shape in SHAPES}
+    for timing in timings:
+        if timing.dim == dim and timing.system not in BACKENDS:
+            times[timing.shape][timing.system] = timing.microseconds
+    return [int(size) for size in best(times).split("x")]
 
 
-def write_tiles(family: str, winners: dict[int, Tile]) -> None:
-    """Put a family's winners into the table, one line for each family."""
-    tiles = dict(attention.HALF_TILES)
-    tiles[family] = {str(dim): list(tile) for dim, tile in winners.items()}
-    lines = ",\n".join(f'  "{name}": {json.dumps(of)}' for name, of in tiles.items())
-    temporary = attention.TILES.with_suffix(".tmp")
-    temporary.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-    os.replace(temporary, attention.TILES)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
-    parser.add_argument("--keep", action="store_true", help="leave the table as it is")
-    args = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("no GPU: PyTorch finds no CUDA device", file=sys.stderr)
-        return 2
-    torch.manual_seed(0)
-    chip = architecture(torch.device("cuda", 0))
-    about = measure.about()
-    jobs = [(dim, tile) for dim, tiles in CANDIDATES.items() for tile in tiles]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), spawn) as pool:
-        problems = dict(zip(jobs, pool.map(compile_tile, jobs), strict=True))
-    for (dim, tile), problem in problems.items():
-        if problem:
-            print(f"D {dim} {tile}: {problem}", flush=True)
+def sweep_attention(
+    chip: str, problems: dict[tuple[int, Tile], str], out: Path, about: tuple[str, ...]
+) -> dict[str, list[int]]:
+    """Time every tile that compiles; returns the winners by head dim."""
     timings: list[Timing] = []
-    for dim, tiles in CANDIDATES.items():
-        runs = [tile for tile in tiles if not problems[dim, tile]]
+    for dim, candidates in CANDIDATES.items():
+        runs = [tile for tile in candidates if not problems[dim, tile]]
         for shape in SHAPES:
             inputs = [draw(shape, dim) for _ in range(INPUTS)]
             work = flops(shape, dim, inputs[0][5])
@@ -216,11 +185,52 @@ def main() -> int:
                     f" TFLOP/s {problem}",
                     flush=True,
                 )
-        measure.write_csv(args.out / f"tiles-{chip}.csv", timings)
-    winners = {dim: best(timings, dim) for dim in CANDIDATES}
+        measure.write_csv(out / f"tiles-{chip}.csv", timings)
+    return {str(dim): best_tile(timings, dim) for dim in CANDIDATES}
+
+
+def write_winners(family: str, winners: dict[str, Any]) -> None:
+    """Put a family's winners into the table, one line for each family of an op."""
+    parts = []
+    for op, families in tiles.TABLE.items():
+        own = {**families, **({family: winners[op]} if op in winners else {})}
+        lines = ",\n".join(f'    "{name}": {json.dumps(of)}' for name, of in own.items())
+        parts.append(f'  "{op}": {{\n{lines}\n  }}')
+    temporary = tiles.FILE.with_suffix(".tmp")
+    temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    os.replace(temporary, tiles.FILE)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--keep", action="store_true", help="leave the table as it is")
+    parser.add_argument("--ops", default=",".join(tiles.TABLE))
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no GPU: PyTorch finds no CUDA device", file=sys.stderr)
+        return 2
+    torch.manual_seed(0)
+    ops = args.ops.split(",")
+    chip = architecture(torch.device("cuda", 0))
+    about = measure.about()
+    whole = [(dim, tile) for dim, own in CANDIDATES.items() for tile in own]
+    whole = whole if "attention" in ops else []
+    jobs = sizes_jobs(ops)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), spawn) as pool:
+        of_sizes = pool.map(compile_sizes, jobs)
+        problems = dict(zip(whole, pool.map(compile_tile, whole), strict=True))
+        fit = [job for job, problem in zip(jobs, of_sizes, strict=True) if not problem]
+    for (dim, tile), problem in problems.items():
+        if problem:
+            print(f"D {dim} {tile}: {problem}", flush=True)
+    winners: dict[str, Any] = dict(sweep_sizes(chip, fit, args.out, about))
+    if whole:
+        winners["attention"] = sweep_attention(chip, problems, args.out, about)
     print(f"{chip}: {winners}")
     if not args.keep:
-        write_tiles(chip, winners)
+        write_winners(chip, winners)
     return 0
 
 

@@ -6,27 +6,20 @@ q: [B, R, HQ, D]; k, v: [B, T, HKV, D]; the prefix [P, HKV, D] is read where it 
 batch. A program takes BLOCK_M queries of one head, and goes over blocks of the prefix and then of
 the chunk in one loop. Queries stand at ascending rows, so all keys up to the first one's row need
 no mask and none after the last one's are read: selected rows cost what their positions cost, and no
-mask is ever in memory.
+mask is ever in memory. One query a chunk is `kernels.decoding`'s.
 """
-
-import json
-from pathlib import Path
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .attention_blocks import LOG2_E, attend_block, load_block
 from .checks import check_attention, check_head_dim
-from .devices import architecture, launching_on
+from .decoding import attend_one
+from .devices import launching_on
+from .tiles import tiles_of
 
-LOG2_E = 1.4426950408889634
-
-# (BLOCK_M, BLOCK_N, warps, pipeline stages) by family of chips and head dim, rounded up. `make
-# tune` measures and writes them, so that nothing is tuned at a user's first call; the compile gate
-# holds every entry to no spills.
-TILES = Path(__file__).with_name("attention_tiles.json")
-HALF_TILES: dict[str, dict[str, list[int]]] = json.loads(TILES.read_text(encoding="utf-8"))
 # Full precision has no tensor cores: its operands stand in registers.
 FLOAT32_TILES = {64: (64, 16, 8, 1), 128: (32, 16, 8, 1), 256: (16, 16, 4, 1)}
 
@@ -101,39 +94,33 @@ def _causal_attention_kernel(
     offs_n = tl.arange(0, BLOCK_N)
     # One loop over both parts: of two in a row, the compiler lets no product run beside another.
     for block in tl.range(0, prefix_blocks + tl.cdiv(last_row + 1, BLOCK_N)):
-        start, end, seen_by_all, last_visible = block * BLOCK_N, keys, first_row + 1, rows
-        block_k_ptr, block_v_ptr = k_ptr, v_ptr
-        stride_k, stride_v = stride_k_row, stride_v_row
+        seen_by_all, last_visible = first_row + 1, rows
         if prefix_k_ptr is not None:
             in_prefix = block < prefix_blocks
-            start = tl.where(in_prefix, block, block - prefix_blocks) * BLOCK_N
-            end = tl.where(in_prefix, prefix_keys, keys)
             seen_by_all = tl.where(in_prefix, prefix_keys, first_row + 1)
             last_visible = tl.where(in_prefix, prefix_keys - 1, rows)
-            block_k_ptr = tl.where(in_prefix, prefix_k_ptr, k_ptr)
-            block_v_ptr = tl.where(in_prefix, prefix_v_ptr, v_ptr)
-            stride_k = tl.where(in_prefix, stride_prefix_k_row, stride_k_row)
-            stride_v = tl.where(in_prefix, stride_prefix_v_row, stride_v_row)
-        # Past the end the last row is read again, and not seen.
-        key_rows = tl.minimum(start + offs_n, end - 1).to(tl.int64)
-        k_ptrs = block_k_ptr + key_rows[:, None] * stride_k + offs_d[None, :]
-        v_ptrs = block_v_ptr + key_rows[:, None] * stride_v + offs_d[None, :]
-        if BLOCK_D == HEAD_DIM:
-            k, v = tl.load(k_ptrs), tl.load(v_ptrs)
-        else:
-            k = tl.load(k_ptrs, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
-            v = tl.load(v_ptrs, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
+        start, k, v = load_block(
+            block,
+            k_ptr,
+            v_ptr,
+            prefix_k_ptr,
+            prefix_v_ptr,
+            keys,
+            prefix_keys,
+            prefix_blocks,
+            stride_k_row,
+            stride_v_row,
+            stride_prefix_k_row,
+            stride_prefix_v_row,
+            HEAD_DIM,
+            BLOCK_N,
+            BLOCK_D,
+        )
         logits = tl.dot(q, tl.trans(k), input_precision="ieee")
         if start + BLOCK_N > seen_by_all:
             visible = (start + offs_n)[None, :] <= last_visible[:, None]
             logits = tl.where(visible, logits, float("-inf"))
-        # The first key of all is visible to every query, so peak is finite after the first block.
-        new_peak = tl.maximum(peak, tl.max(logits, axis=1) * scale)
-        weights = tl.exp2(logits * scale - new_peak[:, None])
-        shrink = tl.exp2(peak - new_peak)
-        total = total * shrink + tl.sum(weights, axis=1)
-        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-        peak = new_peak
+        acc, peak, total = attend_block(logits, v, scale, acc, peak, total)
 
     out_ptr += batch * stride_out_batch + head.to(tl.int64) * stride_out_head
     out_rows = offs_m.to(tl.int64) * stride_out_row
@@ -141,16 +128,12 @@ def _causal_attention_kernel(
     tl.store(out_ptr + out_rows[:, None] + offs_d[None, :], out, mask=mask_q)
 
 
-def attention_tile(queries: int, dim: int, itemsize: int, arch: str) -> tuple[int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, warps, pipeline stages) for a number of queries and a head dim."""
+def attention_tile(dim: int, itemsize: int, device: torch.device) -> tuple[int, int, int, int]:
+    """(BLOCK_M, BLOCK_N, warps, pipeline stages) for a head dim."""
     width = max(64, triton.next_power_of_2(dim))
-    if queries <= 16 and itemsize == 2:  # decoding: a short tile that streams the cache
-        return 16, 4096 // width, 4, 2
     if itemsize == 4:
         return FLOAT32_TILES[width]
-    # The smallest tiles run on every chip that has none of its own.
-    family = next((name for name in HALF_TILES if arch.startswith(name)), "sm_80")
-    block_m, block_n, warps, stages = HALF_TILES[family][str(width)]
+    block_m, block_n, warps, stages = tiles_of("attention", device)[str(width)]
     return block_m, block_n, warps, stages
 
 
@@ -174,10 +157,10 @@ def causal_attention(
     check_head_dim(dim)
     if prefix_k is not None and not len(prefix_k):
         prefix_k = prefix_v = None
+    if queries == 1:
+        return attend_one(q, k, v, prefix_k, prefix_v, query_rows)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    block_m, block_n, warps, stages = attention_tile(
-        queries, dim, q.element_size(), architecture(q.device)
-    )
+    block_m, block_n, warps, stages = attention_tile(dim, q.element_size(), q.device)
     with launching_on(q):
         _causal_attention_kernel[(heads, triton.cdiv(queries, block_m), batch)](
             q,

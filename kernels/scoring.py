@@ -3,7 +3,8 @@
     score[i] = max over heads of (q_last · k_i / sqrt(D))
 
 q_last: [B, HQ, D]; k: [B, T, HKV, D] -> [B, T]. Programs take blocks of rows; the last of a chunk's
-programs to finish, known by a counter, sees all their scores and goes on with them: nobody waits.
+programs to finish, known by a counter, sees what all have written and goes on with it: nobody
+waits.
 """
 
 from typing import Any
@@ -15,35 +16,33 @@ from torch import Tensor
 
 from .checks import require
 from .devices import warp_size
+from .tiles import tiles_of
 
 # What the selection's packed counts hold, three or two to a word.
 MAX_ROWS = 2**20
 MAX_ROWS_IN_32_BITS = 2**15
 
-# Threads of a program, elements of the key tile that it holds at a time, and rows that the last
-# program takes at a time.
-THREADS = 256
-TILE = 16384
+# Rows that the last program takes at a time.
 ROW_TILE = 2048
 
 
 @triton.jit
-def arrive(counter_ptr):
-    """Whether this program is the last of its chunk's, and so sees what all others wrote."""
+def arrive(counter_ptr, programs):
+    """Whether this is the last of so many programs, and so sees what all others wrote."""
     # All of this program's stores come before its count, all of the others' before the last count.
     tl.debug_barrier()
     arrived = tl.atomic_add(counter_ptr, 1, sem="acq_rel")
-    is_last = arrived == tl.num_programs(0) - 1
+    is_last = arrived == programs - 1
     # Ready for the next launch, or the next replay of a captured graph.
     tl.store(counter_ptr, 0, mask=is_last)
     return is_last
 
 
 @triton.jit
-def score_block(
+def best_scores(
     q_ptr,
     k_ptr,
-    scores_ptr,
+    row,
     scale,
     rows,
     dim,
@@ -56,11 +55,10 @@ def score_block(
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Write a block's scores to scores [T], NaN where any head's is."""
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """Some rows' scores [BLOCK_N], NaN where any head's is."""
     offs_h, offs_d = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
-    mask_n, mask_d = offs_n < rows, offs_d < dim
-    k_rows = k_ptr + offs_n.to(tl.int64) * stride_k_row
+    mask_n, mask_d = row < rows, offs_d < dim
+    k_rows = k_ptr + row.to(tl.int64) * stride_k_row
     best = tl.full([BLOCK_N, BLOCK_H], float("-inf"), tl.float32)
     for first_head in tl.range(0, key_heads, BLOCK_H):
         heads = first_head + offs_h
@@ -78,7 +76,7 @@ def score_block(
             best = tl.maximum(best, logits, propagate_nan=tl.PropagateNan.ALL)
     # What a reduction makes of NaN is up to the chip.
     is_nan = tl.max((best != best).to(tl.int32), axis=1) != 0
-    tl.store(scores_ptr + offs_n, tl.where(is_nan, float("nan"), tl.max(best, axis=1)), mask=mask_n)
+    return tl.where(is_nan, float("nan"), tl.max(best, axis=1))
 
 
 def scoring_grid(k: Tensor, sizes: dict[str, Any]) -> tuple[int, int]:
@@ -90,16 +88,19 @@ def scoring_sizes(q_last: Tensor, k: Tensor) -> dict[str, Any]:
     """What the paper's scoring is compiled for."""
     _, rows, key_heads, dim = k.shape
     check_rows(rows)
+    # Programs as a large chip runs at once, unless they would have too few rows.
+    tiles = tiles_of("scoring", k.device)
     block_d = triton.next_power_of_2(dim)
-    block_n = min(max(triton.next_power_of_2(rows) // 128, 16), 64)
-    block_h = max(1, min(triton.next_power_of_2(key_heads), TILE // (block_n * block_d)))
+    each = triton.next_power_of_2(rows) // tiles["programs"]
+    block_n = min(max(each, tiles["least_rows"]), 64)
+    most_heads = tiles["elements"] // (block_n * block_d)
     return {
         "GROUP": q_last.shape[1] // key_heads,
         "BLOCK_N": block_n,
-        "BLOCK_H": block_h,
+        "BLOCK_H": max(1, min(triton.next_power_of_2(key_heads), most_heads)),
         "BLOCK_D": block_d,
         "BLOCK_T": min(triton.next_power_of_2(rows), ROW_TILE),
-        "num_warps": THREADS // warp_size(k.device),
+        "num_warps": tiles["threads"] // warp_size(k.device),
     }
 
 

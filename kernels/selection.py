@@ -2,8 +2,9 @@
 
     significance[i] = score[i] - bias[position_last - position_i]
 
-The last program of `kernels.scoring` goes on to select: it turns significances into integers of the
-same order, descends bit by bit to the `keep`-th largest, and finds the output rows by a prefix sum.
+Every program turns its rows' significances into integers of the same order. The last one of a chunk
+descends from their highest bits to a threshold that `keep` of them reach, and finds the output rows
+by a prefix sum.
 Sizes are those of `kernels.scoring`.
 """
 
@@ -18,85 +19,106 @@ from .scoring import (
     MAX_ROWS_IN_32_BITS,
     arrival_counters,
     arrive,
-    score_block,
+    best_scores,
     scoring_grid,
     scoring_sizes,
 )
 
 
 @triton.jit
-def rank_rows(
-    scores_ptr,
-    ranks_ptr,
-    positions_ptr,
-    bias_ptr,
-    rows,
-    distances,
-    first_row,
-    last_row,
-    before,
-    behind,
-    BLOCK_T: tl.constexpr,
-):
-    """Write the bits of uint32 ranks that order as the significances do to ranks [T]: scores less
-    the bias, or the largest score of the rows that reach it, which needs ranks of their own place.
-
-    A score that is NaN counts as -inf. Rows that are not prunable get the smallest rank, 0, which
-    no number has.
+def ranks_of(significances, prunable):
+    """The bits of uint32 ranks that order as the significances do, NaN as -inf. Rows that are not
+    prunable get the smallest rank, 0, which no number has.
     """
-    offs_t = tl.arange(0, BLOCK_T)
-    for first in tl.range(0, rows, BLOCK_T):
-        row = first + offs_t
-        prunable = (row >= first_row) & (row < last_row)
-        scores = tl.full([BLOCK_T], float("-inf"), tl.float32)
-        for offset in tl.range(0, before + behind + 1):
-            near = row + offset - behind
-            mask = (near >= first_row) & (near < last_row)
-            # Other programs wrote these: read past the first-level cache, blind to their stores.
-            own = tl.load(scores_ptr + near, mask=mask, other=float("-inf"), cache_modifier=".cg")
-            scores = tl.maximum(scores, tl.where(own == own, own, float("-inf")))
-        if bias_ptr is not None:
-            positions = tl.load(positions_ptr + row, mask=prunable, other=0)
-            distance = tl.load(positions_ptr + rows - 1) - positions
-            # Kept inside the bias whatever the positions are: a bad address would end the process.
-            distance = tl.minimum(tl.maximum(distance, 0), distances - 1)
-            scores -= tl.load(bias_ptr + distance, mask=prunable, other=0.0)
-            scores = tl.where(scores == scores, scores, float("-inf"))
-        # Negative floats have all bits flipped, others only the sign; both zeros rank alike.
-        bits = tl.where(scores == 0, 0.0, scores).to(tl.int32, bitcast=True)
-        ranks = tl.where(prunable, bits ^ ((bits >> 31) | -2147483648), 0)
-        tl.store(ranks_ptr + row, ranks.to(tl.float32, bitcast=True), mask=row < rows)
-    tl.debug_barrier()
+    bits = tl.where(significances == significances, significances, float("-inf"))
+    # Negative floats have all bits flipped, others only the sign; both zeros rank alike.
+    bits = tl.where(bits == 0, 0.0, bits).to(tl.int32, bitcast=True)
+    return tl.where(prunable, bits ^ ((bits >> 31) | -2147483648), 0)
 
 
 @triton.jit
 def _load_ranks(ranks_ptr, row, rows):
     """The ranks of some rows, 0 past the end."""
-    bits = tl.load(ranks_ptr + row, mask=row < rows, other=0.0)
+    # Other programs wrote these: read past the first-level cache, blind to their stores.
+    bits = tl.load(ranks_ptr + row, mask=row < rows, other=0, cache_modifier=".cg")
     return bits.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
-def _threshold(ranks_ptr, rows, keep, BLOCK_T: tl.constexpr):
-    """The largest uint32 that at least `keep` ranks reach, found two bits at a time."""
+def _reached(ranks, threshold, quarter):
+    """Which ranks reach the next three quarters: flags 21 bits apart, so that of 2^20 ranks the
+    counts never meet, and one reduction makes all three.
+    """
+    reached = (ranks >= threshold + quarter).to(tl.int64)
+    reached += (ranks >= threshold + 2 * quarter).to(tl.int64) << 21
+    return reached + ((ranks >= threshold + 3 * quarter).to(tl.int64) << 42)
+
+
+@triton.jit
+def _threshold(first_ranks, ranks_ptr, rows, keep, prunable_rows, BLOCK_T: tl.constexpr):
+    """A uint32 that at least `keep` ranks reach, and how many do; the largest, unless one is found
+    before that just `keep` reach. Two bits are found at a time.
+
+    first_ranks: those of the first BLOCK_T rows, which stay in registers.
+    """
     offs_t = tl.arange(0, BLOCK_T)
     threshold = tl.full([], 0, tl.uint32)
     quarter = tl.full([], 1 << 30, tl.uint32)
-    for _ in tl.range(0, 16):
-        # Three counts in one reduction: each is at most 2^20, so 21 bits apart they never meet.
-        reached = tl.zeros([BLOCK_T], tl.int64)
-        for first in tl.range(0, rows, BLOCK_T):
+    count = prunable_rows.to(tl.int64)
+    while (quarter != 0) & (count != keep):
+        reached = _reached(first_ranks, threshold, quarter)
+        for first in tl.range(BLOCK_T, rows, BLOCK_T):
             ranks = _load_ranks(ranks_ptr, first + offs_t, rows)
-            reached += (ranks >= threshold + quarter).to(tl.int64)
-            reached += (ranks >= threshold + 2 * quarter).to(tl.int64) << 21
-            reached += (ranks >= threshold + 3 * quarter).to(tl.int64) << 42
+            reached += _reached(ranks, threshold, quarter)
         counts = tl.sum(reached, axis=0)
-        quarters = ((counts & 0x1FFFFF) >= keep).to(tl.uint32)
-        quarters += (((counts >> 21) & 0x1FFFFF) >= keep).to(tl.uint32)
-        quarters += ((counts >> 42) >= keep).to(tl.uint32)
+        one, two, three = counts & 0x1FFFFF, (counts >> 21) & 0x1FFFFF, counts >> 42
+        quarters = (one >= keep).to(tl.uint32)
+        quarters += (two >= keep).to(tl.uint32) + (three >= keep).to(tl.uint32)
+        count = tl.where(one >= keep, one, count)
+        count = tl.where(two >= keep, two, count)
+        count = tl.where(three >= keep, three, count)
         threshold += quarters * quarter
         quarter >>= 2
-    return threshold
+    return threshold, count
+
+
+@triton.jit
+def _write_tile(
+    ranks,
+    row,
+    done,
+    threshold,
+    surplus,
+    kept_ptr,
+    dropped_ptr,
+    rows,
+    keep,
+    first_row,
+    last_row,
+    COUNTS: tl.constexpr,
+):
+    """Write some rows to where they go; returns done and theirs. done: the rows before whose ranks
+    are above the threshold, and in the high half those whose ranks are equal to it.
+    """
+    half: tl.constexpr = COUNTS.primitive_bitwidth // 2
+    low_half: tl.constexpr = (1 << half) - 1
+    prunable = (row >= first_row) & (row < last_row)
+    is_above = prunable & (ranks > threshold)
+    is_tie = prunable & (ranks == threshold)
+    flags = is_above.to(COUNTS) + (is_tie.to(COUNTS) << half)
+    before = done + tl.cumsum(flags, axis=0) - flags
+    ties_before = (before >> half) & low_half
+    is_selected = is_above | (is_tie & (ties_before >= surplus))
+    selected_before = (before & low_half) + tl.maximum(ties_before - surplus, 0)
+
+    after = tl.where(row < first_row, row, row - (last_row - first_row - keep))
+    target = tl.where(prunable, first_row + selected_before, after)
+    is_kept = (row < rows) & (is_selected | (prunable == 0))
+    wide = row.to(tl.int64)
+    tl.store(kept_ptr + target, wide, mask=is_kept)
+    target = row - first_row - selected_before
+    tl.store(dropped_ptr + target, wide, mask=prunable & (is_selected == 0))
+    return done + tl.sum(flags, axis=0)
 
 
 @triton.jit
@@ -115,43 +137,41 @@ def write_rows(
 
     COUNTS: an integer type whose halves hold a number of rows each.
     """
-    half: tl.constexpr = COUNTS.primitive_bitwidth // 2
-    low_half: tl.constexpr = (1 << half) - 1
-    offs_t = tl.arange(0, BLOCK_T)
-    threshold = _threshold(ranks_ptr, rows, keep, BLOCK_T)
-    # How many ranks are above the threshold, and in the high half how many are equal to it.
-    counts = tl.zeros([BLOCK_T], COUNTS)
-    for first in tl.range(0, rows, BLOCK_T):
-        row = first + offs_t
-        ranks = _load_ranks(ranks_ptr, row, rows)
-        prunable = (row >= first_row) & (row < last_row)
-        counts += (prunable & (ranks > threshold)).to(COUNTS)
-        counts += (prunable & (ranks == threshold)).to(COUNTS) << half
-    total = tl.sum(counts, axis=0)
-    surplus = ((total >> half) & low_half) + (total & low_half) - keep
-
-    drop = last_row - first_row - keep
+    row = tl.arange(0, BLOCK_T)
+    ranks = _load_ranks(ranks_ptr, row, rows)
+    threshold, count = _threshold(ranks, ranks_ptr, rows, keep, last_row - first_row, BLOCK_T)
+    surplus = (count - keep).to(COUNTS)
     done = tl.full([], 0, COUNTS)
-    for first in tl.range(0, rows, BLOCK_T):
-        row = first + offs_t
-        ranks = _load_ranks(ranks_ptr, row, rows)
-        prunable = (row >= first_row) & (row < last_row)
-        is_above = prunable & (ranks > threshold)
-        is_tie = prunable & (ranks == threshold)
-        flags = is_above.to(COUNTS) + (is_tie.to(COUNTS) << half)
-        before = done + tl.cumsum(flags, axis=0) - flags
-        done += tl.sum(flags, axis=0)
-        ties_before = (before >> half) & low_half
-        is_selected = is_above | (is_tie & (ties_before >= surplus))
-        selected_before = (before & low_half) + tl.maximum(ties_before - surplus, 0)
-
-        after = tl.where(row < first_row, row, row - drop)
-        target = tl.where(prunable, first_row + selected_before, after)
-        is_kept = (row < rows) & (is_selected | (prunable == 0))
-        wide = row.to(tl.int64)
-        tl.store(kept_ptr + target, wide, mask=is_kept)
-        target = row - first_row - selected_before
-        tl.store(dropped_ptr + target, wide, mask=prunable & (is_selected == 0))
+    done = _write_tile(
+        ranks,
+        row,
+        done,
+        threshold,
+        surplus,
+        kept_ptr,
+        dropped_ptr,
+        rows,
+        keep,
+        first_row,
+        last_row,
+        COUNTS,
+    )
+    for first in tl.range(BLOCK_T, rows, BLOCK_T):
+        ranks = _load_ranks(ranks_ptr, first + row, rows)
+        done = _write_tile(
+            ranks,
+            first + row,
+            done,
+            threshold,
+            surplus,
+            kept_ptr,
+            dropped_ptr,
+            rows,
+            keep,
+            first_row,
+            last_row,
+            COUNTS,
+        )
 
 
 @triton.jit(do_not_specialize=["rows", "distances", "keep", "first_row", "last_row"])
@@ -160,7 +180,7 @@ def _score_and_select_kernel(
     k_ptr,
     positions_ptr,
     bias_ptr,
-    scores_ptr,
+    ranks_ptr,
     counter_ptr,
     kept_ptr,
     dropped_ptr,
@@ -186,11 +206,20 @@ def _score_and_select_kernel(
     COUNTS: tl.constexpr,
 ):
     batch = tl.program_id(1).to(tl.int64)
-    scores_ptr += batch * rows
-    score_block(
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    prunable = (row >= first_row) & (row < last_row)
+    bias = tl.zeros([BLOCK_N], tl.float32)
+    if bias_ptr is not None:  # asked for before the keys, it comes while they do
+        positions_ptr += batch * stride_positions_batch
+        positions = tl.load(positions_ptr + row, mask=prunable, other=0)
+        distance = tl.load(positions_ptr + rows - 1) - positions
+        # Kept inside the bias whatever the positions are: a bad address would end the process.
+        distance = tl.minimum(tl.maximum(distance, 0), distances - 1)
+        bias = tl.load(bias_ptr + distance, mask=prunable, other=0.0)
+    scores = best_scores(
         q_ptr + batch * stride_q_batch,
         k_ptr + batch * stride_k_batch,
-        scores_ptr,
+        row,
         scale,
         rows,
         dim,
@@ -203,25 +232,14 @@ def _score_and_select_kernel(
         BLOCK_H,
         BLOCK_D,
     )
-    if arrive(counter_ptr + batch):
-        rank_rows(
-            scores_ptr,
-            scores_ptr,
-            positions_ptr + batch * stride_positions_batch,
-            bias_ptr,
-            rows,
-            distances,
-            first_row,
-            last_row,
-            0,
-            0,
-            BLOCK_T,
-        )
+    ranks_ptr += batch * rows
+    tl.store(ranks_ptr + row, ranks_of(scores - bias, prunable), mask=row < rows)
+    if arrive(counter_ptr + batch, tl.num_programs(0)):
         drop = last_row - first_row - keep
         kept_ptr += batch * (rows - drop)
         dropped_ptr += batch * drop
         write_rows(
-            scores_ptr, kept_ptr, dropped_ptr, rows, keep, first_row, last_row, COUNTS, BLOCK_T
+            ranks_ptr, kept_ptr, dropped_ptr, rows, keep, first_row, last_row, COUNTS, BLOCK_T
         )
 
 
@@ -251,7 +269,7 @@ def score_and_select(
     check_bias(k, positions, bias, first_row, last_row)
     batch, rows = k.shape[:2]
     kept, dropped = new_rows(k, last_row - first_row - keep)
-    scores = torch.empty(batch, rows, dtype=torch.float32, device=k.device)
+    ranks = torch.empty(batch, rows, dtype=torch.int32, device=k.device)
     sizes = scoring_sizes(q_last, k)
     with launching_on(k):
         _score_and_select_kernel[scoring_grid(k, sizes)](
@@ -259,7 +277,7 @@ def score_and_select(
             k,
             positions,
             bias,
-            scores,
+            ranks,
             arrival_counters(batch, k.device),
             kept,
             dropped,

@@ -3,9 +3,10 @@
     score[i] = join over heads h of (w_h · mean over asking rows of f(q · k_i / sqrt(D)))
 
 q: [B, A, HQ, D]; k: [B, T, HKV, D] -> [B, T]. Where f needs a softmax's total, one launch reads the
-keys, `prefix ‖ chunk`, and leaves each block's part of it; the next reads them once more, joins the
-parts, and scores. No [A, HQ, T] array is ever in memory. The last program of a chunk goes on to
-select as in `kernels.selection`, by the best score of each row's neighbours.
+keys, `prefix ‖ chunk`, and its last programs join what each block makes of them; the next reads
+them once more and scores, a few heads in a program. No [A, HQ, T] array is ever in memory. The last
+program of a chunk joins its heads, and goes on to select as in `kernels.selection`, by the best
+score of each row's neighbours.
 """
 
 from typing import Any
@@ -16,13 +17,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_budget, check_scores, check_votes
-from .devices import launching_on
+from .devices import launching_on, warp_size
 from .scores import LOGITS
 from .scoring import ROW_TILE, arrival_counters, arrive, check_rows
-from .selection import counts_type, new_rows, rank_rows, write_rows
+from .selection import counts_type, new_rows, ranks_of, write_rows
+from .tiles import tiles_of
 
-# Rows of a program, and parts of a total that are joined at a time.
-BLOCK_ROWS = 32
+# Parts of a total that are joined at a time.
 BLOCK_PARTS = 16
 # Below every logit, and a number: the difference of two infinities is none.
 LOWEST = tl.constexpr(-3.0e38)
@@ -50,6 +51,8 @@ def _totals_kernel(
     prefix_k_ptr,
     peaks_ptr,
     sums_ptr,
+    counter_ptr,
+    totals_ptr,
     scale,
     prefix,
     rows,
@@ -67,9 +70,13 @@ def _totals_kernel(
     BLOCK_A: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_B: tl.constexpr,
 ):
-    """Write a block's largest logit and its exponentials' sum to parts [B, HQ, blocks, A]."""
+    """Write a block's largest logit and its exponentials' sum to parts [B, HQ, blocks, A]; the last
+    program of a key head joins them into logarithms of totals [B, HQ, A].
+    """
     block, key_head = tl.program_id(0), tl.program_id(1)
+    blocks, key_heads = tl.num_programs(0), tl.num_programs(1)
     batch = tl.program_id(2).to(tl.int64)
     offs_a, offs_d = tl.arange(0, BLOCK_A), tl.arange(0, BLOCK_D)
     prefix_blocks = tl.cdiv(prefix, BLOCK_N)
@@ -83,6 +90,7 @@ def _totals_kernel(
         k_ptr += batch * stride_k_batch
         k = _load_keys(k_ptr, key_head, row, end, dim, stride_k_row, stride_k_head, offs_d)
     q_ptr += batch * stride_q_batch
+    first_head = (batch * key_heads + key_head) * GROUP
     for member in tl.range(0, GROUP):
         head = key_head * GROUP + member
         q = _load_queries(q_ptr, head, asking, dim, stride_q_row, stride_q_head, offs_a, offs_d)
@@ -90,9 +98,16 @@ def _totals_kernel(
         logits = tl.where((row < end)[None, :], logits, LOWEST)
         peak = tl.max(logits, axis=1)
         total = tl.sum(tl.exp(logits - peak[:, None]), axis=1)
-        part = (batch * tl.num_programs(1) * GROUP + head) * tl.num_programs(0) + block
+        part = (first_head + member) * blocks + block
         tl.store(peaks_ptr + part * BLOCK_A + offs_a, peak)
         tl.store(sums_ptr + part * BLOCK_A + offs_a, total)
+    if arrive(counter_ptr + batch * key_heads + key_head, blocks):
+        for member in tl.range(0, GROUP):
+            parts = (first_head + member) * blocks * BLOCK_A
+            totals = _log_totals(
+                peaks_ptr + parts, sums_ptr + parts, blocks, offs_a, BLOCK_A, BLOCK_B
+            )
+            tl.store(totals_ptr + (first_head + member) * BLOCK_A + offs_a, totals)
 
 
 @triton.jit
@@ -105,8 +120,9 @@ def _log_totals(peaks_ptr, sums_ptr, blocks, offs_a, BLOCK_A: tl.constexpr, BLOC
         block = first + offs_b
         places = block[:, None] * BLOCK_A + offs_a[None, :]
         mask = (block < blocks)[:, None]
-        own = tl.load(peaks_ptr + places, mask=mask, other=LOWEST)
-        part = tl.load(sums_ptr + places, mask=mask, other=0.0)
+        # Past the first-level cache, as all that other programs wrote.
+        own = tl.load(peaks_ptr + places, mask=mask, other=LOWEST, cache_modifier=".cg")
+        part = tl.load(sums_ptr + places, mask=mask, other=0.0, cache_modifier=".cg")
         larger = tl.maximum(peak, own)
         total = total * tl.exp(peak - larger) + part * tl.exp(own - larger)
         peak = larger
@@ -114,18 +130,26 @@ def _log_totals(peaks_ptr, sums_ptr, blocks, offs_a, BLOCK_A: tl.constexpr, BLOC
     return largest + tl.log(tl.sum(total * tl.exp(peak - largest[None, :]), axis=0))
 
 
+@triton.jit
+def _join(joined, scores, SUMS: tl.constexpr):
+    """Scores joined with those of further heads."""
+    if SUMS:
+        joined += scores
+    else:
+        joined = tl.maximum(joined, scores, propagate_nan=tl.PropagateNan.ALL)
+    return joined
+
+
 @triton.jit(
-    do_not_specialize=[
-        *("rows", "blocks", "asking", "keep", "first_row", "last_row", "before", "behind")
-    ]
+    do_not_specialize=["rows", "asking", "keep", "first_row", "last_row", "before", "behind"]
 )
 def _votes_kernel(
     q_ptr,
     k_ptr,
-    peaks_ptr,
-    sums_ptr,
+    totals_ptr,
     weights_ptr,
     votes_ptr,
+    planes_ptr,
     scores_ptr,
     ranks_ptr,
     counter_ptr,
@@ -133,7 +157,6 @@ def _votes_kernel(
     dropped_ptr,
     scale,
     rows,
-    blocks,
     asking,
     dim,
     key_heads,
@@ -152,68 +175,102 @@ def _votes_kernel(
     LOGIT: tl.constexpr,
     SUMS: tl.constexpr,
     GROUP: tl.constexpr,
+    HEADS: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_B: tl.constexpr,
     BLOCK_T: tl.constexpr,
     COUNTS: tl.constexpr,
 ):
-    """Write a block's scores to scores [T]; with ranks, the last program selects by them."""
-    batch = tl.program_id(1).to(tl.int64)
+    """Write a block's scores by HEADS key heads to planes [B, heads / HEADS, T]; the last program
+    of a chunk joins them into scores [B, T], and, where there are ranks, selects.
+    """
+    share, shares = tl.program_id(1), tl.num_programs(1)
+    batch = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_a, offs_d = tl.arange(0, BLOCK_A), tl.arange(0, BLOCK_D)
     q_ptr += batch * stride_q_batch
     k_ptr += batch * stride_k_batch
-    scores_ptr += batch * rows
+    planes_ptr += batch * shares * rows
     joined = tl.full([BLOCK_N], 0.0 if SUMS else float("-inf"), tl.float32)
-    for key_head in tl.range(0, key_heads):
+    first_head = share * HEADS
+    for key_head in tl.range(first_head, tl.minimum(first_head + HEADS, key_heads)):
         k = _load_keys(k_ptr, key_head, row, rows, dim, stride_k_row, stride_k_head, offs_d)
         for member in tl.range(0, GROUP):
             head = key_head * GROUP + member
             q = _load_queries(q_ptr, head, asking, dim, stride_q_row, stride_q_head, offs_a, offs_d)
             values = tl.dot(q, k, input_precision="ieee") * scale
-            if peaks_ptr is not None:
-                parts = (batch * key_heads * GROUP + head) * blocks * BLOCK_A
-                totals = _log_totals(
-                    peaks_ptr + parts, sums_ptr + parts, blocks, offs_a, BLOCK_A, BLOCK_B
-                )
-                values = LOGIT(values, totals[:, None])
-            else:
-                values = LOGIT(values, 0.0)
+            totals = tl.zeros([BLOCK_A], tl.float32)
+            if totals_ptr is not None:
+                totals = tl.load(totals_ptr + (batch * key_heads * GROUP + head) * BLOCK_A + offs_a)
+            values = LOGIT(values, totals[:, None])
             values = tl.where((offs_a < asking)[:, None], values, 0.0)
             mean = tl.sum(values, axis=0) / asking
             if weights_ptr is not None:
                 mean *= tl.load(weights_ptr + head)
-            if SUMS:
-                joined += mean
-            else:
-                joined = tl.maximum(joined, mean, propagate_nan=tl.PropagateNan.ALL)
-    if votes_ptr is not None:
-        joined += tl.load(votes_ptr + batch * stride_votes_batch + row, mask=row < rows, other=0.0)
-    tl.store(scores_ptr + row, joined, mask=row < rows)
-    if ranks_ptr is not None:  # noqa: SIM102 - decided when it is compiled
-        if arrive(counter_ptr + batch):
+            joined = _join(joined, mean, SUMS)
+    tl.store(planes_ptr + share * rows + row, joined, mask=row < rows)
+    if arrive(counter_ptr + batch, tl.num_programs(0) * shares):
+        scores_ptr += batch * rows
+        if votes_ptr is not None:
+            votes_ptr += batch * stride_votes_batch
+        _join_planes(planes_ptr, votes_ptr, scores_ptr, rows, shares, SUMS, BLOCK_T)
+        if ranks_ptr is not None:
             ranks_ptr += batch * rows
-            rank_rows(
-                scores_ptr,
+            drop = last_row - first_row - keep
+            _rank_by_neighbours(
+                scores_ptr, ranks_ptr, rows, first_row, last_row, before, behind, BLOCK_T
+            )
+            write_rows(
                 ranks_ptr,
-                None,
-                None,
+                kept_ptr + batch * (rows - drop),
+                dropped_ptr + batch * drop,
                 rows,
-                0,
+                keep,
                 first_row,
                 last_row,
-                before,
-                behind,
+                COUNTS,
                 BLOCK_T,
             )
-            drop = last_row - first_row - keep
-            kept_ptr += batch * (rows - drop)
-            dropped_ptr += batch * drop
-            write_rows(
-                ranks_ptr, kept_ptr, dropped_ptr, rows, keep, first_row, last_row, COUNTS, BLOCK_T
-            )
+
+
+@triton.jit
+def _join_planes(
+    planes_ptr, votes_ptr, scores_ptr, rows, shares, SUMS: tl.constexpr, BLOCK_T: tl.constexpr
+):
+    """Write the scores [T] that planes [shares, T] join to, with the votes given before."""
+    offs_t = tl.arange(0, BLOCK_T)
+    for first in tl.range(0, rows, BLOCK_T):
+        row = first + offs_t
+        mask = row < rows
+        joined = tl.load(planes_ptr + row, mask=mask, other=0.0, cache_modifier=".cg")
+        for share in tl.range(1, shares):
+            plane = planes_ptr + share * rows
+            more = tl.load(plane + row, mask=mask, other=0.0, cache_modifier=".cg")
+            joined = _join(joined, more, SUMS)
+        if votes_ptr is not None:
+            joined += tl.load(votes_ptr + row, mask=mask, other=0.0)
+        tl.store(scores_ptr + row, joined, mask=mask)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _rank_by_neighbours(
+    scores_ptr, ranks_ptr, rows, first_row, last_row, before, behind, BLOCK_T: tl.constexpr
+):
+    """Write `ranks_of` the largest score of the rows that each row is a neighbour of."""
+    offs_t = tl.arange(0, BLOCK_T)
+    for first in tl.range(0, rows, BLOCK_T):
+        row = first + offs_t
+        best = tl.full([BLOCK_T], float("-inf"), tl.float32)
+        for offset in tl.range(0, before + behind + 1, loop_unroll_factor=8):
+            near = row + offset - behind
+            mask = (near >= first_row) & (near < last_row)
+            own = tl.load(scores_ptr + near, mask=mask, other=float("-inf"))
+            best = tl.maximum(best, tl.where(own == own, own, float("-inf")))
+        prunable = (row >= first_row) & (row < last_row)
+        tl.store(ranks_ptr + row, ranks_of(best, prunable), mask=row < rows)
+    tl.debug_barrier()
 
 
 def score_rows(
@@ -273,9 +330,8 @@ def vote_and_select(
     check_votes(k, votes, reach)
     check_rows(k.shape[1])
     kept, dropped = new_rows(k, last_row - first_row - keep)
-    scores, ranks = (
-        torch.empty(k.shape[:2], dtype=torch.float32, device=k.device) for _ in range(2)
-    )
+    scores = torch.empty(k.shape[:2], dtype=torch.float32, device=k.device)
+    ranks = torch.empty(k.shape[:2], dtype=torch.int32, device=k.device)
     ends = (keep, first_row, last_row, *reach)
     _launch(q, k, prefix_k, logit, heads, weights, scores, votes, ranks, kept, dropped, ends)
     return kept, dropped, scores
@@ -303,27 +359,39 @@ def _launch(
     prefix = 0 if prefix_k is None else len(prefix_k)
     if prefix_k is None or not prefix:
         prefix_k = k[0, :0]
+    group = query_heads // key_heads
+    # By a chunk's shape alone, so that its scores are the same beside others.
+    tiles = tiles_of("voting", k.device)
+    # Fewer in full precision, whose operands stand in registers.
+    block_n = tiles["rows"] if k.element_size() == 2 else max(16, tiles["rows"] // 2)
     sizes: dict[str, Any] = {
-        "GROUP": query_heads // key_heads,
+        "GROUP": group,
         "BLOCK_A": max(16, triton.next_power_of_2(asking)),
-        "BLOCK_N": BLOCK_ROWS,
+        "BLOCK_N": block_n,
         "BLOCK_D": max(16, triton.next_power_of_2(dim)),
+        "num_warps": tiles["threads"] // warp_size(k.device),
     }
-    blocks = triton.cdiv(prefix, BLOCK_ROWS) + triton.cdiv(rows, BLOCK_ROWS)
+    heads_each = max(1, tiles["query_heads"] // group)
+    shares = triton.cdiv(key_heads, heads_each)
     scale = dim**-0.5
-    peaks = sums = None
+
+    def floats(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=k.device)
+
+    totals = None
     with launching_on(k):
         if LOGITS[logit].uses_total:
+            blocks = triton.cdiv(prefix, block_n) + triton.cdiv(rows, block_n)
             parts = (batch, query_heads, blocks, sizes["BLOCK_A"])
-            peaks, sums = (
-                torch.empty(parts, dtype=torch.float32, device=k.device) for _ in range(2)
-            )
+            totals = floats(batch, query_heads, sizes["BLOCK_A"])
             _totals_kernel[(blocks, key_heads, batch)](
                 q,
                 k,
                 prefix_k,
-                peaks,
-                sums,
+                floats(*parts),
+                floats(*parts),
+                arrival_counters(batch * key_heads, k.device),
+                totals,
                 scale,
                 prefix,
                 rows,
@@ -332,23 +400,23 @@ def _launch(
                 *q.stride()[:3],
                 *k.stride()[:3],
                 *prefix_k.stride()[:2],
+                BLOCK_B=BLOCK_PARTS,
                 **sizes,
             )
-        _votes_kernel[(triton.cdiv(rows, BLOCK_ROWS), batch)](
+        _votes_kernel[(triton.cdiv(rows, block_n), shares, batch)](
             q,
             k,
-            peaks,
-            sums,
+            totals,
             weights,
             votes,
+            floats(batch, shares, rows),
             scores,
             ranks,
-            None if ranks is None else arrival_counters(batch, k.device),
+            arrival_counters(batch, k.device),
             kept,
             dropped,
             scale,
             rows,
-            blocks,
             asking,
             dim,
             key_heads,
@@ -358,7 +426,7 @@ def _launch(
             0 if votes is None else votes.stride(0),
             LOGIT=LOGITS[logit].function,
             SUMS=heads == "sum",
-            BLOCK_B=BLOCK_PARTS,
+            HEADS=heads_each,
             BLOCK_T=min(triton.next_power_of_2(rows), ROW_TILE),
             COUNTS=counts_type(rows),
             **sizes,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import homer_triton as ht
 from homer_triton.demo import CHECKPOINT
-from homer_triton.engine import documents, graphs
+from homer_triton.engine import documents, graphs, sequences
 from homer_triton.engine.graphs import Captured, Replays, Step
 from homer_triton.engine.pool import make_pools
 from homer_triton.selection import PAPER
@@ -58,6 +58,36 @@ def test_replayed_steps_give_what_the_steps_do(monkeypatch: pytest.MonkeyPatch) 
     for name in ("keys", "values", "positions", "source_indices", "pruned_at", "logits"):
         assert torch.equal(getattr(plain, name), getattr(replayed, name)), name
     assert max(keys.values()) > 8, "no shape came often enough to be replayed"
+
+
+def test_replayed_decoding_gives_what_steps_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "capture", stand_in)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    model = ht.load(CHECKPOINT, "cpu", "float32", ops="torch")
+    text = ht.encode(model, random_tokens(60, vocabulary=200), [1], [2, 3], ht.HomerConfig(32, 32))
+    prompts = [random_tokens(count, count, vocabulary=200) for count in (1, 6, 3)]
+    settings: dict[str, Any] = {"min_new_tokens": 4, "max_new_tokens": 6}
+    plain = ht.generate_batch(model, text, prompts, **settings)
+    replays = Replays(model.device)
+    monkeypatch.setattr(sequences, "Replays", lambda device: replays)
+    monkeypatch.setattr(sequences, "HAS_GRAPHS", ("cpu",))
+    replayed = ht.generate_batch(model, text, prompts, **settings)
+    assert [x.token_ids for x in plain] == [x.token_ids for x in replayed]
+    assert any(replays._captured.values()), "nothing was replayed"
+
+
+@pytest.mark.gpu
+def test_decoding_by_graphs_on_a_gpu() -> None:
+    model = ht.load(CHECKPOINT, "cuda", "float32")
+    text = ht.encode(model, random_tokens(900, vocabulary=200), [1], [2, 3])
+    prompts = [random_tokens(count, count, vocabulary=200) for count in (1, 6, 3)]
+    settings: dict[str, Any] = {"min_new_tokens": 20, "max_new_tokens": 40}
+    together = ht.generate_batch(model, text, prompts, **settings)
+    plain = ht.load(CHECKPOINT, "cpu", "float32", ops="torch")
+    moved = ht.encode(plain, random_tokens(900, vocabulary=200), [1], [2, 3])
+    alone = [ht.generate(plain, moved, prompt, **settings) for prompt in prompts]
+    assert [x.token_ids for x in together] == [x.token_ids for x in alone]
 
 
 def test_a_model_on_a_cpu_has_no_graphs() -> None:

@@ -68,6 +68,23 @@ def test_decoding_one_row_after_a_long_prefix(dtype):
     assert_as_exact(out, definition, q, k, v, prefix_k, prefix_v, None)
 
 
+@pytest.mark.parametrize("prefix", [0, 5, 300])
+@pytest.mark.parametrize("dim", [32, 80])
+def test_one_query_a_chunk_sees_no_row_behind_its_own(prefix, dim):
+    q = random(0, 3, 1, 6, dim)
+    k, v = (random(seed, 3, 400, 2, dim) for seed in (1, 2))
+    before = [random(seed, prefix, 2, dim) for seed in (3, 4)]
+    at = torch.tensor([[0], [399], [130]], device=DEVICE)
+    for chunk, row in enumerate(at[:, 0]):  # as in a cache that is not full yet
+        k[chunk, row + 1 :], v[chunk, row + 1 :] = torch.nan, torch.nan
+    out = causal_attention(q, k, v, *before, at)
+    for chunk, row in enumerate(at[:, 0]):
+        own = [x[chunk : chunk + 1, : row + 1] for x in (k, v)]
+        assert_as_exact(
+            out[chunk : chunk + 1], definition, q[chunk : chunk + 1], *own, *before, at[chunk][None]
+        )
+
+
 def test_logits_of_any_size():
     q, k, v = (random(seed, 1, 40, 1, 32) for seed in range(3))
     out = causal_attention(1000 * q, k, v)

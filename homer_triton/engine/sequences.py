@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from ..model.llama import Llama, Past
+from .graphs import Replays
 
 if TYPE_CHECKING:
     from ..context import EncodedContext
+
+# The devices that a step is captured on.
+HAS_GRAPHS = ("cuda",)
 
 
 class Sequences:
@@ -34,8 +38,9 @@ class Sequences:
         filled = [0 if is_shared else len(own) for own in contexts]
         self._room = max(rows + most for rows, most in zip(filled, room, strict=True))
         self._cache = model.new_cache(self._shared + len(contexts) * self._room)
-        if len(contexts) > 1:
-            # What a shorter one has not reached is hidden from it, but nothing times NaN is NaN.
+        self._replays = Replays(model.device) if model.device.type in HAS_GRAPHS else None
+        if len(contexts) > 1 or self._replays is not None:
+            # What one has not reached is hidden from it, but nothing times NaN is NaN.
             self._cache.zero_()
         if is_shared:
             first.copy_rows_(self._cache)
@@ -46,6 +51,13 @@ class Sequences:
         self.numbers = list(range(len(contexts)))
         self._filled = filled
         self._positions = [own.next_position for own in contexts]
+        # Of all sequences, where steps are to go on from: rows of their own, next positions, and
+        # first slots, [3, B]; None after anything but a step.
+        self._state: Tensor | None = None
+        longest = max(at + most for at, most in zip(self._positions, room, strict=True))
+        self._switches = model.config.rope_switches_at is not None
+        # Held, since a captured step reads them where they are.
+        self._tables = None if self._switches else model.rotary(longest)
 
     def read(self, number: int, token_ids: Tensor) -> Tensor:
         """Run a sequence's next T tokens, [T] on the model's device; returns logits [V] of the
@@ -54,7 +66,8 @@ class Sequences:
         place = self.numbers.index(number)
         start, position = self._filled[place], self._positions[place]
         if self._shared and start:  # what it sees is not in one piece
-            return torch.cat([self._step([place], one) for one in token_ids.split(1)])[-1]
+            return torch.cat([self._one_more(place, one) for one in token_ids.split(1)])[-1]
+        self._state = None
         if self._shared:
             slot = self._shared + place * self._room
             logits = self.model.forward(token_ids, self._cache, self._shared, position, slot=slot)
@@ -67,35 +80,64 @@ class Sequences:
     def step(self, token_ids: Tensor) -> Tensor:
         """Run one more token of every sequence, [B] in their order; returns logits [B, V]."""
         places = range(len(self.numbers))
-        if self.model.config.rope_switches_at is None:
-            return self._step(places, token_ids)
-        # Frequencies follow each one's own length.
-        ids = token_ids.split(1)
-        return torch.cat([self._step([at], one) for at, one in zip(places, ids, strict=True)])
+        if self._switches:  # frequencies follow each one's own length
+            each = zip(places, token_ids.split(1), strict=True)
+            return torch.cat([self._one_more(at, one) for at, one in each])
+        if self._state is None:
+            self._state = self._state_of(places)
+        if self._replays is None:
+            logits = self._run(token_ids, self._state, self._shared, 1 + max(self._filled))
+        else:  # how far a sequence has come is read on the device: one graph serves all lengths
+            (logits,) = self._replays(
+                len(places),
+                lambda ids, state: (self._run(ids, state, self._shared, self._room),),
+                token_ids,
+                self._state,
+            )
+        self._state[:2] += 1
+        self._advance(places)
+        return logits
 
-    def _step(self, places: Sequence[int], token_ids: Tensor) -> Tensor:
-        """One more token of the sequences at some places that stand side by side."""
-        model, device = self.model, token_ids.device
-        starts = [self._shared + at * self._room for at in places]
-        lengths = torch.tensor([self._filled[at] for at in places], device=device)
-        positions = torch.tensor([self._positions[at] for at in places], device=device)
-        hidden = model.run(
-            range(model.config.num_hidden_layers),
-            model.embed(token_ids[:, None]),
+    def _one_more(self, place: int, token_ids: Tensor) -> Tensor:
+        """One more token [1] of the sequence at a place."""
+        state, most = self._state_of([place]), 1 + self._filled[place]
+        logits = self._run(token_ids, state, self._shared + place * self._room, most)
+        self._state = None
+        self._advance([place])
+        return logits
+
+    def _run(self, token_ids: Tensor, state: Tensor, first: int, most: int) -> Tensor:
+        """One token of B sequences [B] that stand side by side, the first one's slots from `first`
+        on; state: theirs, [3, B]; most: rows of the longest with it, or more. Returns logits [B,
+        V].
+        """
+        lengths, positions, starts = state
+        hidden = self.model.run(
+            range(self.model.config.num_hidden_layers),
+            self.model.embed(token_ids[:, None]),
             positions[:, None],
-            (torch.tensor(starts, device=device) + lengths)[:, None],
+            (starts + lengths)[:, None],
             self._cache,
             self._shared,
-            model.rotary(1 + max(self._positions[at] for at in places)),
-            past=Past(starts[0], self._room, lengths, 1 + max(self._filled[at] for at in places)),
+            self._tables or self.model.rotary(1 + int(positions.max())),
+            past=Past(first, self._room, lengths, most),
         )
+        return self.model.logits(hidden[:, 0])
+
+    def _state_of(self, places: Sequence[int]) -> Tensor:
+        """[3, B] of the sequences at some places."""
+        starts = [self._shared + at * self._room for at in places]
+        own = [[of[at] for at in places] for of in (self._filled, self._positions)]
+        return torch.tensor([*own, starts], device=self.model.device)
+
+    def _advance(self, places: Sequence[int]) -> None:
         for at in places:
             self._filled[at] += 1
             self._positions[at] += 1
-        return model.logits(hidden[:, 0])
 
     def end(self, number: int) -> None:
         """Forget a sequence; the last one's rows move to its place."""
+        self._state = None
         place, last = self.numbers.index(number), len(self.numbers) - 1
         if place != last:
             rows = self._filled[last]
