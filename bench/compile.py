@@ -4,8 +4,9 @@
 
 Prints a table of registers, spills, shared memory and matrix instructions and writes it to
 bench/results/compile.csv. Exits 1, leaving the file as it was, when a kernel spills, asks for more
-shared memory than its chip has, lost its matrix instructions or has them serialised, or needs
-clearly more registers than the file says; `--update` accepts the latter.
+shared memory than its chip has, lost its matrix instructions or has them serialised, lost the
+asynchronous copies that feed them, is compiled anew for a number of rows, or needs clearly more
+registers than the file says; `--update` accepts the latter.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -83,12 +85,18 @@ MODELS = {
 Case = tuple[str, Callable[[], object]]
 
 ROWS, KEPT, PREFIX, SUFFIX, SLOTS, LAYERS, ASKING = 2048, 1074, 100, 100, 8192, 32, 32
+# Odd ones and such as 2, 4, 8, 16 and more divide, all within one power of two.
+ROW_COUNTS = (
+    *(1025, 1026, 1028, 1032, 1040, 1056, 1088, 1100, 1111, 1152),
+    *(1234, 1280, 1333, 1500, 1536, 1601, 1777, 1904, 2000, 2047),
+)
 
 
 @dataclass(frozen=True)
 class Built:
     """One line of the table. `spills` are bytes per thread, on AMD chips vector registers;
-    serialised: whether ptxas lets no asynchronous matrix product run beside anything else.
+    serialised: whether ptxas lets no asynchronous matrix product run beside anything else;
+    asynchronous: whether memory is read into shared memory without a thread waiting.
     """
 
     kernel: str
@@ -100,6 +108,7 @@ class Built:
     shared_limit: int
     matrix: str
     serialised: bool
+    asynchronous: bool
     triton: str
 
 
@@ -138,10 +147,15 @@ def floats(*shape: int) -> torch.Tensor:
 
 
 def attend(
-    dim: int, queries: int, prefix: int, rows: bool, dtype: torch.dtype = torch.bfloat16
+    dim: int,
+    queries: int,
+    prefix: int,
+    rows: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    keys: int = ROWS,
 ) -> None:
     """Attention with four query heads to a key head."""
-    q, k = empty(1, queries, 32, dim, dtype=dtype), empty(1, ROWS, 8, dim, dtype=dtype)
+    q, k = empty(1, queries, 32, dim, dtype=dtype), empty(1, keys, 8, dim, dtype=dtype)
     prefix_k = empty(prefix, 8, dim, dtype=dtype) if prefix else None
     at = indices(1, queries) if rows else None
     kernels.causal_attention(q, k, k, prefix_k, prefix_k, at)
@@ -162,24 +176,24 @@ def attention_cases() -> Iterator[Case]:
         yield f"float32 D{dim}", partial(attend, dim, ROWS, PREFIX, False, torch.float32)
 
 
-def model_cases(name: str, m: Model) -> Iterator[Case]:
+def model_cases(name: str, m: Model, all_rows: int = ROWS, kept_rows: int = KEPT) -> Iterator[Case]:
     """Every other op at a model's sizes."""
-    x, kept = empty(1, ROWS, m.hidden), empty(1, KEPT, m.hidden)
-    q, k = empty(1, ROWS, m.heads, m.dim), empty(1, ROWS, m.key_heads, m.dim)
-    at, labels, kept_at = indices(1, ROWS), indices(1, 3, ROWS), indices(1, KEPT)
+    x, kept = empty(1, all_rows, m.hidden), empty(1, kept_rows, m.hidden)
+    q, k = empty(1, all_rows, m.heads, m.dim), empty(1, all_rows, m.key_heads, m.dim)
+    at, labels, kept_at = indices(1, all_rows), indices(1, 3, all_rows), indices(1, kept_rows)
     angles, cache = floats(4096, m.dim // 2), empty(LAYERS, 2, SLOTS, m.key_heads, m.dim)
-    selection = (q[:, -1], k, at, floats(ROWS), KEPT - SUFFIX, 0, ROWS - SUFFIX)
+    selection = (q[:, -1], k, at, floats(all_rows), kept_rows - SUFFIX, 0, all_rows - SUFFIX)
     sides = (kept, kept, labels, labels, kept_at, kept_at)
 
     yield name, partial(kernels.rms_norm, x, x[0, 0], 1e-5)
     yield f"residual {name}", partial(kernels.add_rms_norm, x, x, x[0, 0], 1e-5)
-    yield name, partial(kernels.silu_mul, empty(1, ROWS, 2 * m.feed_forward))
+    yield name, partial(kernels.silu_mul, empty(1, all_rows, 2 * m.feed_forward))
     yield name, partial(kernels.apply_rotary_, q, at, angles, angles)
     stores = (cache[0, 0], cache[0, 1], at)
     yield name, partial(kernels.rotary_and_store_, q, k, k, at, angles, angles, *stores)
     yield name, partial(kernels.score_and_select, *selection)
-    asking, votes = q[:, -ASKING:], floats(1, ROWS)
-    ends = (KEPT - SUFFIX, 0, ROWS - SUFFIX)
+    asking, votes = q[:, -ASKING:], floats(1, all_rows)
+    ends = (kept_rows - SUFFIX, 0, all_rows - SUFFIX)
     for logit in LOGITS:
         yield (
             f"{logit} {name}",
@@ -193,7 +207,7 @@ def model_cases(name: str, m: Model) -> Iterator[Case]:
     yield name, partial(kernels.score_rows, asking, k, k[0], "softmax", "sum", floats(m.heads))
     yield name, partial(kernels.prune_and_concatenate, *sides, SUFFIX)
     yield name, partial(kernels.average_affix_, cache, at[:, :SUFFIX], at[:, -SUFFIX:])
-    gathered = empty(LAYERS, m.key_heads, ROWS, m.dim)
+    gathered = empty(LAYERS, m.key_heads, all_rows, m.dim)
     yield name, partial(kernels.gather_cache_, cache, at[0], gathered, gathered)
 
 
@@ -205,6 +219,15 @@ def cases() -> Iterator[Case]:
     k, at = empty(1, MAX_ROWS, 32, 128), indices(1, MAX_ROWS)
     selection = (k[:, -1], k, at, floats(MAX_ROWS), MAX_ROWS // 2, 0, MAX_ROWS - SUFFIX)
     yield f"{MAX_ROWS} rows", partial(kernels.score_and_select, *selection)
+
+
+def cases_of_rows(rows: int) -> Iterator[Case]:
+    """Every op at a number of rows, of which about half are kept."""
+    kept = rows // 2 + 37
+    yield from model_cases("rows", MODELS["Llama-2-7B"], rows, kept)
+    yield "all rows", partial(attend, 128, rows, PREFIX, False, keys=rows)
+    yield "kept rows", partial(attend, 128, kept, PREFIX, True, keys=rows)
+    yield "one row", partial(attend, 128, 1, PREFIX, True, keys=rows)
 
 
 def resources(kernel: CompiledKernel, chip: Chip) -> tuple[int, int]:
@@ -229,11 +252,13 @@ def resources(kernel: CompiledKernel, chip: Chip) -> tuple[int, int]:
     return number("REG", text), number("STACK", text) + number("LOCAL", text)
 
 
-def build(chip_name: str) -> list[Built]:
-    """Compile every case for one chip. Runs in a process of its own."""
-    chip = CHIPS[chip_name]
+Compiled = tuple[str, CompiledKernel]
+
+
+def compiling(chip: Chip) -> list[Compiled]:
+    """Let every launch only compile, for a chip; returns the list that what it compiles goes to."""
     triton.runtime.driver.set_active(StandInDriver(chip.target))
-    compiled: list[tuple[str, CompiledKernel]] = []
+    compiled: list[Compiled] = []
     run = JITFunction.run
 
     def compile_only(self: JITFunction, *args: object, **kwargs: object) -> CompiledKernel:
@@ -242,12 +267,34 @@ def build(chip_name: str) -> list[Built]:
         return kernel
 
     JITFunction.run = compile_only
+    return compiled
+
+
+def build(chip_name: str) -> list[Built]:
+    """Compile every case for one chip. Runs in a process of its own."""
+    compiled = compiling(CHIPS[chip_name])
     lines = []
     for case, call in cases():
         compiled.clear()
         call()
         lines += [describe(name, case, chip_name, kernel) for name, kernel in compiled]
     return lines
+
+
+def count_compilations(chip_name: str) -> dict[tuple[str, str], int]:
+    """How often each kernel of a case is compiled over `ROW_COUNTS`. Runs in a process of its own.
+
+    Not what a range of rows is compiled for on purpose: those are within one power of two.
+    """
+    compiled = compiling(CHIPS[chip_name])
+    hashes: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for rows in ROW_COUNTS:
+        for case, call in cases_of_rows(rows):
+            compiled.clear()
+            call()
+            for name, kernel in compiled:
+                hashes[name, case].add(kernel.hash)
+    return {key: len(of) for key, of in hashes.items()}
 
 
 def describe(name: str, case: str, chip_name: str, kernel: CompiledKernel) -> Built:
@@ -266,6 +313,7 @@ def describe(name: str, case: str, chip_name: str, kernel: CompiledKernel) -> Bu
         chip.shared_limit,
         matrix,
         matrix == "wgmma" and is_serialised(text, chip.target.arch),
+        "cp.async" in text,
         triton.__version__,
     )
 
@@ -297,6 +345,8 @@ def complaints(lines: list[Built], before: dict[tuple[str, str, str], dict[str, 
         uses_matrix = line.kernel in MATRIX_KERNELS and "float32" not in line.case
         if uses_matrix and line.matrix != wanted:
             found.append(f"{what} uses {line.matrix or 'no matrix instruction'}, not {wanted}")
+        if old and old["asynchronous"] == "True" and not line.asynchronous:
+            found.append(f"{what} lost its asynchronous copies")
         if line.serialised:
             found.append(f"{what} has its matrix products serialised by ptxas")
         if (
@@ -318,7 +368,9 @@ def main() -> int:
         with RESULTS.open() as file:
             before = {(r["kernel"], r["case"], r["chip"]): r for r in csv.DictReader(file)}
     with ProcessPoolExecutor(2, get_context("spawn"), max_tasks_per_child=1) as pool:
+        counted = pool.submit(count_compilations, args.chips[0])
         lines = [line for chip in pool.map(build, args.chips) for line in chip]
+        compilations = counted.result()
     lines.sort(key=lambda line: (line.kernel, line.case, list(CHIPS).index(line.chip)))
     print(f"{'kernel':22} {'case':28} {'chip':8} {'regs':>5} {'spills':>6} {'shared':>7}  matrix")
     for line in lines:
@@ -327,6 +379,11 @@ def main() -> int:
             f" {line.shared:7}  {line.matrix}"
         )
     wrong = complaints(lines, before)
+    wrong += [
+        f"{kernel} ({case}) is compiled {count} times for {len(ROW_COUNTS)} numbers of rows"
+        for (kernel, case), count in compilations.items()
+        if count > 1
+    ]
     for sentence in wrong:
         print(f"regression: {sentence}", file=sys.stderr)
     if not wrong and set(args.chips) == set(CHIPS):

@@ -51,6 +51,7 @@ class Scale:
     kernels: list[str]
     encodes: dict[str, list[str]]
     decode: list[str]
+    layer: list[str]
     environment: dict[str, str]
     patience: int = 1
 
@@ -82,6 +83,7 @@ def full() -> Scale:
             *("--shape", "Llama-3-8B", *half, "--rows", "800,4096", "--sequences", "1,8"),
             *("--tokens", "64", "--repeats", "2"),
         ],
+        ["--shape", "Llama-2-7B", *half],
         {},
     )
 
@@ -103,6 +105,7 @@ def rehearsal() -> Scale:
             *(*tiny, "--ops", "triton", "--rows", "8,16", "--sequences", "1,2"),
             *("--tokens", "1", "--repeats", "1"),
         ],
+        [*tiny, "--ops", "triton", "--rows", "16"],
         {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         patience=10,
     )
@@ -142,13 +145,14 @@ def stages(scale: Scale, out: Path, tests: list[list[str]]) -> list[list[Part]]:
 
     return [
         bench("device", 20),
-        [Part(f"tests-{i}", [*PYTEST, *own], 100 * scale.patience) for i, own in enumerate(tests)],
-        bench("kernels", 65, *scale.kernels),
+        [Part(f"tests-{i}", [*PYTEST, *own], 80 * scale.patience) for i, own in enumerate(tests)],
+        bench("kernels", 40, *scale.kernels),
         encode("encode-7B", 80),
-        encode("encode-8B", 90),
-        bench("decode", 40, *scale.decode),
-        encode("encode-50M", 30),
-        bench("plots", 20),
+        encode("encode-8B", 85),
+        bench("decode", 60, *scale.decode),
+        bench("layer", 15, *scale.layer),
+        encode("encode-50M", 55),
+        bench("plots", 10),
     ]
 
 

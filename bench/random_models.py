@@ -1,6 +1,6 @@
 """Llamas with random weights at known shapes, ours and transformers' on the same memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,9 +54,13 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def random_llama(name: str, dtype: str, ops: str) -> Llama:
-    """Random weights, made on the device; the same ones for a shape in every process."""
+def random_llama(name: str, dtype: str, ops: str, layers: int | None = None) -> Llama:
+    """Random weights, made on the device; the same ones for a shape in every process. layers: so
+    many only.
+    """
     shape, where = SHAPES[name], device()
+    if layers is not None:
+        shape = replace(shape, sizes={**shape.sizes, "num_hidden_layers": layers})
     config = ModelConfig.from_hf(shape.config(DTYPES[dtype]))
     generator = torch.Generator(where).manual_seed(0)
     width, inner = config.hidden_size, config.intermediate_size
@@ -69,7 +73,7 @@ def random_llama(name: str, dtype: str, ops: str) -> Llama:
     def ones() -> Tensor:
         return torch.ones(width, device=where, dtype=DTYPES[dtype])
 
-    layers = [
+    made_layers = [
         LayerWeights(
             ones(),
             (normal(q + 2 * kv, width),),
@@ -81,7 +85,7 @@ def random_llama(name: str, dtype: str, ops: str) -> Llama:
         for _ in range(config.num_hidden_layers)
     ]
     words = config.vocab_size
-    weights = Weights(normal(words, width), layers, ones(), normal(words, width))
+    weights = Weights(normal(words, width), made_layers, ones(), normal(words, width))
     return Llama(config, weights, choose_ops(ops, where))
 
 

@@ -192,7 +192,8 @@ def sweep_attention(
 def write_winners(family: str, winners: dict[str, Any]) -> None:
     """Put a family's winners into the table, one line for each family of an op."""
     parts = []
-    for op, families in tiles.TABLE.items():
+    # The file's: the table in memory is what was tried last.
+    for op, families in json.loads(tiles.FILE.read_text(encoding="utf-8")).items():
         own = {**families, **({family: winners[op]} if op in winners else {})}
         lines = ",\n".join(f'    "{name}": {json.dumps(of)}' for name, of in own.items())
         parts.append(f'  "{op}": {{\n{lines}\n  }}')

@@ -24,7 +24,10 @@ from .tiles import tiles_of
 FLOAT32_TILES = {64: (64, 16, 8, 1), 128: (32, 16, 8, 1), 256: (16, 16, 4, 1)}
 
 
-@triton.jit(do_not_specialize=["queries", "keys", "prefix_keys"])
+@triton.jit(
+    do_not_specialize=["queries", "keys", "prefix_keys", "stride_rows_batch"],
+    do_not_specialize_on_alignment=["query_rows_ptr"],
+)
 def _causal_attention_kernel(
     q_ptr,
     k_ptr,

@@ -16,7 +16,7 @@ from .devices import launching_on
 TILE = 4096
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["slots_ptr"])
 def _gather_cache_kernel(
     cache_ptr,
     slots_ptr,

@@ -18,11 +18,14 @@ from .devices import launching_on, warp_size
 from .scoring import arrival_counters, arrive
 from .tiles import tiles_of
 
-# Splits that are joined at a time.
-BLOCK_SPLITS = 16
+# Elements of the splits' outputs that are joined at a time.
+JOINED = 8192
 
 
-@triton.jit(do_not_specialize=["keys", "prefix_keys"])
+@triton.jit(
+    do_not_specialize=["keys", "prefix_keys", "stride_rows_batch"],
+    do_not_specialize_on_alignment=["query_rows_ptr"],
+)
 def _attend_one_kernel(
     q_ptr,
     k_ptr,
@@ -58,6 +61,7 @@ def _attend_one_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     split, key_head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -116,48 +120,68 @@ def _attend_one_kernel(
     tl.store(peaks_ptr + places, peak, mask=mask_g)
     tl.store(totals_ptr + places, total, mask=mask_g)
     if arrive(counter_ptr + batch * key_heads + key_head, splits):
-        out_ptr += batch * stride_out_batch
-        for member in tl.range(0, GROUP):
-            first = (head + member) * splits
-            mixed = _join_splits(
-                mixed_ptr + first * BLOCK_D,
-                peaks_ptr + first,
-                totals_ptr + first,
-                splits,
-                BLOCK_S,
-                BLOCK_D,
-            )
-            out = out_ptr + (key_head * GROUP + member) * stride_out_head + offs_d
-            tl.store(out, mixed.to(out_ptr.dtype.element_ty), mask=mask_d)
+        out_ptr += batch * stride_out_batch + key_head * GROUP * stride_out_head
+        _join_splits(
+            mixed_ptr,
+            peaks_ptr,
+            totals_ptr,
+            out_ptr,
+            head,
+            splits,
+            stride_out_head,
+            GROUP,
+            HEAD_DIM,
+            BLOCK_M,
+            BLOCK_S,
+            BLOCK_D,
+        )
 
 
 @triton.jit
 def _join_splits(
-    mixed_ptr, peaks_ptr, totals_ptr, splits, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr
+    mixed_ptr,
+    peaks_ptr,
+    totals_ptr,
+    out_ptr,
+    head,
+    splits,
+    stride_out_head,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
-    """A head's output [D] from what its splits made of their keys."""
-    offs_s, offs_d = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
-    largest = tl.full([], float("-inf"), tl.float32)
+    """Write the outputs of GROUP heads from what their splits made of their keys."""
+    member, offs_s, offs_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
+    mask_m = member < GROUP
+    places = (head + member) * splits
+    largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    mixed = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first in tl.range(0, splits, BLOCK_S):
-        mask = first + offs_s < splits
-        peaks = tl.load(
-            peaks_ptr + first + offs_s, mask=mask, other=float("-inf"), cache_modifier=".cg"
+        # Others wrote these: past the first-level cache.
+        at = places[:, None] + (first + offs_s)[None, :]
+        mask = mask_m[:, None] & (first + offs_s < splits)[None, :]
+        peaks = tl.load(peaks_ptr + at, mask=mask, other=float("-inf"), cache_modifier=".cg")
+        totals = tl.load(totals_ptr + at, mask=mask, other=0.0, cache_modifier=".cg")
+        own = tl.load(
+            mixed_ptr + at[:, :, None] * BLOCK_D + offs_d[None, None, :],
+            mask=mask[:, :, None],
+            other=0.0,
+            cache_modifier=".cg",
         )
-        largest = tl.maximum(largest, tl.max(peaks, axis=0))
-    acc = tl.zeros([BLOCK_D], tl.float32)
-    total = tl.full([], 0.0, tl.float32)
-    for first in tl.range(0, splits, BLOCK_S):
-        split = first + offs_s
-        mask = split < splits
-        peaks = tl.load(peaks_ptr + split, mask=mask, other=float("-inf"), cache_modifier=".cg")
-        totals = tl.load(totals_ptr + split, mask=mask, other=0.0, cache_modifier=".cg")
-        # A split that had no keys has the lowest peak, and weighs nothing.
-        shrink = tl.exp2(peaks - largest)
-        total += tl.sum(totals * shrink, axis=0)
-        places = split[:, None] * BLOCK_D + offs_d[None, :]
-        own = tl.load(mixed_ptr + places, mask=mask[:, None], other=0.0, cache_modifier=".cg")
-        acc += tl.sum(own * shrink[:, None], axis=0)
-    return acc / total
+        # The first split has the first key, so that largest is a number from here on; one that had
+        # no keys has the lowest peak, and weighs nothing.
+        larger = tl.where(mask_m, tl.maximum(largest, tl.max(peaks, axis=1)), 0.0)
+        weights, shrink = tl.exp2(peaks - larger[:, None]), tl.exp2(largest - larger)
+        total = total * shrink + tl.sum(totals * weights, axis=1)
+        mixed = mixed * shrink[:, None] + tl.sum(own * weights[:, :, None], axis=1)
+        largest = larger
+    out = mixed / tl.where(mask_m, total, 1.0)[:, None]
+    out_ptrs = out_ptr + (member * stride_out_head)[:, None] + offs_d[None, :]
+    mask_out = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask_out)
 
 
 def attend_one(
@@ -176,11 +200,12 @@ def attend_one(
     block_d = triton.next_power_of_2(dim)
     tiles = tiles_of("decoding", q.device)
     # Fewer in full precision, whose operands stand in registers.
-    elements = tiles["elements"] if q.element_size() == 2 else tiles["elements"] // 2
+    elements = tiles["elements"] if q.element_size() == 2 else tiles["elements"] // 4
     block_n = max(16, elements // block_d)
     blocks = triton.cdiv(prefix, block_n) + triton.cdiv(keys, block_n)
     splits = max(1, min(blocks, tiles["programs"] // (batch * key_heads)))
     group = q.shape[2] // key_heads
+    block_m = triton.next_power_of_2(group)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     parts = (batch, key_heads, group, splits)
     mixed = torch.empty(*parts, block_d, dtype=torch.float32, device=q.device)
@@ -213,7 +238,8 @@ def attend_one(
             BLOCK_G=max(16, triton.next_power_of_2(group)),
             BLOCK_N=block_n,
             BLOCK_D=block_d,
-            BLOCK_S=BLOCK_SPLITS,
+            BLOCK_M=block_m,
+            BLOCK_S=max(1, JOINED // (block_m * block_d)),
             num_warps=tiles["threads"] // warp_size(q.device),
             num_stages=tiles["stages"],
         )

@@ -35,7 +35,16 @@ def _load_labels(
     return tl.load(ptrs, mask=kinds < count, other=0)
 
 
-@triton.jit(do_not_specialize=["left_context", "right_context", "suffix", "label_kinds"])
+@triton.jit(
+    do_not_specialize=[
+        *("left_context", "right_context", "suffix", "label_kinds"),
+        *("stride_left_labels_batch", "stride_left_labels_kind", "stride_left_kept_batch"),
+        *("stride_right_labels_batch", "stride_right_labels_kind", "stride_right_kept_batch"),
+    ],
+    do_not_specialize_on_alignment=[
+        *("left_labels_ptr", "right_labels_ptr", "left_kept_ptr", "right_kept_ptr")
+    ],
+)
 def _prune_and_concatenate_kernel(
     left_ptr,
     right_ptr,
@@ -112,7 +121,10 @@ def _prune_and_concatenate_kernel(
     tl.store(label_ptrs, labels, mask=kinds < label_kinds)
 
 
-@triton.jit(do_not_specialize=["suffix"])
+@triton.jit(
+    do_not_specialize=["suffix", "stride_left_batch", "stride_right_batch"],
+    do_not_specialize_on_alignment=["left_slots_ptr", "right_slots_ptr"],
+)
 def _average_affix_kernel(
     cache_ptr,
     left_slots_ptr,

@@ -43,7 +43,10 @@ def _load_angles(positions_ptr, cos_ptr, sin_ptr, batch, row, mask_r, offs_d, ha
     return cos[:, None, :], sin[:, None, :]
 
 
-@triton.jit(do_not_specialize=["rows", "total_rows"])
+@triton.jit(
+    do_not_specialize=["rows", "total_rows", "stride_positions_batch"],
+    do_not_specialize_on_alignment=["positions_ptr"],
+)
 def _rotary_kernel(
     x_ptr,
     positions_ptr,
@@ -72,7 +75,10 @@ def _rotary_kernel(
     _rotate_(x_ptr, cos, sin, mask, x_rows, stride_x_head, half, offs_h, offs_d)
 
 
-@triton.jit(do_not_specialize=["rows", "total_rows"])
+@triton.jit(
+    do_not_specialize=["rows", "total_rows", "stride_positions_batch", "stride_slots_batch"],
+    do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"],
+)
 def _rotary_and_store_kernel(
     q_ptr,
     k_ptr,

@@ -45,41 +45,32 @@ def _load_ranks(ranks_ptr, row, rows):
 
 
 @triton.jit
-def _reached(ranks, threshold, quarter):
-    """Which ranks reach the next three quarters: flags 21 bits apart, so that of 2^20 ranks the
-    counts never meet, and one reduction makes all three.
-    """
-    reached = (ranks >= threshold + quarter).to(tl.int64)
-    reached += (ranks >= threshold + 2 * quarter).to(tl.int64) << 21
-    return reached + ((ranks >= threshold + 3 * quarter).to(tl.int64) << 42)
-
-
-@triton.jit
-def _threshold(first_ranks, ranks_ptr, rows, keep, prunable_rows, BLOCK_T: tl.constexpr):
+def _threshold(first_ranks, ranks_ptr, rows, keep, prunable_rows, COUNTS, BLOCK_T: tl.constexpr):
     """A uint32 that at least `keep` ranks reach, and how many do; the largest, unless one is found
-    before that just `keep` reach. Two bits are found at a time.
+    before that just `keep` reach. Each pass leaves a third of where it can be: two counts fit into
+    a word, whose sum over a warp is one instruction.
 
     first_ranks: those of the first BLOCK_T rows, which stay in registers.
     """
+    half: tl.constexpr = COUNTS.primitive_bitwidth // 2
     offs_t = tl.arange(0, BLOCK_T)
-    threshold = tl.full([], 0, tl.uint32)
-    quarter = tl.full([], 1 << 30, tl.uint32)
-    count = prunable_rows.to(tl.int64)
-    while (quarter != 0) & (count != keep):
-        reached = _reached(first_ranks, threshold, quarter)
+    low, high = tl.full([], 0, tl.uint32), tl.full([], 0xFFFFFFFF, tl.uint32)
+    count = prunable_rows.to(COUNTS)
+    while (low < high) & (count != keep):
+        one = low + (high - low) // 3 + 1
+        two = one + (high - one + 1) // 2
+        reached = (first_ranks >= one).to(COUNTS) + ((first_ranks >= two).to(COUNTS) << half)
         for first in tl.range(BLOCK_T, rows, BLOCK_T):
             ranks = _load_ranks(ranks_ptr, first + offs_t, rows)
-            reached += _reached(ranks, threshold, quarter)
+            reached += (ranks >= one).to(COUNTS) + ((ranks >= two).to(COUNTS) << half)
         counts = tl.sum(reached, axis=0)
-        one, two, three = counts & 0x1FFFFF, (counts >> 21) & 0x1FFFFF, counts >> 42
-        quarters = (one >= keep).to(tl.uint32)
-        quarters += (two >= keep).to(tl.uint32) + (three >= keep).to(tl.uint32)
-        count = tl.where(one >= keep, one, count)
-        count = tl.where(two >= keep, two, count)
-        count = tl.where(three >= keep, three, count)
-        threshold += quarters * quarter
-        quarter >>= 2
-    return threshold, count
+        reach_one, reach_two = counts & ((1 << half) - 1), counts >> half
+        high = tl.where(reach_two >= keep, high, tl.where(reach_one >= keep, two, one) - 1)
+        low = tl.where(reach_two >= keep, two, tl.where(reach_one >= keep, one, low))
+        count = tl.where(
+            reach_two >= keep, reach_two, tl.where(reach_one >= keep, reach_one, count)
+        )
+    return low, count
 
 
 @triton.jit
@@ -97,8 +88,8 @@ def _write_tile(
     last_row,
     COUNTS: tl.constexpr,
 ):
-    """Write some rows to where they go; returns done and theirs. done: the rows before whose ranks
-    are above the threshold, and in the high half those whose ranks are equal to it.
+    """Write some rows to where they go; returns flags of those whose ranks are above the threshold,
+    and in the high half of those whose ranks are equal to it. done: how many are before them.
     """
     half: tl.constexpr = COUNTS.primitive_bitwidth // 2
     low_half: tl.constexpr = (1 << half) - 1
@@ -118,7 +109,7 @@ def _write_tile(
     tl.store(kept_ptr + target, wide, mask=is_kept)
     target = row - first_row - selected_before
     tl.store(dropped_ptr + target, wide, mask=prunable & (is_selected == 0))
-    return done + tl.sum(flags, axis=0)
+    return flags
 
 
 @triton.jit
@@ -139,10 +130,11 @@ def write_rows(
     """
     row = tl.arange(0, BLOCK_T)
     ranks = _load_ranks(ranks_ptr, row, rows)
-    threshold, count = _threshold(ranks, ranks_ptr, rows, keep, last_row - first_row, BLOCK_T)
-    surplus = (count - keep).to(COUNTS)
-    done = tl.full([], 0, COUNTS)
-    done = _write_tile(
+    threshold, count = _threshold(
+        ranks, ranks_ptr, rows, keep, last_row - first_row, COUNTS, BLOCK_T
+    )
+    surplus, done = count - keep, tl.full([], 0, COUNTS)
+    flags = _write_tile(
         ranks,
         row,
         done,
@@ -157,9 +149,9 @@ def write_rows(
         COUNTS,
     )
     for first in tl.range(BLOCK_T, rows, BLOCK_T):
-        ranks = _load_ranks(ranks_ptr, first + row, rows)
-        done = _write_tile(
-            ranks,
+        done += tl.sum(flags, axis=0)
+        flags = _write_tile(
+            _load_ranks(ranks_ptr, first + row, rows),
             first + row,
             done,
             threshold,
@@ -174,7 +166,12 @@ def write_rows(
         )
 
 
-@triton.jit(do_not_specialize=["rows", "distances", "keep", "first_row", "last_row"])
+@triton.jit(
+    do_not_specialize=[
+        *("rows", "distances", "keep", "first_row", "last_row", "stride_positions_batch")
+    ],
+    do_not_specialize_on_alignment=["positions_ptr"],
+)
 def _score_and_select_kernel(
     q_ptr,
     k_ptr,

@@ -141,7 +141,11 @@ def _join(joined, scores, SUMS: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["rows", "asking", "keep", "first_row", "last_row", "before", "behind"]
+    do_not_specialize=[
+        *("rows", "asking", "keep", "first_row", "last_row", "before", "behind"),
+        "stride_votes_batch",
+    ],
+    do_not_specialize_on_alignment=["votes_ptr"],
 )
 def _votes_kernel(
     q_ptr,
@@ -263,7 +267,7 @@ def _rank_by_neighbours(
     for first in tl.range(0, rows, BLOCK_T):
         row = first + offs_t
         best = tl.full([BLOCK_T], float("-inf"), tl.float32)
-        for offset in tl.range(0, before + behind + 1, loop_unroll_factor=8):
+        for offset in tl.range(0, before + behind + 1, loop_unroll_factor=4):
             near = row + offset - behind
             mask = (near >= first_row) & (near < last_row)
             own = tl.load(scores_ptr + near, mask=mask, other=float("-inf"))

@@ -1,0 +1,159 @@
+"""What one layer puts on a GPU: launches, the bytes that it must move, and its time, op by op.
+
+    python bench/layer.py [--shape Llama-2-7B] [--dtype bfloat16] [--rows 2048] [--out DIR]
+
+Three layers: one that all rows go through, one that selects half of them, and one that decodes a
+token after as many rows. Bytes are those of an op's tensors, each read or written once (twice where
+it is done in place), a product's weights included. Launches are kernels and copies on a GPU, and
+PyTorch's operations on a CPU. The time is a whole layer's, replayed from a graph. Writes
+DIR/layer-SHAPE-DTYPE.csv.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import measure  # noqa: E402
+import torch  # noqa: E402
+from cases import nbytes  # noqa: E402
+from measure import ON_GPU  # noqa: E402
+from random_models import SHAPES, random_llama  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from homer_triton.loading import DTYPES  # noqa: E402
+from homer_triton.model.llama import Llama, Past, Select  # noqa: E402
+
+# The suffix's rows that ask, and how far a vote spreads: `HomerConfig`'s.
+ASKING, REACH = 32, (15, 15)
+
+
+@dataclass(frozen=True)
+class Line:
+    """An op of a kind of layer, or "whole layer": what it launches and must move."""
+
+    shape: str
+    dtype: str
+    kind: str
+    op: str
+    rows: int
+    launches: int
+    bytes: int
+    microseconds: float
+    device: str
+    versions: str
+    commit: str
+    command: str
+
+
+class Recorded:
+    """The ops, each of whose calls is noted: its name, itself and its arguments."""
+
+    def __init__(self, ops: ModuleType) -> None:
+        self._ops = ops
+        self.calls: list[tuple[str, Callable[[], object], int]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        op = getattr(self._ops, name)
+
+        def noted(*args: Any, **kwargs: Any) -> object:
+            out = op(*args, **kwargs)
+            again = partial(op, *args, **kwargs)
+            self.calls.append((name, again, moved(name, (*args, *kwargs.values()), out)))
+            return out
+
+        return noted
+
+
+def moved(name: str, args: tuple[Any, ...], out: object) -> int:
+    """The bytes that a call must read and write."""
+    if name == "rotary_and_store_":  # of its tables and the cache, only some rows
+        q, k, v = args[:3]
+        heads = [x for x in (q, k) if x is not None]
+        return 2 * nbytes(*heads) + nbytes(v) + nbytes(k, v)
+    if name == "apply_rotary_":
+        return 2 * nbytes(args[0])
+    written = tensors_of(out) or tensors_of(args[0])
+    return nbytes(*tensors_of(args), *written)
+
+
+def tensors_of(value: object) -> list[Tensor]:
+    """All tensors in nested tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [x for part in value for x in tensors_of(part)]
+    return []
+
+
+def kinds(model: Llama, rows: int) -> dict[str, Callable[[], object]]:
+    """A call for each kind of layer."""
+    ops, device = model.ops, model.device
+    hidden = torch.randn(1, rows, model.config.hidden_size, dtype=model.dtype, device=device)
+    at = torch.arange(rows, device=device)[None]
+    cache = model.new_cache(rows + 1, layers=1)[0].normal_()
+    tables = model.rotary(rows + 1)
+
+    asking = min(ASKING, rows // 4)
+
+    def choose(index: int, q: Tensor, k: Tensor) -> Tensor:
+        keep = rows // 2 - asking
+        ends = (keep, 0, rows - asking)
+        return cast(Tensor, ops.vote_and_select(q, k, None, None, *ends, reach=REACH)[0])
+
+    def layer(select: Select | None) -> object:
+        return model.layer(0, hidden, at, at, cache, 0, tables, select)
+
+    last = torch.full((1, 1), rows, device=device)
+    past = Past(0, rows + 1, last[0], rows + 1)
+    one = hidden[:, :1]
+    return {
+        "all rows": lambda: layer(None),
+        "half the rows": lambda: layer(Select(asking, choose)),
+        "one token": lambda: model.layer(0, one, last, last, cache, 0, tables, None, past=past),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shape", choices=SHAPES, default="Llama-2-7B" if ON_GPU else "50M")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16" if ON_GPU else "float32")
+    parser.add_argument("--ops", choices=("auto", "triton", "torch"), default="auto")
+    parser.add_argument("--rows", type=int, default=2048)
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
+    args = parser.parse_args()
+    model = random_llama(args.shape, args.dtype, args.ops, layers=1)
+    ops, about, lines = model.ops, measure.about(), []
+    for kind, run in kinds(model, args.rows).items():
+        timing = measure.time_calls([run])
+        launches = measure.count_launches(run)
+        model.ops = recorded = cast(Any, Recorded(ops))
+        run()
+        model.ops = ops
+        each = [
+            (name, measure.count_launches(call), bytes_moved, 0.0)
+            for name, call, bytes_moved in recorded.calls
+        ]
+        total = sum(bytes_moved for _, _, bytes_moved, _ in each)
+        each.append(("whole layer", launches, total, 1e3 * timing.median_ms))
+        for name, count, bytes_moved, microseconds in each:
+            figures = (args.rows, count, bytes_moved, microseconds)
+            lines.append(Line(args.shape, args.dtype, kind, name, *figures, *about))
+            print(
+                f"{kind:14} {name:18} {count:3} launches {bytes_moved / 1e6:9.2f} MB"
+                + (f" {microseconds:9.1f} us" if microseconds else ""),
+                flush=True,
+            )
+    measure.write_csv(args.out / f"layer-{args.shape}-{args.dtype}.csv", lines)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
