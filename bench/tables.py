@@ -349,33 +349,90 @@ def memory(line: dict[str, str], column: str) -> str:
     return f"{int(line[column]) / 2**20:,.0f} MiB"
 
 
+GPU_MODELS = ("Llama-2-7B", "Llama-3-8B", "50M")
+
+
+def gpu_lengths(model: str) -> dict[int, dict[str, dict[str, str]]]:
+    """A model's lines by length and system: of several leaf batches the fastest."""
+    lengths: dict[int, dict[str, dict[str, str]]] = {}
+    lines = read_csv(f"h200/encode-{model}-bfloat16.csv")
+    for line in sorted(lines, key=lambda line: -float(line["seconds"])):
+        lengths.setdefault(int(line["tokens"]), {})[line["system"]] = line
+    return dict(sorted(lengths.items()))
+
+
+def times_plain(systems: dict[str, dict[str, str]], system: str = "triton") -> float:
+    """How many times as long the plain prefill takes."""
+    return float(systems["transformers"]["seconds"]) / float(systems[system]["seconds"])
+
+
 def gpu_speed() -> str:
-    """The longest text on a GPU, in a sentence."""
-    lines = read_csv("h200/encode-Llama-3-8B-bfloat16.csv")
-    short, long = sorted(lines, key=lambda line: int(line["tokens"]))[-2:]
+    """The longest texts on a GPU, in a sentence, and a new token after them."""
+    of_lengths = gpu_lengths("Llama-3-8B")
+    both, alone = of_lengths[262144], of_lengths[1048576]["triton"]
+    tokens = {
+        line["system"]: float(line["median_ms"])
+        for line in read_csv("h200/decode-Llama-3-8B-bfloat16.csv")
+        if (line["rows"], line["sequences"]) == ("4096", "1")
+    }
     return (
-        f"On one {long['device']}, a Llama of Llama-3-8B's shape (random weights, the method as\n"
-        f"published) reads **{int(long['tokens']):,} tokens in {float(long['seconds']):.0f} "
-        f"seconds** with {memory(long, 'peak_bytes')} above its weights,\n"
-        f"{int(short['tokens']):,} in {float(short['seconds']):.1f} seconds.\n"
+        f"On one {alone['device']}, a Llama of Llama-3-8B's shape (random weights, the method as\n"
+        f"published) reads 262,144 tokens in {float(both['triton']['seconds']):.1f} seconds, "
+        f"**{times_plain(both):.1f} × as fast as the plain\n"
+        "prefill** with PyTorch's attention, and "
+        f"**1,048,576 in {float(alone['seconds']):.0f} seconds** with "
+        f"{memory(alone, 'peak_bytes')} above its\n"
+        f"weights. A new token after 4,096 rows takes {tokens['shared']:.1f} ms, in transformers' "
+        f"`generate` {tokens['transformers']:.0f} ms.\n"
     )
 
 
 def gpu_encode() -> str:
-    """`encode` on a GPU by length."""
-    rows = [
-        [
-            f"{int(line['tokens']):,}",
-            f"{float(line['seconds']):.1f} s",
-            f"{int(line['tokens']) / float(line['seconds']):,.0f}",
-            f"{float(line['share_of_rate']):.0%}",
-            memory(line, "peak_bytes"),
-            memory(line, "predicted_bytes"),
-        ]
-        for line in read_csv("h200/encode-Llama-3-8B-bfloat16.csv")
-    ]
-    header = ["input tokens", "time", "tokens a second", "of the matrix rate"]
-    return markdown([*header, "memory above the weights", "as planned"], rows)
+    """`encode` on a GPU beside the plain prefill, by length."""
+    rows = []
+    for model in GPU_MODELS:
+        for tokens, systems in gpu_lengths(model).items():
+            plain = systems.get("transformers")
+            for system, line in systems.items():
+                if system == "transformers":
+                    continue
+                rows.append(
+                    [
+                        f"{model}{system.removeprefix('triton').replace('+', ', ')}",
+                        f"{tokens:,}",
+                        seconds_of(plain) if plain else "",
+                        seconds_of(line),
+                        f"{times_plain(systems, system):.1f} ×" if plain else "",
+                        f"{float(line['share_of_rate']):.0%}",
+                        memory(plain, "peak_bytes") if plain else "",
+                        memory(line, "peak_bytes"),
+                        memory(line, "predicted_bytes"),
+                    ]
+                )
+    header = ["model", "input tokens", "plain prefill", "HOMER", "times as fast"]
+    header += ["of the matrix rate", "memory, plain", "HOMER", "as planned"]
+    return markdown(header, rows)
+
+
+def seconds_of(line: dict[str, str]) -> str:
+    """A line's time."""
+    return f"{float(line['seconds']):.2f} s"
+
+
+def gpu_layer() -> str:
+    """What one layer launches and moves."""
+    rows = []
+    for model in ("Llama-2-7B", "Llama-3-8B"):
+        lines = read_csv(f"h200/layer-{model}-bfloat16.csv")
+        for kind in dict.fromkeys(line["kind"] for line in lines):
+            own = [line for line in lines if line["kind"] == kind]
+            whole = own.pop()
+            each = ", ".join(f"`{line['op']}` {line['launches']}" for line in own)
+            moved = f"{int(whole['bytes']) / 1e6:,.0f} MB"
+            time = f"{float(whole['microseconds']):,.0f} µs"
+            rows.append([model, kind, whole["launches"], moved, time, each])
+    header = ["model", "layer", "launches", "bytes", "time", "launches of each op"]
+    return markdown(header, rows)
 
 
 def gpu_kernels() -> str:
@@ -401,18 +458,22 @@ def gpu_kernels() -> str:
 
 
 def decode() -> str:
-    """A new token after a cache, ours beside transformers', by dtype and number of sequences."""
+    """A new token after a cache, ours beside transformers', by model and number of sequences."""
     rows = []
-    for dtype in ("float32", "bfloat16"):
+    for name in ("50M-float32", "50M-bfloat16", "h200/Llama-3-8B-bfloat16"):
+        *folder, file = name.rpartition("/")
         found: dict[tuple[str, str], dict[str, float]] = {}
-        for line in read_csv(f"decode-50M-{dtype}.csv"):
+        for line in read_csv(f"{''.join(folder)}decode-{file}.csv"):
             case = found.setdefault((line["rows"], line["sequences"]), {})
             case[line["system"]] = float(line["median_ms"])
+        model, _, dtype = file.rpartition("-")
+        machine = "H200" if any(folder) else "two CPU cores"
         for (cached, sequences), own in found.items():
             theirs = own["transformers"]
             cells = [f"{theirs / own[x]:.2f} ×" if x in own else "" for x in ("shared", "copies")]
-            rows.append([dtype, cached, sequences, f"{own['shared']:.0f} ms", *cells])
-    header = ["dtype", "rows in the cache", "sequences", "a token of each"]
+            time = f"{own['shared']:.1f} ms"
+            rows.append([f"{model}, {dtype}, {machine}", cached, sequences, time, *cells])
+    header = ["model", "rows in the cache", "sequences", "a token of each"]
     return markdown([*header, "times faster, rows shared", "a copy each"], rows)
 
 
@@ -502,6 +563,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu_speed": gpu_speed,
     "gpu_encode": gpu_encode,
     "gpu_kernels": gpu_kernels,
+    "gpu_layer": gpu_layer,
     "real_needles": lambda: real("needles"),
     "real_passkey": lambda: real("passkey"),
     "real_ruler": lambda: real("ruler"),
