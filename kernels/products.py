@@ -4,7 +4,8 @@
     gated_linear: silu(x Wgᵀ) * (x Wuᵀ)
 
 On a GPU they are cuBLAS's. On a CPU they are oneDNN's, which adds, multiplies and activates while a
-tile of the output is still in the cache, and which, unlike MKL, is as fast on every maker's chips.
+tile of the output is still in the cache, and which, unlike MKL, is as fast on every maker's chips;
+few rows are multiplied the other way round, where reading the matrix is all the work.
 Where a CPU has no instructions for half precision, its products are many times slower than those of
 float32: many rows are multiplied in float32 there, a block of the matrix at a time.
 """
@@ -37,6 +38,8 @@ for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 LEAST_WORK = 2**26
 # Rows of x from which widening pays: below, reading a matrix takes the time, and half is read.
 LEAST_WIDE_ROWS = 8
+# Rows of x whose products are faster the other way round, as measured with PyTorch 2.13.
+TURNED_ROWS = {torch.float32: range(6, 16), torch.bfloat16: range(1, 33)}
 # Rows of x, and elements of a matrix, that are widened at a time: what a processor's caches hold.
 WIDE_ROWS = 512
 WIDE_ELEMENTS = 2**21
@@ -64,7 +67,7 @@ def linear(
     own = biases or (None,) * len(weights)
     if len(weights) == 1 and residual is not None and fused:
         return _ONEDNN.binary(x, residual, weights[0], own[0], "add")
-    multiply = _plain if fused else F.linear
+    multiply = _plain if fused else _turned if turns(x, weights) else F.linear
     outputs = [multiply(x, weight, bias) for weight, bias in zip(weights, own, strict=True)]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
     return joined if residual is None else joined + residual
@@ -118,6 +121,22 @@ def fuses(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
     )
 
 
+def turns(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
+    """Whether the products of x [..., I] with matrices [O, I] are taken the other way round, which
+    reads the matrices faster: those of few rows, as in decoding, on an x86 CPU, outside autograd.
+    """
+    rows = x.shape[:-1].numel()
+    few = TURNED_ROWS.get(x.dtype, range(0))
+    return (
+        x.device.type == "cpu"
+        and rows in few
+        and _is_x86()
+        and (x.dtype == torch.float32 or has_instructions(x.dtype))
+        and _are_plain(weights)
+        and not _is_recorded(x, weights)
+    )
+
+
 def widens(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
     """Whether the products of x [..., I] with matrices [O, I] are taken in float32: those of many
     rows in half precision, on an x86 CPU without the instructions for it, outside autograd.
@@ -164,6 +183,15 @@ def _wide_blocks(weight: Tensor) -> Iterator[Tensor]:
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _ONEDNN(x, weight, bias, "none", [], "")
+
+
+def _turned(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`, as a matrix times columns."""
+    columns = x.reshape(-1, x.shape[-1]).T
+    one = columns.shape[1] == 1
+    out = torch.mv(weight, columns[:, 0]) if one else (weight @ columns).T.contiguous()
+    out = out.view(*x.shape[:-1], -1)
+    return out if bias is None else out.add_(bias)
 
 
 def _multiply_into_(rows: Tensor, x: Tensor, weight: Tensor) -> None:

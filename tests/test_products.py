@@ -89,6 +89,20 @@ def test_gated_linear_is_swiglu(dtype: torch.dtype, parts: int) -> None:
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="a GPU has the instructions")
+@pytest.mark.skipif(DEVICE != "cpu", reason="a CPU's way")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_rows_are_multiplied_the_other_way_round(dtype: torch.dtype) -> None:
+    x, weight, bias = (
+        made(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(2, 6, 32), (24, 32), (24,)])
+    )
+    taken = {rows for rows in range(40) if products.turns(x.new_empty(rows, 32), (weight,))}
+    can = products._is_x86() and (dtype == torch.float32 or products.has_instructions(dtype))
+    assert taken == (set(products.TURNED_ROWS[dtype]) if can else set())
+    for rows in (x, x[:1, :1], x[0, :3].T.contiguous().T):  # many, one, and strided
+        exact = rows.double() @ weight.double().T + bias.double()
+        assert_close(products._turned(rows, weight, bias), exact, dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_halves_of_many_rows_are_widened(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
