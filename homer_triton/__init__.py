@@ -8,13 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .answering import Generation
     from .calibration import Calibration, calibrate
     from .chat import chat_affixes
     from .config import HomerConfig, plan
     from .context import EncodedContext
+    from .decoding import Decoding
     from .encoding import DocumentsError, encode, encode_batch
     from .engine.tree import Plan
-    from .generation import Decoding, Generation, generate, generate_batch
+    from .generation import generate, generate_batch
     from .growing import append, compact
     from .loading import from_transformers, load, with_rope
     from .model.config import ModelConfig
@@ -58,7 +60,9 @@ _MODULES = {
     "context": ("EncodedContext",),
     "encoding": ("DocumentsError", "encode", "encode_batch"),
     "growing": ("append", "compact"),
-    "generation": ("Decoding", "Generation", "generate", "generate_batch"),
+    "decoding": ("Decoding",),
+    "answering": ("Generation",),
+    "generation": ("generate", "generate_batch"),
     "loading": ("from_transformers", "load", "with_rope"),
     "model.config": ("ModelConfig",),
     "model.llama": ("Llama",),

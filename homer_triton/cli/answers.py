@@ -10,7 +10,7 @@ import typer
 from ..checks import SEEDS
 
 if TYPE_CHECKING:
-    from ..generation import Decoding
+    from ..decoding import Decoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Answers:
     @property
     def decoding(self) -> Decoding:
         """The settings. Raises `ValueError` where they do not fit together."""
-        from ..generation import Decoding
+        from ..decoding import Decoding
 
         return Decoding(
             self.max_new_tokens,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .. import EncodedContext, HomerConfig, Llama
-    from ..generation import Decoding
+    from ..decoding import Decoding
 
 HELP = """\
 /load FILE       talk about another text, from the beginning

@@ -1,0 +1,209 @@
+"""Answers that come side by side, a token of each at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TextStreamer
+
+from .context import EncodedContext
+from .decoding import Decoding
+from .engine.sequences import Sequences
+from .model.llama import Llama
+
+
+@dataclass(frozen=True)
+class Generation:
+    """text: the new tokens decoded ("" without a tokenizer); token_ids: the new tokens, an end
+    token included.
+
+    finish_reason: "stop" for an end token or a stop string, "length" for as many tokens as were
+    asked for. seconds_to_first: from the call to the first new token, its prompt included; seconds:
+    until its last. logprobs: of each new token, natural logarithms, where they were asked for.
+    encoded: the context with prompt and answer, to go on from, where it was to grow.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    seconds_to_first: float
+    seconds: float
+    logprobs: list[float] | None = None
+    encoded: EncodedContext | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an answer is wanted to.
+
+    context: what it goes on from; prompt: [n] int64 on the CPU, the tokens to append first, which
+    may be none; on_text: called with each finished piece of the answer's text as it comes.
+    """
+
+    context: EncodedContext
+    prompt: Tensor
+    decoding: Decoding
+    on_text: Callable[[str], None] | None = None
+
+    def check(self, model: Llama) -> None:
+        """Raise `ValueError` where the model has no room for as many tokens, and no tokenizer that
+        pieces or stop strings need.
+        """
+        new = len(self.prompt) + self.decoding.max_new_tokens
+        remedy = "max_new_tokens, or encode to a smaller target_len"
+        model.config.check_window(len(self.context) + new, remedy)
+        model.config.check_switch(self.context.next_position, new)
+        if self.decoding.stops and model.tokenizer is None:
+            raise ValueError("stop_strings needs a tokenizer, which the checkpoint has not.")
+        if self.on_text is not None and model.tokenizer is None:
+            raise ValueError("on_text needs a tokenizer, which the checkpoint has not.")
+
+
+class Answering:
+    """The answers to some questions, side by side: of one encoding, whose rows are then shared, or
+    each of one of its own. They are numbered as their questions were given.
+
+    The model must have made all encodings, and have room (`Question.check`). Gradients are the
+    caller's to switch off.
+    """
+
+    def __init__(
+        self, model: Llama, questions: Sequence[Question], start: float | None = None
+    ) -> None:
+        """Reads the prompts. start: by `perf_counter`, what the answers' times count from: now, if
+        left out.
+        """
+        self._start = perf_counter() if start is None else start
+        self._contexts = [question.context for question in questions]
+        self._answers = [_Answer(model, question) for question in questions]
+        room = [len(x.prompt) + x.decoding.max_new_tokens for x in questions]
+        self._sequences = Sequences(model, self._contexts, room)
+        # What the prompts leave behind; afterwards every step makes its own.
+        self._logits: dict[int, Tensor] | None = {
+            number: self._sequences.read(number, answer.ids)
+            if len(answer.ids)
+            else question.context.logits.to(model.device)
+            for number, (answer, question) in enumerate(zip(self._answers, questions, strict=True))
+        }
+
+    @property
+    def numbers(self) -> list[int]:
+        """The answers that have not ended."""
+        return list(self._sequences.numbers)
+
+    def step(self) -> dict[int, Generation]:
+        """One more token of each answer; returns those that ended with it, by number."""
+        numbers = self.numbers
+        logits, self._logits = self._logits, None
+        if logits is None:
+            last = torch.cat([self._answers[number].ids[-1:] for number in numbers])
+            logits = dict(zip(numbers, self._sequences.step(last), strict=True))
+        ended = {}
+        for number in numbers:
+            answer = self._answers[number]
+            answer.add(logits[number], self._seconds())
+            if answer.finish_reason is not None:
+                grown = self._grow(number) if answer.decoding.grow else None
+                ended[number] = answer.finished(self._seconds(), grown)
+                self._sequences.end(number)
+        return ended
+
+    def drop(self, number: int) -> None:
+        """Let an answer end where it is, unheard."""
+        self._sequences.end(number)
+
+    def _seconds(self) -> float:
+        return perf_counter() - self._start
+
+    def _grow(self, number: int) -> EncodedContext:
+        """The context with prompt and answer in it, whose last token has not been run yet."""
+        ids = self._answers[number].ids
+        logits = self._sequences.read(number, ids[-1:])
+        keys, values = self._sequences.rows_of(number)
+        return self._contexts[number].grown(ids, keys, values, logits)
+
+
+class _Answer:
+    """One of the answers, while it comes. ids: the prompt's and its own, on the model's device."""
+
+    def __init__(self, model: Llama, question: Question) -> None:
+        self.ids, self.decoding = question.prompt.to(model.device), question.decoding
+        self.finish_reason: Literal["stop", "length"] | None = None
+        self._model = model
+        self._processors = self.decoding.processors(model, len(question.prompt))
+        self._generator = torch.Generator(model.device)
+        if self.decoding.seed is not None:
+            self._generator.manual_seed(self.decoding.seed)
+        elif self.decoding.temperature:
+            self._generator.seed()
+        self._stream = None
+        if question.on_text is not None:
+            assert model.tokenizer is not None
+            self._stream = _CallbackStreamer(model.tokenizer, question.on_text)
+        self._token_ids: list[int] = []
+        self._logprobs: list[float] = []
+        self._first = 0.0
+
+    def add(self, logits: Tensor, seconds: float) -> None:
+        """Choose the next token by its logits [V]."""
+        shaped = logits[None]
+        if self._processors:
+            shaped = self._processors(self.ids[None], shaped)  # type: ignore[arg-type]
+        if self.decoding.temperature:
+            fresh = torch.multinomial(shaped.softmax(-1)[0], 1, generator=self._generator)
+        else:
+            fresh = shaped[0].argmax()[None]
+        if self.decoding.logprobs:
+            self._logprobs.append(float(logits.log_softmax(-1)[fresh]))
+        self.ids = torch.cat([self.ids, fresh])
+        self._token_ids.append(int(fresh))
+        self._first = self._first or seconds
+        if self._stream is not None:
+            self._stream.put(fresh.cpu())
+        if self._token_ids[-1] in self._model.config.eos_token_ids or self._stops():
+            self.finish_reason = "stop"
+        elif len(self._token_ids) == self.decoding.max_new_tokens:
+            self.finish_reason = "length"
+
+    def finished(self, seconds: float, grown: EncodedContext | None) -> Generation:
+        """What has come."""
+        if self._stream is not None:
+            self._stream.end()
+        assert self.finish_reason is not None
+        tokenizer, text = self._model.tokenizer, ""
+        if tokenizer is not None:
+            text = str(tokenizer.decode(self._token_ids, skip_special_tokens=True))
+        logprobs = self._logprobs if self.decoding.logprobs else None
+        return Generation(
+            text, self._token_ids, self.finish_reason, self._first, seconds, logprobs, grown
+        )
+
+    def _stops(self) -> bool:
+        """Whether the answer has come to a stop string, in its last tokens: a letter has at most
+        four. (transformers' own criterion knows byte-level vocabularies and few others.)
+        """
+        stops, tokenizer = self.decoding.stops, self._model.tokenizer
+        if not stops or tokenizer is None:
+            return False
+        tail = self._token_ids[-4 * max(map(len, stops)) - 8 :]
+        said = str(tokenizer.decode(tail, skip_special_tokens=True))
+        return any(stop in said for stop in stops)
+
+
+class _CallbackStreamer(TextStreamer):
+    """transformers' word-wise decoding of a token stream, handed to a function instead of the
+    terminal.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_special_tokens=True)
+        self._on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._on_text(text)
