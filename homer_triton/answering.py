@@ -9,12 +9,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from .context import EncodedContext
 from .decoding import Decoding
 from .engine.sequences import Sequences
 from .model.llama import Llama
+from .text.stream import TextStream
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _Answer:
         self._stream = None
         if question.on_text is not None:
             assert model.tokenizer is not None
-            self._stream = _CallbackStreamer(model.tokenizer, question.on_text)
+            self._stream = TextStream(model.tokenizer, question.on_text)
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
         self._first = 0.0
@@ -164,7 +164,7 @@ class _Answer:
         self._token_ids.append(int(fresh))
         self._first = self._first or seconds
         if self._stream is not None:
-            self._stream.put(fresh.cpu())
+            self._stream.put(self._token_ids[-1])
         if self._token_ids[-1] in self._model.config.eos_token_ids or self._stops():
             self.finish_reason = "stop"
         elif len(self._token_ids) == self.decoding.max_new_tokens:
@@ -193,17 +193,3 @@ class _Answer:
         tail = self._token_ids[-4 * max(map(len, stops)) - 8 :]
         said = str(tokenizer.decode(tail, skip_special_tokens=True))
         return any(stop in said for stop in stops)
-
-
-class _CallbackStreamer(TextStreamer):
-    """transformers' word-wise decoding of a token stream, handed to a function instead of the
-    terminal.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_special_tokens=True)
-        self._on_text = on_text
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self._on_text(text)
