@@ -103,7 +103,7 @@ def lm(
     runs/hotpotqa
     """
     from ..evaluation.environment import describe_environment
-    from ..evaluation.extras import require
+    from ..extras import require
     from ..storage.files import write_atomically
 
     config = settings.config

@@ -13,8 +13,8 @@ import re
 import torch
 from torch import Tensor
 
+from ..extras import require
 from ..model.llama import Llama
-from .extras import require
 
 # The most tokens in a passage.
 PASSAGE_LEN = 100
