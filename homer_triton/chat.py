@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,8 +13,6 @@ from .text.controls import Affix, words
 
 # What templates call the switch.
 _THINKING = "enable_thinking"
-# Stand for the turns while the template is applied; no template has such words of its own.
-_TEXT, _REPLY, _NEXT = "⟦the user's text goes here⟧", "⟦the reply⟧", "⟦the next question⟧"
 
 
 def chat_affixes(
@@ -28,7 +27,7 @@ def chat_affixes(
     out. Raises `ValueError` for a tokenizer without a chat template, for a template that does not
     take a plain user turn, and for one that does not ask about thinking.
     """
-    opening, closing = _apply(tokenizer, [_TEXT], thinking)
+    opening, closing = around(tokenizer, ["user"], thinking)
     return opening, "\n" + words(question) + closing if question else Affix(closing)
 
 
@@ -40,24 +39,29 @@ def next_turn(
 
     ended: whether the reply has its end token already. Raises as `chat_affixes` does.
     """
-    _, _, between, closing = _apply(tokenizer, [_TEXT, _REPLY, _NEXT], thinking)
+    _, _, between, closing = around(tokenizer, ["user", "assistant", "user"], thinking)
     end = str(tokenizer.eos_token or "")
     if ended and end and between.startswith(end):
         between = between[len(end) :]
     return Affix(between) + words(question) + closing
 
 
-def _apply(
-    tokenizer: PreTrainedTokenizerBase, turns: list[str], thinking: bool | None
+def around(
+    tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], thinking: bool | None = None
 ) -> list[str]:
-    """What a template puts around the turns of user and model: as many texts, and one more."""
+    """What a template puts around messages of these roles, up to where the reply begins: as many
+    texts, and one more.
+
+    Raises `ValueError` as `chat_affixes` does, for a template that does not take such messages too.
+    """
     if not tokenizer.chat_template:
         raise ValueError("The tokenizer has no chat template.")
     switches: dict[str, Any] = {} if thinking is None else {_THINKING: thinking}
     if switches and _THINKING not in str(tokenizer.chat_template):
         raise ValueError("The chat template does not ask whether to think.")
-    roles = ("user", "assistant")
-    messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
+    # Stand for the messages; no template has such words of its own.
+    texts = [f"⟦message {index} goes here⟧" for index in range(len(roles))]
+    messages = [{"role": role, "content": x} for role, x in zip(roles, texts, strict=True)]
     try:
         filled = str(
             tokenizer.apply_chat_template(
@@ -65,8 +69,9 @@ def _apply(
             )
         )
     except Exception as error:  # a template is a program of the checkpoint's
-        raise ValueError(f"The chat template fails on a user turn ({shorten(error)}).") from error
-    any_turn = re.compile("|".join(map(re.escape, turns)))
-    if any_turn.findall(filled) != turns:
+        turns = "a user turn" if set(roles) == {"user"} else f"these turns ({', '.join(roles)})"
+        raise ValueError(f"The chat template fails on {turns} ({shorten(error)}).") from error
+    any_text = re.compile("|".join(map(re.escape, texts)))
+    if any_text.findall(filled) != texts:
         raise ValueError("The chat template does not repeat the user's text just once.")
-    return any_turn.split(filled)
+    return any_text.split(filled)
