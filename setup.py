@@ -24,6 +24,7 @@ setup(
             "demo/text_checkpoint/*",
             "evaluation/*.html",
             "kernels/*.json",
+            "serving/*.html",
         ]
     },
     python_requires=">=3.11",
@@ -40,19 +41,26 @@ setup(
     extras_require={
         "dev": [
             "bm25s>=0.2.6",
+            "fastapi>=0.115",
+            "httpx>=0.27",
             "hypothesis>=6.100",
             "mypy>=1.13",
+            "openai>=1.50",
+            "prometheus-client>=0.20",
             "pytest>=8",
             "pytest-benchmark>=5",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
             "torchao>=0.18",
+            "uvicorn>=0.30",
         ],
         # What `homer eval` can use; lm_eval and what it needs are some 600 MB.
         "eval": ["bm25s>=0.2.6", "lm_eval>=0.4.13"],
         "plots": ["matplotlib>=3.8"],
         # Weights of fewer bits: `homer_triton.load(..., quantize="int8")`.
         "quantized": ["torchao>=0.18"],
+        # `homer serve`.
+        "serve": ["fastapi>=0.115", "prometheus-client>=0.20", "uvicorn>=0.30"],
     },
     entry_points={"console_scripts": ["homer=homer_triton.cli:main"]},
 )

@@ -11,6 +11,7 @@ from .errors import ReportingGroup
 from .eval import app as evaluations
 from .generate import generate
 from .plan import plan
+from .serve import serve
 from .show import show
 
 app = typer.Typer(
@@ -27,6 +28,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, generate, chat, encode, compress, calibrate, plan, show):
+for command in (demo, generate, chat, serve, encode, compress, calibrate, plan, show):
     app.command()(command)
 app.add_typer(evaluations, name="eval")

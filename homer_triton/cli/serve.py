@@ -1,0 +1,174 @@
+"""`homer serve`: the model behind HTTP, for OpenAI's clients and for browsers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .answers import Answers
+from .groups import with_groups
+from .inputs import note_long_chunks, takes_template
+from .options import Checkpoint, Json, NoChatTemplate, Thinking
+from .output import note, print_json
+from .settings import Settings
+
+if TYPE_CHECKING:
+    pass
+
+_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How a server is reached, and what it may take."""
+
+    host: Annotated[
+        str,
+        typer.Option("--host", metavar="NAME", help="Where to listen; 0.0.0.0 is everywhere."),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int,
+        typer.Option(
+            "--port", metavar="N", min=0, max=65535, help="The port; 0 takes any free one."
+        ),
+    ] = 8000
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="What clients call the model.",
+            show_default="the hub id, or the folder's name",
+        ),
+    ] = None
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            envvar="HOMER_API_KEY",
+            help="Answer only those who send this key.",
+            show_default="none: anybody who reaches the port may ask",
+        ),
+    ] = None
+    documents: Annotated[
+        Path | None,
+        typer.Option(
+            "--documents",
+            metavar="FOLDER",
+            help="Where documents and their encodings are kept.",
+            show_default="homer_triton/documents in the user's cache",
+        ),
+    ] = None
+    documents_size: Annotated[
+        str,
+        typer.Option(
+            "--documents-size",
+            metavar="SIZE",
+            help="What they may take on disk; beyond it, those used longest ago go.",
+        ),
+    ] = "10GiB"
+    at_hand: Annotated[
+        str,
+        typer.Option(
+            "--at-hand",
+            metavar="SIZE",
+            help="What encodings may take beside the model, to be asked without reading a file.",
+        ),
+    ] = "1GiB"
+    running: Annotated[
+        int,
+        typer.Option("--running", metavar="N", min=1, help="Most answers that come side by side."),
+    ] = 16
+    waiting: Annotated[
+        int,
+        typer.Option(
+            "--waiting", metavar="N", min=1, help="Most requests in the queue; others get a 429."
+        ),
+    ] = 256
+    body_size: Annotated[
+        str,
+        typer.Option("--body-size", metavar="SIZE", help="The largest request or document."),
+    ] = "32MiB"
+
+
+@with_groups
+def serve(
+    *,
+    checkpoint: Checkpoint,
+    serving: Serving,
+    no_chat_template: NoChatTemplate = False,
+    thinking: Thinking = None,
+    wanted: Answers,
+    as_json: Json = False,
+    settings: Settings,
+) -> None:
+    """Serve a model to OpenAI's clients, and a page to browsers, until Ctrl-C.
+
+    Conversations longer than the model's limit are merged, so that a client need not know of it.
+    Documents are sent once, kept on disk, and asked many times. Options for answers are what
+    requests get that do not say otherwise.
+
+    \b
+    Example:
+      homer serve --model meta-llama/Llama-3.2-1B-Instruct
+      curl http://127.0.0.1:8000/v1/documents -H "Content-Type: text/plain" --data-binary @book.txt
+    """
+    from ..config import parse_bytes
+    from ..extras import require
+
+    for package in _PACKAGES:
+        require(package, "`homer serve`", "serve")
+    from ..serving.app import make_app
+    from ..serving.engine import Engine
+    from ..serving.memory import Memory
+    from ..serving.server import Server, bind
+    from ..serving.service import Service
+    from ..serving.sources import Sources
+    from ..serving.store import Store
+
+    config, defaults = settings.config, wanted.decoding
+    disk, hand, body = map(
+        parse_bytes, (serving.documents_size, serving.at_hand, serving.body_size)
+    )
+    folder = serving.documents or _cache() / "homer_triton" / "documents"
+    if serving.api_key is not None and not serving.api_key.isascii():
+        raise ValueError("--api-key must be of ASCII characters, as HTTP's headers are.")
+    listening = bind(serving.host, serving.port)
+    model, tokenizer = checkpoint.open()
+    note_long_chunks(config, model.config)
+    templated = takes_template(tokenizer, not no_chat_template, thinking)
+    fingerprint = model.fingerprint
+    store = Store(folder, fingerprint, disk)
+    memory = Memory(hand)
+    sources = Sources(model, config, templated, thinking, store, memory)
+    sources.check()
+    engine = Engine(model, config, serving.running, serving.waiting, memory)
+    name = serving.name or _name(checkpoint.model)
+    service = Service(name, fingerprint, engine, sources, store, defaults)
+    app = make_app(service, serving.api_key, body, serving.host in _LOCAL)
+    host, port = listening.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if as_json:
+        print_json({"url": url, "model": name, "fingerprint": fingerprint})
+    note(f"{name} is served at {url}; Ctrl-C ends it.")
+    Server(app, service).run(sockets=[listening])
+
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def _cache() -> Path:
+    """Where a user's programs keep what they can make again."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(given) if os.path.isabs(given) else Path.home() / ".cache"
+
+
+def _name(path_or_id: str) -> str:
+    """What a model is called that was given no name: no path, which is nobody's business."""
+    path = Path(path_or_id).expanduser()
+    return path.resolve().name if path.is_dir() else path_or_id

@@ -1,0 +1,272 @@
+"""One thread that owns the model: it reads texts and answers requests, all side by side.
+
+Requests wait in a queue of bounded length. Those that ask the same encoding when they are let in
+share its rows; the others form a group of their own. Every round lets one more token come of each
+answer, and while a long text is read there is such a round after each of its chunks, so that
+nobody waits for another's end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from threading import Condition, Thread
+from time import perf_counter
+
+import torch
+
+from ..answering import Answering, Question
+from ..config import HomerConfig, plan
+from ..context import EncodedContext
+from ..encoding import encode
+from ..engine.heap import trim_heap
+from ..engine.tree import Node
+from ..model.llama import Llama
+from .events import Ended, Failed, Piece, Read, Walked
+from .jobs import Job, Reading
+from .memory import Memory
+from .room import with_room
+
+# Seconds for which a request that could run waits for others that come with it: what runs side by
+# side is faster by far than what does not.
+_TOGETHER = 0.05
+
+
+class BusyError(Exception):
+    """The queue is full."""
+
+
+class ClosingError(Exception):
+    """The server is about to end."""
+
+
+class _GoneError(Exception):
+    """Whoever wanted a text read wants it no longer."""
+
+
+class Engine:
+    """Answers requests on a model.
+
+    config: how texts are read that outgrow the model's limit; running: the most answers side by
+    side; waiting: the most requests in the queue; memory: encodings at hand.
+    """
+
+    def __init__(
+        self, model: Llama, config: HomerConfig, running: int, waiting: int, memory: Memory
+    ) -> None:
+        self.model, self.config, self.memory = model, config, memory
+        self.most_running, self.most_waiting = running, waiting
+        self._waiting: deque[Job] = deque()
+        self._groups: list[_Group] = []
+        self._changed = Condition()
+        self._closing = False
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take requests from the queue."""
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Answers that are coming."""
+        return sum(len(group) for group in list(self._groups))
+
+    def submit(self, jobs: list[Job]) -> None:
+        """Queue some requests, all or none. Raises `BusyError` and `ClosingError`."""
+        with self._changed:
+            if self._closing:
+                raise ClosingError
+            if len(self._waiting) + len(jobs) > self.most_waiting:
+                raise BusyError
+            self._waiting.extend(jobs)
+            self._changed.notify()
+
+    def cancel(self, jobs: Iterable[Job]) -> None:
+        """Let some requests end: at once where they wait, at the next token where they run."""
+        with self._changed:
+            for job in jobs:
+                job.cancelled = True
+                if job in self._waiting:
+                    self._waiting.remove(job)
+
+    def drain(self) -> None:
+        """Take no more requests, and end those that wait; what runs runs on."""
+        with self._changed:
+            self._closing = True
+            refused, self._waiting = list(self._waiting), deque()
+            self._changed.notify()
+        for job in refused:
+            job.tell(Failed(ClosingError()))
+
+    def close(self) -> None:
+        """Wait for the answers that are coming."""
+        self.drain()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with torch.no_grad():
+            while self._wait():
+                self._admit(lambda job: True)
+                self._step()
+
+    def _wait(self) -> bool:
+        """Wait for something to do; False once there will be nothing any more."""
+        if not self._groups and not self._waiting and self.model.device.type == "cpu":
+            trim_heap()
+        with self._changed:
+            self._changed.wait_for(lambda: self._groups or self._waiting or self._closing)
+            return bool(self._groups or self._waiting)
+
+    def _admit(self, may_start: Callable[[Job], bool]) -> None:
+        """Let requests in that may start, in their order, as long as there is room."""
+        start = perf_counter()
+        ready: list[tuple[Job, Question]] = []
+        room = self.most_running - self.running
+        while (job := self._take(may_start, room)) is not None:
+            try:
+                context, reused = self._open(job)
+                job.tell(Read(context, reused))
+                if job.decodings:
+                    ready.append((job, with_room(self.model, job, context, self.config)))
+                    room -= len(job.decodings)
+            except _GoneError:
+                pass
+            except Exception as error:  # it is this request's alone
+                job.tell(Failed(error))
+            if perf_counter() - start > _TOGETHER:
+                break
+        for members in _by_encoding(ready):
+            try:
+                self._groups.append(_Group(self.model, members))
+            except Exception as error:
+                for job, _ in members:
+                    job.tell(Failed(error))
+
+    def _take(self, may_start: Callable[[Job], bool], room: int) -> Job | None:
+        """The next request, out of the queue; None where it has to wait for others to end."""
+        with self._changed:
+            job = next(filter(may_start, self._waiting), None)
+            if job is not None and len(job.decodings) <= room:
+                self._waiting.remove(job)
+                return job
+        return None
+
+    def _open(self, job: Job) -> tuple[EncodedContext, bool]:
+        """What a request goes on from, and whether it was there already."""
+        reading = job.source
+        if isinstance(reading, EncodedContext):
+            return reading, True
+        known = self.memory.get(reading.key)
+        if known is not None:
+            return known, True
+        encoded = self._read(reading, job)
+        if reading.key is not None:
+            self.memory.put(reading.key, encoded)
+        return encoded, False
+
+    def _read(self, reading: Reading, job: Job) -> EncodedContext:
+        """Read a text; between its chunks the answers that are coming go on, and others begin."""
+        parts = reading.prefix, reading.context, reading.suffix
+        tree = plan(self.model, len(parts[1]), len(parts[0]), len(parts[2]), reading.config)
+        levels = tuple(len(level.nodes) for level in tree.levels)
+
+        def on_node(node: Node) -> None:
+            if job.cancelled:
+                raise _GoneError
+            job.tell(Walked(levels, node.height, node.index))
+            if not reading.is_short:
+                self._admit(self._is_quick)
+                self._step()
+
+        return encode(self.model, parts[1], parts[0], parts[2], reading.config, on_node)
+
+    def _is_quick(self, job: Job) -> bool:
+        """Whether a request need not wait until the text that is being read is done."""
+        source = job.source
+        if isinstance(source, EncodedContext) or source.is_short:
+            return True
+        return self.memory.get(source.key) is not None
+
+    def _step(self) -> None:
+        """One more token of every answer."""
+        for group in list(self._groups):
+            try:
+                group.step()
+            except Exception as error:
+                group.fail(error)
+            if not len(group):
+                self._groups.remove(group)
+
+
+class _Group:
+    """Answers that run side by side."""
+
+    def __init__(self, model: Llama, members: list[tuple[Job, Question]]) -> None:
+        self._members: dict[int, tuple[Job, int]] = {}
+        questions: list[Question] = []
+        for job, first in members:
+            for index, decoding in enumerate(job.decodings):
+                self._members[len(questions)] = job, index
+                hear = _teller(job, index)
+                questions.append(Question(first.context, first.prompt, decoding, hear))
+                questions[-1].check(model)
+        self._answering = Answering(model, questions)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def step(self) -> None:
+        """One more token of each, but of those that nobody waits for."""
+        for number, (job, _) in list(self._members.items()):
+            if job.cancelled:
+                self._answering.drop(number)
+                del self._members[number]
+        if not self._members:
+            return
+        for number, answer in self._answering.step().items():
+            job, index = self._members.pop(number)
+            job.tell(Ended(index, answer))
+
+    def fail(self, error: Exception) -> None:
+        """Tell everybody that it has come to nothing."""
+        for job in {job for job, _ in self._members.values()}:
+            job.tell(Failed(error))
+        self._members = {}
+
+
+def _teller(job: Job, index: int) -> Callable[[str], None]:
+    return lambda text: job.tell(Piece(index, text))
+
+
+def _by_encoding(ready: list[tuple[Job, Question]]) -> list[list[tuple[Job, Question]]]:
+    """Requests in groups: those of one encoding, and those that have theirs for themselves, of
+    which each gets as much room as the largest of its group needs.
+    """
+    by_encoding: dict[int, list[tuple[Job, Question]]] = {}
+    for job, question in ready:
+        by_encoding.setdefault(id(question.context), []).append((job, question))
+    groups: list[list[tuple[Job, Question]]] = []
+    alone: list[tuple[int, Job, Question]] = []
+    for members in by_encoding.values():
+        job, question = members[0]
+        if len(members) == len(job.decodings) == 1:
+            alone.append((_rows(question), job, question))
+        else:
+            groups.append(members)
+    least = 0
+    for rows, job, question in sorted(alone, key=lambda one: one[0]):
+        if rows > 2 * least:
+            least = rows
+            groups.append([])
+        groups[-1].append((job, question))
+    return groups
+
+
+def _rows(question: Question) -> int:
+    """The most rows that a question's answer ends with."""
+    return len(question.context) + len(question.prompt) + question.decoding.max_new_tokens

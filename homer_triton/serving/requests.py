@@ -1,0 +1,268 @@
+"""What clients send, in OpenAI's shapes; fields that are not known are let pass, as others do it.
+
+Fields that would change an answer, and that this server does not have, are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..checks import SEEDS
+from ..decoding import Decoding
+from .conversation import Message
+from .errors import ApiError
+
+# Prompts in one request, texts that end an answer, and messages in a conversation.
+_MOST_PROMPTS, _MOST_STOPS, _MOST_MESSAGES = 64, 16, 4096
+
+# What must be left out, or be what it is by default.
+_ABSENT: Mapping[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "response_format": ({"type": "text"},),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "best_of": (1,),
+    "suffix": ("",),
+}
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class Request(BaseModel):
+    """What both kinds of request have. document: the id of a text to ask; reuse: ask what was kept
+    of it when it came.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    model: str | None = None
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    top_k: Annotated[int | None, Field(ge=-1)] = None
+    min_p: Annotated[float | None, Field(ge=0, le=1)] = None
+    repetition_penalty: Annotated[float | None, Field(gt=0, le=100)] = None
+    seed: Annotated[int | None, Field(ge=SEEDS[0], le=SEEDS[1])] = None
+    n: Annotated[int | None, Field(ge=1)] = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    document: str | None = None
+    reuse: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, sent: Any) -> Any:
+        """Raise `ValueError` for what would change the answer, and is not there."""
+        if not isinstance(sent, dict):
+            raise ValueError("The body must be a JSON object.")
+        for name, defaults in _ABSENT.items():
+            value = sent.get(name)
+            if value is not None and value not in defaults:
+                raise ValueError(f"{name} is not supported by this server; leave it out.")
+        return sent
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether tokens are told with their probabilities."""
+        return False
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with what the request took."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def new_tokens(self) -> int | None:
+        """The most tokens of an answer, if the client says so."""
+        return self.max_tokens
+
+    def decodings(self, defaults: Decoding, most: int, usual: int) -> tuple[Decoding, ...]:
+        """How each answer is chosen. most: tokens that an answer may have; usual: tokens that it
+        has where the client does not say. Raises `ApiError` and `ValueError`.
+        """
+        new = usual if self.new_tokens is None else self.new_tokens
+        if new > most:
+            raise ApiError(
+                400,
+                f"max_tokens={new} must be at most {most}, half of what the model can read.",
+                "max_tokens",
+            )
+        stops = defaults.stops if self.stop is None else self.stop
+        stops = [stops] if isinstance(stops, str) else stops
+        if len(stops) > _MOST_STOPS or not all(0 < len(stop) <= 1000 for stop in stops):
+            message = f"stop must be at most {_MOST_STOPS} texts of 1 to 1000 characters."
+            raise ApiError(400, message, "stop")
+        chosen = {
+            name: getattr(defaults, name) if value is None else value
+            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+            for value in (getattr(self, name),)
+        }
+        # With others, a client need not leave out what has no effect.
+        if not chosen["temperature"] or chosen["top_p"] == 1:
+            chosen["top_p"] = None
+        if not chosen["temperature"] or chosen["top_k"] in (-1, 0):
+            chosen["top_k"] = None
+        if not chosen["temperature"]:
+            chosen["min_p"] = None
+        one = Decoding(
+            max_new_tokens=new, stop_strings=tuple(stops), logprobs=self.wants_logprobs, **chosen
+        )
+        return tuple(
+            one if one.seed is None else replace(one, seed=(one.seed + index) % (SEEDS[1] + 1))
+            for index in range(self.n or 1)
+        )
+
+
+class Part(BaseModel):
+    """A piece of a message."""
+
+    model_config = ConfigDict(strict=True)
+
+    type: Literal["text"]
+    text: str
+
+
+class Said(BaseModel):
+    """A message of a conversation."""
+
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+    @property
+    def message(self) -> Message:
+        parts = self.content
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        return Message("system" if self.role == "developer" else self.role, text)
+
+
+class Template(BaseModel):
+    """What a chat template is asked."""
+
+    enable_thinking: bool | None = None
+
+
+class ChatRequest(Request):
+    """The body of /v1/chat/completions."""
+
+    messages: Annotated[list[Said], Field(min_length=1, max_length=_MOST_MESSAGES)]
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    logprobs: bool | None = None
+    chat_template_kwargs: Template | None = None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return bool(self.logprobs)
+
+    @property
+    def new_tokens(self) -> int | None:
+        both = self.max_completion_tokens, self.max_tokens
+        return next((one for one in both if one is not None), None)
+
+    @property
+    def thinking(self) -> bool | None:
+        """Whether the model thinks first, if the client says so."""
+        asked = self.chat_template_kwargs
+        return None if asked is None else asked.enable_thinking
+
+    @property
+    def conversation(self) -> list[Message]:
+        """The messages. Raises `ApiError` for an empty one, and where no question is the last."""
+        said = [one.message for one in self.messages]
+        for index, message in enumerate(said):
+            if not message.text.strip():
+                raise ApiError(400, f"messages.{index}: the message is empty.", "messages")
+        if said[-1].role != "user":
+            raise ApiError(400, "The last message must be the user's.", "messages")
+        return said
+
+
+class CompletionRequest(Request):
+    """The body of /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: Annotated[int | None, Field(ge=0, le=0)] = None
+    special_tokens: bool = False
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.logprobs is not None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One or many. Raises `ApiError` for none, too many and empty ones."""
+        given = self.prompt
+        many: list[Any]
+        many = [given] if isinstance(given, str) or _is_flat(given) else list(given)
+        if not 0 < len(many) <= _MOST_PROMPTS or not all(many):
+            message = f"prompt must be one text or up to {_MOST_PROMPTS}, none of them empty."
+            raise ApiError(400, message, "prompt")
+        return many
+
+
+class DocumentRequest(BaseModel):
+    """The body of POST /v1/documents."""
+
+    model_config = ConfigDict(strict=True)
+
+    text: str
+    title: Annotated[str, Field(max_length=500)] = ""
+    suffix: Annotated[str | None, Field(min_length=1)] = None
+
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def parse(kind: type[Kind], body: bytes) -> Kind:
+    """A request from its body. Raises `ApiError` as `check` does, and for what is no JSON."""
+    try:
+        sent = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ApiError(400, "The body is not JSON.", code="invalid_json") from None
+    return check(kind, sent)
+
+
+def check(kind: type[Kind], sent: object) -> Kind:
+    """A request from what was sent. Raises `ApiError` with one sentence about the first thing
+    wrong.
+    """
+    try:
+        return kind.model_validate(sent)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # Unions name the kind that they tried.
+        place = [str(step) for step in first["loc"] if str(step) not in _TRIED]
+        if first["type"] == "value_error":
+            message = first["msg"].removeprefix("Value error, ")
+            raise ApiError(
+                400, message, message.split()[0] if isinstance(sent, dict) else None
+            ) from None
+        told = f"{first['msg'][0].lower()}{first['msg'][1:]}".rstrip(".")
+        where = ".".join(place) or "the body"
+        raise ApiError(400, f"{where}: {told}.", place[0] if place else None) from None
+
+
+_TRIED = ("str", "list[str]", "list[int]", "list[list[int]]", "list[Part]")
+
+
+def _is_flat(prompt: list[Any]) -> bool:
+    """Whether this is one prompt in token ids."""
+    return bool(prompt) and isinstance(prompt[0], int)
