@@ -54,6 +54,19 @@ class Library:
         encoded = ht.encode(self.model, text, suffix=f"\n{question}", config=CONFIG)
         return ht.generate(self.model, encoded, "".join(later) or None, new).text
 
+    def many(self, prompts: list[str], new: int) -> list[str]:
+        """`plain` for many prompts, side by side."""
+        read = self.model.tokenizer
+        ids = [read(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+        encoded = [
+            ht.encode(self.model, own[:-1], None, own[-1:], ht.HomerConfig(128, 128)) for own in ids
+        ]
+        answers = []
+        for first in range(0, len(encoded), 50):
+            part = ht.generate_batch(self.model, encoded[first : first + 50], max_new_tokens=new)
+            answers += [answer.text for answer in part]
+        return answers
+
     def plain(self, prompt: str, new: int, **settings: Any) -> str:
         """How the plain model goes on with a prompt that fits it."""
         ids = self.model.tokenizer(prompt, add_special_tokens=False)["input_ids"]

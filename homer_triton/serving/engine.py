@@ -27,9 +27,10 @@ from .jobs import Job, Reading
 from .memory import Memory
 from .room import with_room
 
-# Seconds for which a request that could run waits for others that come with it: what runs side by
-# side is faster by far than what does not.
-_TOGETHER = 0.05
+# Seconds for which a request that could run waits for others that come with it, as what runs side
+# by side is faster by far than what does not; and for how many where more wait than there is room
+# for, so that everybody's turn comes the sooner.
+_TOGETHER, _CROWDED = 0.05, 2.0
 
 
 class BusyError(Exception):
@@ -127,6 +128,10 @@ class Engine:
         start = perf_counter()
         ready: list[tuple[Job, Question]] = []
         room = self.most_running - self.running
+        is_crowded = len(self._waiting) > room
+        if is_crowded and room < self.most_running // 4:
+            return  # few at a time would make small groups
+        patience = _CROWDED if is_crowded else _TOGETHER
         while (job := self._take(may_start, room)) is not None:
             try:
                 context, reused = self._open(job)
@@ -138,8 +143,10 @@ class Engine:
                 pass
             except Exception as error:  # it is this request's alone
                 job.tell(Failed(error))
-            if perf_counter() - start > _TOGETHER:
+            if perf_counter() - start > patience:
                 break
+            if is_crowded:
+                self._step()
         for members in _by_encoding(ready):
             try:
                 self._groups.append(_Group(self.model, members))
