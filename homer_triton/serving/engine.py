@@ -61,6 +61,7 @@ class Engine:
         self._groups: list[_Group] = []
         self._changed = Condition()
         self._closing = False
+        self._readings = 0
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -76,6 +77,11 @@ class Engine:
     def running(self) -> int:
         """Answers that are coming."""
         return sum(len(group) for group in list(self._groups))
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a text is being read."""
+        return self._readings > 0
 
     def submit(self, jobs: list[Job]) -> None:
         """Queue some requests, all or none. Raises `BusyError` and `ClosingError`."""
@@ -190,7 +196,11 @@ class Engine:
                 self._admit(self._is_quick)
                 self._step()
 
-        return encode(self.model, parts[1], parts[0], parts[2], reading.config, on_node)
+        self._readings += 1
+        try:
+            return encode(self.model, parts[1], parts[0], parts[2], reading.config, on_node)
+        finally:
+            self._readings -= 1
 
     def _is_quick(self, job: Job) -> bool:
         """Whether a request need not wait until the text that is being read is done."""

@@ -101,6 +101,8 @@ class Sources:
         """
         for message in messages:
             check_text(message.text, "A message")
+        if thinking is not None and not self._layout.templated:
+            raise ValueError("enable_thinking needs a chat template, and there is none.")
         layout = self._layout if thinking is None else replace(self._layout, thinking=thinking)
         if document is None:
             return self._conversation(layout, messages, new)
