@@ -46,10 +46,10 @@ class Browser:
         self._answers = os.fdopen(out_read, "rb")
         self._count = 0
         self._session: str | None = None
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
-        self._call("Page.navigate", url=url)
+        self.call("Page.navigate", url=url)
         self.run(
             "new Promise(done => { const look = () => document.body?.dataset.ready"
             " ? done() : setTimeout(look, 20); look(); })"
@@ -69,7 +69,7 @@ class Browser:
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page. Raises `RuntimeError` for one that throws."""
-        result = self._call(
+        result = self.call(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
         )
         if "exceptionDetails" in result:
@@ -78,9 +78,9 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         """Write what the window shows as a PNG."""
-        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
-    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._count += 1
         message: dict[str, Any] = {"id": self._count, "method": method, "params": parameters}
         if self._session:

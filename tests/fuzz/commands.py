@@ -296,7 +296,7 @@ class Line:
 
 
 def find_commands() -> list[Command]:
-    """All commands of the application."""
+    """All commands of the application, but for the server, which ends only when it is told to."""
 
     def walk(command: Any, words: tuple[str, ...]) -> Iterator[Command]:
         for name, below in getattr(command, "commands", {}).items():
@@ -304,7 +304,8 @@ def find_commands() -> list[Command]:
         if not hasattr(command, "commands"):
             yield Command(words, {_name(one): one for one in command.params})
 
-    return list(walk(typer.main.get_command(app), ()))
+    found = walk(typer.main.get_command(app), ())
+    return [command for command in found if command.words != ("serve",)]
 
 
 def check_streams(command: Command, ended: Ended, as_json: bool, full: bool) -> Iterator[str]:
