@@ -57,10 +57,9 @@ class Library:
     def many(self, prompts: list[str], new: int) -> list[str]:
         """`plain` for many prompts, side by side."""
         read = self.model.tokenizer
-        ids = [read(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-        encoded = [
-            ht.encode(self.model, own[:-1], None, own[-1:], ht.HomerConfig(128, 128)) for own in ids
-        ]
+        ids = [[1, *read(prompt, add_special_tokens=False)["input_ids"]] for prompt in prompts]
+        whole = ht.HomerConfig(128, 128)
+        encoded = [ht.encode(self.model, own[:-1], [], own[-1:], whole) for own in ids]
         answers = []
         for first in range(0, len(encoded), 50):
             part = ht.generate_batch(self.model, encoded[first : first + 50], max_new_tokens=new)

@@ -15,18 +15,17 @@ from serving import QUESTION, Library, MiB, Process, asking, client, load_demo, 
 
 import homer_triton as ht
 
-WORDS = ("sky", "grass", "sun", "water")
-
 
 def prompts_of(count: int) -> list[str]:
     """Prompts that differ, and so do their answers."""
-    return [f"The {WORDS[i % 4]} is. The pass key is {10007 + 331 * i}. Then" for i in range(count)]
+    keys = [10007 + 331 * i for i in range(count)]
+    return [f"The pass key is {key}. {key} is the pass key. {QUESTION}" for key in keys]
 
 
 def test_two_hundred_at_once_then_memory_is_what_it_was(tmp_path: Path) -> None:
     """None lost and none mixed up, beside a document's; later ones take no more memory."""
     library = Library(load_demo())
-    count, new = 200, 8
+    count, new = 200, 5
     prompts = prompts_of(count)
     with Process(tmp_path) as server:
         url = server.url
@@ -61,20 +60,21 @@ def test_two_hundred_at_once_then_memory_is_what_it_was(tmp_path: Path) -> None:
         assert len(set(expected)) > 100
         assert said == expected
         before = server.resident
-        for _ in range(4):
-            asyncio.run(ask_all(50, 2))
-        assert server.resident - before < 20 * MiB
+        for _ in range(3):
+            asyncio.run(ask_all(40, 1))
+        assert server.resident - before < 12 * MiB
         figures = httpx.get(f"{url}/metrics").text
-    assert 'homer_requests_total{route="/v1/chat/completions",status="200"} 400.0' in figures
+    assert 'homer_requests_total{route="/v1/chat/completions",status="200"} 320.0' in figures
     assert "homer_waiting 0.0" in figures
     assert "homer_running 0.0" in figures
 
 
 def test_a_kill_leaves_documents_whole_or_absent(tmp_path: Path) -> None:
     """kill -9 while documents come, go and are asked; the next server has what was answered."""
-    texts = [story(20011 + 17 * i) for i in range(40)]
+    texts = [story(20011 + 17 * i) for i in range(60)]
     kept: dict[str, str] = {}
     removed: set[str] = set()
+    gone: set[str] = set()
     server = Process(tmp_path)
 
     def put(part: list[str]) -> None:
@@ -85,6 +85,7 @@ def test_a_kill_leaves_documents_whole_or_absent(tmp_path: Path) -> None:
                 if number % 3 == 2:
                     removed.add(sent.json()["id"])
                     httpx.delete(f"{server.url}/v1/documents/{sent.json()['id']}")
+                    gone.add(sent.json()["id"])
                 else:
                     body = {"document": sent.json()["id"], "messages": asking(QUESTION)}
                     httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
@@ -95,7 +96,7 @@ def test_a_kill_leaves_documents_whole_or_absent(tmp_path: Path) -> None:
         threads = [Thread(target=put, args=(texts[i::4],)) for i in range(4)]
         for thread in threads:
             thread.start()
-        wait_for(lambda: len(kept) >= 8)
+        wait_for(lambda: len(kept) >= 10 and gone)
         os.kill(server.process.pid, signal.SIGKILL)
         for thread in threads:
             thread.join()
@@ -108,6 +109,8 @@ def test_a_kill_leaves_documents_whole_or_absent(tmp_path: Path) -> None:
         listed = httpx.get(f"{server.url}/v1/documents").json()["data"]
         here = {one["id"] for one in listed}
         assert kept.keys() - removed <= here
+        assert gone
+        assert not gone & here
         for one in listed:
             answer = client(server.url).chat.completions.create(
                 model="demo",

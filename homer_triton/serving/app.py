@@ -55,7 +55,7 @@ def make_app(service: Service, key: str | None, most_bytes: int, is_local: bool)
 
     @app.get("/")
     async def page() -> Response:
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
+        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers={"X-Frame-Options": "DENY"})
 
     _handle_errors(app)
     app.add_middleware(Guard, key=key, most_bytes=most_bytes, is_local=is_local)

@@ -30,22 +30,24 @@ def completion_routes(service: Service) -> APIRouter:
     async def chat(http: Http) -> Response:
         wanted = parse(ChatRequest, await http.body())
         decodings, messages = _decodings(service, wanted), wanted.conversation
-        source = await service.prepare(
-            lambda: service.sources.chat(
-                messages,
-                decodings[0].max_new_tokens,
-                wanted.document,
-                bool(wanted.reuse),
-                wanted.thinking,
-            )
+        sources = await service.prepare_questions(
+            lambda: [
+                service.sources.chat(
+                    messages,
+                    decodings[0].max_new_tokens,
+                    wanted.document,
+                    bool(wanted.reuse),
+                    wanted.thinking,
+                )
+            ]
         )
-        return await _answer(service, http, wanted, [source], decodings)
+        return await _answer(service, http, wanted, sources, decodings)
 
     @routes.post("/v1/completions")
     async def complete(http: Http) -> Response:
         wanted = parse(CompletionRequest, await http.body())
         decodings, prompts = _decodings(service, wanted), wanted.prompts
-        sources = await service.prepare(
+        sources = await service.prepare_questions(
             lambda: [
                 service.sources.completion(
                     prompt,

@@ -62,6 +62,7 @@ class Engine:
         self._changed = Condition()
         self._closing = False
         self._readings = 0
+        self._expected = 0
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -83,15 +84,26 @@ class Engine:
         """Whether a text is being read."""
         return self._readings > 0
 
-    def submit(self, jobs: list[Job]) -> None:
-        """Queue some requests, all or none. Raises `BusyError` and `ClosingError`."""
+    def expect(self, count: int) -> None:
+        """Say that so many more requests are about to come, or fewer, where one of them will not:
+        an engine that has nothing else to do waits for them a moment.
+        """
         with self._changed:
+            self._expected += count
+            self._changed.notify()
+
+    def submit(self, jobs: list[Job], expected: int = 0) -> None:
+        """Queue some requests, all or none, which were expected as so many. Raises `BusyError` and
+        `ClosingError`.
+        """
+        with self._changed:
+            self._expected -= expected
+            self._changed.notify()
             if self._closing:
                 raise ClosingError
             if len(self._waiting) + len(jobs) > self.most_waiting:
                 raise BusyError
             self._waiting.extend(jobs)
-            self._changed.notify()
 
     def cancel(self, jobs: Iterable[Job]) -> None:
         """Let some requests end: at once where they wait, at the next token where they run."""
@@ -138,7 +150,12 @@ class Engine:
         if is_crowded and room < self.most_running // 4:
             return  # few at a time would make small groups
         patience = _CROWDED if is_crowded else _TOGETHER
-        while (job := self._take(may_start, room)) is not None:
+        while True:
+            job = self._take(may_start, room)
+            if job is None:
+                if ready and self._more_comes(start + _TOGETHER - perf_counter()):
+                    continue
+                break
             try:
                 context, reused = self._open(job)
                 job.tell(Read(context, reused))
@@ -169,6 +186,19 @@ class Engine:
                 return job
         return None
 
+    def _more_comes(self, seconds: float) -> bool:
+        """Wait so long for requests that are expected, where nobody waits for the engine but those
+        that will share what it does next.
+        """
+        if self._groups or seconds <= 0:
+            return False
+        with self._changed:
+            seen = len(self._waiting)
+            self._changed.wait_for(
+                lambda: len(self._waiting) > seen or not self._expected, timeout=seconds
+            )
+            return len(self._waiting) > seen
+
     def _open(self, job: Job) -> tuple[EncodedContext, bool]:
         """What a request goes on from, and whether it was there already."""
         reading = job.source
@@ -191,7 +221,8 @@ class Engine:
         def on_node(node: Node) -> None:
             if job.cancelled:
                 raise _GoneError
-            job.tell(Walked(levels, node.height, node.index))
+            if reading.key is not None or not reading.is_short:
+                job.tell(Walked(levels, node.height, node.index))
             if not reading.is_short:
                 self._admit(self._is_quick)
                 self._step()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -38,7 +37,7 @@ class Server(uvicorn.Server):
         super().__init__(settings)
         self._service = service
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """What uvicorn calls for a signal."""
-        super().handle_exit(sig, frame)
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What uvicorn does first once it is to end."""
         self._service.engine.drain()
+        await super().shutdown(sockets)

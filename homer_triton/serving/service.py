@@ -79,6 +79,15 @@ class Service:
         except Exception as error:
             raise to_api_error(error) or error from None
 
+    async def prepare_questions(self, make: Callable[[], list[Source]]) -> list[Source]:
+        """`prepare` for questions, which the engine then expects: `events` must follow at once."""
+        self.engine.expect(1)
+        try:
+            return await self.prepare(make)
+        except BaseException:
+            self.engine.expect(-1)
+            raise
+
     async def events(
         self, http: Request, sources: Sequence[Source], decodings: tuple[Decoding, ...]
     ) -> AsyncGenerator[tuple[int, Event]]:
@@ -109,7 +118,7 @@ class Service:
             for number, source in enumerate(sources)
         ]
         try:
-            self.engine.submit(jobs)
+            self.engine.submit(jobs, expected=1 if decodings else 0)
         except Exception as error:
             raise to_api_error(error) or error from None
         watching = asyncio.create_task(watch())
