@@ -4,7 +4,9 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +328,47 @@ def test_who_leaves_while_a_text_is_read_leaves_nothing(model: ht.Llama, tmp_pat
         wait_for(lambda: engine_is_idle(service.engine))
         assert time.monotonic() - started < 30
         assert httpx.get(f"{url}/v1/documents").json()["data"] == []
+
+
+def test_one_reading_serves_all_who_ask_the_same(model: ht.Llama, tmp_path: Path) -> None:
+    """Answers to many questions at once: of a text that is read for them once, and of one that
+    was read already, which they share.
+    """
+    service = make_service(tmp_path, model)
+    groups: list[int] = []
+    form = _Group.__init__
+
+    def noted(group: _Group, model: ht.Llama, members: list) -> None:
+        groups.append(len(members))
+        form(group, model, members)
+
+    with served(service) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Group, "__init__", noted)
+        document = httpx.post(f"{url}/v1/documents", json={"text": story(60606)}, timeout=60).json()
+        body = chat(document=document["id"], messages=asking(QUESTION), max_tokens=7)
+        with ThreadPoolExecutor(8) as pool:
+            ask = partial(httpx.post, f"{url}/v1/chat/completions", timeout=60)
+            said = list(pool.map(lambda _: ask(json=body).json(), range(8)))
+            assert {x["choices"][0]["message"]["content"] for x in said} == {"60606."}
+            figures = httpx.get(f"{url}/metrics").text
+            # The document's own, and the question's.
+            assert 'homer_readings_total{reused="false"} 2.0' in figures
+            assert 'homer_readings_total{reused="true"} 7.0' in figures
+            groups.clear()
+            body |= {"reuse": True}
+            said = list(pool.map(lambda _: ask(json=body).json(), range(8)))
+        assert len({x["choices"][0]["message"]["content"] for x in said}) == 1
+        assert sum(groups) == 8
+        assert len(groups) < 8
+
+
+def test_health_tells_of_an_engine_that_has_ended(model: ht.Llama, tmp_path: Path) -> None:
+    service = make_service(tmp_path, model)
+    with served(service) as url:
+        assert httpx.get(f"{url}/health").status_code == 200
+        service.engine.close()
+        assert httpx.get(f"{url}/health").status_code == 503
+        assert httpx.post(f"{url}/v1/chat/completions", json=chat()).status_code == 503
 
 
 def engine_is_idle(engine: Engine) -> bool:

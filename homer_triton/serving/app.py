@@ -47,6 +47,8 @@ def make_app(service: Service, key: str | None, most_bytes: int, is_local: bool)
 
     @app.get("/health")
     async def health() -> Response:
+        if not service.engine.is_alive:
+            raise ApiError(503, "The engine has ended; start the server again.")
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics")

@@ -80,6 +80,11 @@ class Engine:
         return sum(len(group) for group in list(self._groups))
 
     @property
+    def is_alive(self) -> bool:
+        """Whether requests can be answered."""
+        return self._thread.is_alive()
+
+    @property
     def is_reading(self) -> bool:
         """Whether a text is being read."""
         return self._readings > 0
@@ -99,7 +104,7 @@ class Engine:
         with self._changed:
             self._expected -= expected
             self._changed.notify()
-            if self._closing:
+            if self._closing or not self.is_alive:
                 raise ClosingError
             if len(self._waiting) + len(jobs) > self.most_waiting:
                 raise BusyError
@@ -160,7 +165,9 @@ class Engine:
                 context, reused = self._open(job)
                 job.tell(Read(context, reused))
                 if job.decodings:
-                    ready.append((job, with_room(self.model, job, context, self.config)))
+                    question = with_room(self.model, job, context, self.config)
+                    question.check(self.model)
+                    ready.append((job, question))
                     room -= len(job.decodings)
             except _GoneError:
                 pass
@@ -262,7 +269,6 @@ class _Group:
                 self._members[len(questions)] = job, index
                 hear = _teller(job, index)
                 questions.append(Question(first.context, first.prompt, decoding, hear))
-                questions[-1].check(model)
         self._answering = Answering(model, questions)
 
     def __len__(self) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import fields
 from threading import Lock
+
+from torch import Tensor
 
 from ..context import EncodedContext
 
@@ -41,5 +44,6 @@ class Memory:
 
 
 def size_of(encoded: EncodedContext) -> int:
-    """Bytes of an encoding's keys and values, beside which all else is small."""
-    return encoded.keys.nbytes + encoded.values.nbytes
+    """Bytes of an encoding's tensors."""
+    parts = (getattr(encoded, field.name) for field in fields(encoded))
+    return sum(part.nbytes for part in parts if isinstance(part, Tensor))
