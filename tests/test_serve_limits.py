@@ -28,10 +28,12 @@ from serving import (
 )
 
 import homer_triton as ht
-from homer_triton.serving.engine import Engine, _Group
+from homer_triton.serving.engine import Engine
+from homer_triton.serving.groups import Group
 from homer_triton.serving.memory import Memory, size_of
+from homer_triton.serving.records import NoDocumentError, TooLargeError, id_of
 from homer_triton.serving.stops import Stops
-from homer_triton.serving.store import NoDocumentError, Store, TooLargeError, id_of
+from homer_triton.serving.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +218,7 @@ def test_a_bug_is_told_without_its_words(
         def fail_later(*_: object) -> None:
             raise RuntimeError("/secret/path")
 
-        monkeypatch.setattr("homer_triton.serving.engine._Group.step", fail_later)
+        monkeypatch.setattr("homer_triton.serving.groups.Group.step", fail_later)
         answer = httpx.post(f"{address}/v1/chat/completions", json=chat())
         assert answer.status_code == 500
         assert "secret" not in answer.text
@@ -281,14 +283,14 @@ def test_a_full_queue_and_clients_that_leave(
     model: ht.Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The queue is bounded, and whoever leaves frees a place in it or among the running."""
-    step = _Group.step
+    step = Group.step
 
-    def slowly(group: _Group) -> None:
+    def slowly(group: Group) -> None:
         step(group)
         time.sleep(0.3)
 
     # No answer comes to its end while the test looks.
-    monkeypatch.setattr(_Group, "step", slowly)
+    monkeypatch.setattr(Group, "step", slowly)
     service = make_service(tmp_path, model, running=1, waiting=2)
     long = chat(max_tokens=128, stop="never", messages=asking("The sky is blue. The sun is"))
     with served(service) as url:
@@ -336,14 +338,14 @@ def test_one_reading_serves_all_who_ask_the_same(model: ht.Llama, tmp_path: Path
     """
     service = make_service(tmp_path, model)
     groups: list[int] = []
-    form = _Group.__init__
+    form = Group.__init__
 
-    def noted(group: _Group, model: ht.Llama, members: list) -> None:
+    def noted(group: Group, model: ht.Llama, members: list) -> None:
         groups.append(len(members))
         form(group, model, members)
 
     with served(service) as url, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Group, "__init__", noted)
+        patch.setattr(Group, "__init__", noted)
         document = httpx.post(f"{url}/v1/documents", json={"text": story(60606)}, timeout=60).json()
         body = chat(document=document["id"], messages=asking(QUESTION), max_tokens=7)
         with ThreadPoolExecutor(8) as pool:

@@ -15,8 +15,9 @@ from starlette.requests import Request as Http
 from ..decoding import Decoding
 from .errors import INTERNAL, ApiError
 from .events import Ended, Event, Piece, Read, Walked
+from .parsing import parse
 from .replies import DONE, Choice, Reply, Usage, remark, sent
-from .requests import ChatRequest, CompletionRequest, Request, parse
+from .requests import ChatRequest, CompletionRequest, Request
 from .service import LeftError, Service, log
 from .sources import Source
 from .stops import Stops

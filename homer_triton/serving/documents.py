@@ -15,11 +15,12 @@ from ..evaluation.kept_page import build_page
 from .completions import told_of
 from .errors import INTERNAL, ApiError, to_api_error
 from .events import Event, Read, Walked
+from .parsing import check, parse
+from .records import Document, id_of
 from .replies import DONE, sent
-from .requests import DocumentRequest, check, parse
+from .requests import DocumentRequest
 from .service import LeftError, Service, log
 from .sources import Source
-from .store import Document, id_of
 
 _STREAM = "text/event-stream"
 _NOTE = (

@@ -15,14 +15,14 @@ from time import perf_counter
 
 import torch
 
-from ..answering import Answering, Question
 from ..config import HomerConfig, plan
 from ..context import EncodedContext
 from ..encoding import encode
 from ..engine.heap import trim_heap
 from ..engine.tree import Node
 from ..model.llama import Llama
-from .events import Ended, Failed, Piece, Read, Walked
+from .events import Failed, Read, Walked
+from .groups import Group, Member, by_encoding
 from .jobs import Job, Reading
 from .memory import Memory
 from .room import with_room
@@ -58,11 +58,13 @@ class Engine:
         self.model, self.config, self.memory = model, config, memory
         self.most_running, self.most_waiting = running, waiting
         self._waiting: deque[Job] = deque()
-        self._groups: list[_Group] = []
+        self._groups: list[Group] = []
         self._changed = Condition()
         self._closing = False
         self._readings = 0
         self._expected = 0
+        # Answers whose question is ready, and that are in no group yet.
+        self._promised = 0
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -149,14 +151,18 @@ class Engine:
     def _admit(self, may_start: Callable[[Job], bool]) -> None:
         """Let requests in that may start, in their order, as long as there is room."""
         start = perf_counter()
-        ready: list[tuple[Job, Question]] = []
-        room = self.most_running - self.running
+        ready: list[Member] = []
+        room = self._room()
         is_crowded = len(self._waiting) > room
         if is_crowded and room < self.most_running // 4:
             return  # few at a time would make small groups
         patience = _CROWDED if is_crowded else _TOGETHER
         while True:
-            job = self._take(may_start, room)
+            job = self._take(may_start)
+            if job is not None and ready and not self._is_quick(job):
+                # Who is ready does not wait until a long text is read.
+                self._form(ready)
+                ready = []
             if job is None:
                 if ready and self._more_comes(start + _TOGETHER - perf_counter()):
                     continue
@@ -168,7 +174,7 @@ class Engine:
                     question = with_room(self.model, job, context, self.config)
                     question.check(self.model)
                     ready.append((job, question))
-                    room -= len(job.decodings)
+                    self._promised += len(job.decodings)
             except _GoneError:
                 pass
             except Exception as error:  # it is this request's alone
@@ -177,18 +183,27 @@ class Engine:
                 break
             if is_crowded:
                 self._step()
-        for members in _by_encoding(ready):
+        self._form(ready)
+
+    def _form(self, ready: list[Member]) -> None:
+        """Let the answers to some questions begin."""
+        self._promised -= sum(len(job.decodings) for job, _ in ready)
+        for members in by_encoding(ready):
             try:
-                self._groups.append(_Group(self.model, members))
+                self._groups.append(Group(self.model, members))
             except Exception as error:
                 for job, _ in members:
                     job.tell(Failed(error))
 
-    def _take(self, may_start: Callable[[Job], bool], room: int) -> Job | None:
+    def _room(self) -> int:
+        """How many answers more can begin."""
+        return self.most_running - self.running - self._promised
+
+    def _take(self, may_start: Callable[[Job], bool]) -> Job | None:
         """The next request, out of the queue; None where it has to wait for others to end."""
         with self._changed:
             job = next(filter(may_start, self._waiting), None)
-            if job is not None and len(job.decodings) <= room:
+            if job is not None and len(job.decodings) <= self._room():
                 self._waiting.remove(job)
                 return job
         return None
@@ -256,71 +271,3 @@ class Engine:
                 group.fail(error)
             if not len(group):
                 self._groups.remove(group)
-
-
-class _Group:
-    """Answers that run side by side."""
-
-    def __init__(self, model: Llama, members: list[tuple[Job, Question]]) -> None:
-        self._members: dict[int, tuple[Job, int]] = {}
-        questions: list[Question] = []
-        for job, first in members:
-            for index, decoding in enumerate(job.decodings):
-                self._members[len(questions)] = job, index
-                hear = _teller(job, index)
-                questions.append(Question(first.context, first.prompt, decoding, hear))
-        self._answering = Answering(model, questions)
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def step(self) -> None:
-        """One more token of each, but of those that nobody waits for."""
-        for number, (job, _) in list(self._members.items()):
-            if job.cancelled:
-                self._answering.drop(number)
-                del self._members[number]
-        if not self._members:
-            return
-        for number, answer in self._answering.step().items():
-            job, index = self._members.pop(number)
-            job.tell(Ended(index, answer))
-
-    def fail(self, error: Exception) -> None:
-        """Tell everybody that it has come to nothing."""
-        for job in {job for job, _ in self._members.values()}:
-            job.tell(Failed(error))
-        self._members = {}
-
-
-def _teller(job: Job, index: int) -> Callable[[str], None]:
-    return lambda text: job.tell(Piece(index, text))
-
-
-def _by_encoding(ready: list[tuple[Job, Question]]) -> list[list[tuple[Job, Question]]]:
-    """Requests in groups: those of one encoding, and those that have theirs for themselves, of
-    which each gets as much room as the largest of its group needs.
-    """
-    by_encoding: dict[int, list[tuple[Job, Question]]] = {}
-    for job, question in ready:
-        by_encoding.setdefault(id(question.context), []).append((job, question))
-    groups: list[list[tuple[Job, Question]]] = []
-    alone: list[tuple[int, Job, Question]] = []
-    for members in by_encoding.values():
-        job, question = members[0]
-        if len(members) == len(job.decodings) == 1:
-            alone.append((_rows(question), job, question))
-        else:
-            groups.append(members)
-    least = 0
-    for rows, job, question in sorted(alone, key=lambda one: one[0]):
-        if rows > 2 * least:
-            least = rows
-            groups.append([])
-        groups[-1].append((job, question))
-    return groups
-
-
-def _rows(question: Question) -> int:
-    """The most rows that a question's answer ends with."""
-    return len(question.context) + len(question.prompt) + question.decoding.max_new_tokens

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .engine import BusyError, ClosingError
-from .store import DiskError, NoDocumentError, TooLargeError
+from .records import DiskError, NoDocumentError, TooLargeError
 
 
 @dataclass

@@ -5,12 +5,11 @@ Fields that would change an answer, and that this server does not have, are refu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..checks import SEEDS
 from ..decoding import Decoding
@@ -226,41 +225,6 @@ class DocumentRequest(BaseModel):
     text: str
     title: Annotated[str, Field(max_length=500)] = ""
     suffix: Annotated[str | None, Field(min_length=1)] = None
-
-
-Kind = TypeVar("Kind", bound=BaseModel)
-
-
-def parse(kind: type[Kind], body: bytes) -> Kind:
-    """A request from its body. Raises `ApiError` as `check` does, and for what is no JSON."""
-    try:
-        sent = json.loads(body)
-    except (ValueError, RecursionError):
-        raise ApiError(400, "The body is not JSON.", code="invalid_json") from None
-    return check(kind, sent)
-
-
-def check(kind: type[Kind], sent: object) -> Kind:
-    """A request from what was sent. Raises `ApiError` with one sentence about the first thing
-    wrong.
-    """
-    try:
-        return kind.model_validate(sent)
-    except ValidationError as error:
-        first = error.errors()[0]
-        # Unions name the kind that they tried.
-        place = [str(step) for step in first["loc"] if str(step) not in _TRIED]
-        if first["type"] == "value_error":
-            message = first["msg"].removeprefix("Value error, ")
-            raise ApiError(
-                400, message, message.split()[0] if isinstance(sent, dict) else None
-            ) from None
-        told = f"{first['msg'][0].lower()}{first['msg'][1:]}".rstrip(".")
-        where = ".".join(place) or "the body"
-        raise ApiError(400, f"{where}: {told}.", place[0] if place else None) from None
-
-
-_TRIED = ("str", "list[str]", "list[int]", "list[list[int]]", "list[Part]")
 
 
 def _is_flat(prompt: list[Any]) -> bool:

@@ -19,8 +19,9 @@ from .errors import ApiError, to_api_error
 from .events import Ended, Event, Failed, Gone, Read
 from .jobs import Job
 from .metrics import Metrics
+from .records import DiskError
 from .sources import Source, Sources
-from .store import DiskError, Store
+from .store import Store
 
 log = logging.getLogger("homer_triton.serving")
 

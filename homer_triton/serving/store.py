@@ -11,58 +11,23 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from fcntl import LOCK_EX, LOCK_NB, flock
-from hashlib import blake2b
 from pathlib import Path
 from threading import RLock
-from typing import Any
 
 import torch
 
 from ..context import EncodedContext
 from ..storage.files import sweep, write_atomically
-
-
-class NoDocumentError(Exception):
-    """There is no document of that id."""
-
-
-class TooLargeError(Exception):
-    """A document does not fit the bound, even alone."""
-
-
-class DiskError(Exception):
-    """The disk refuses a file; the message is for whoever runs the server."""
-
-
-@dataclass
-class Document:
-    """A text that was read.
-
-    suffix: what it was read for; created: seconds since 1970; stats: what reading it took.
-    """
-
-    id: str
-    title: str
-    suffix: str | None
-    created: int
-    characters: int
-    stats: dict[str, Any]
-    # By key: bytes on disk, and when it was used last.
-    encodings: dict[str, tuple[int, float]] = field(default_factory=dict)
-    size: int = 0
-
-    @property
-    def bytes(self) -> int:
-        """What it takes on disk."""
-        return self.size + sum(size for size, _ in self.encodings.values())
-
-
-def id_of(text: str, suffix: str | None) -> str:
-    """A document's id, which the text and what it is read for decide."""
-    told = json.dumps([suffix, text]).encode()
-    return f"doc-{blake2b(told, digest_size=12).hexdigest()}"
+from .records import (
+    DiskError,
+    Document,
+    NoDocumentError,
+    TooLargeError,
+    content_of,
+    id_of,
+    read_document,
+)
 
 
 class Store:
@@ -131,8 +96,7 @@ class Store:
             *(id_of(text, suffix), title, suffix, int(time.time()), len(text)),
             encoded.stats.to_dict(),
         )
-        told = {name: value for name, value in asdict(document).items() if name in _TOLD}
-        content = json.dumps({**told, "text": text}).encode()
+        content = content_of(document, text)
         encoding = self._encoding(document.id, key)
         _save(encoded, encoding)
         if len(content) + encoding.stat().st_size > self._most:
@@ -207,7 +171,7 @@ class Store:
         """Find what is there, and remove what belongs to nothing."""
         sweep(self._folder)
         for file in self._folder.glob("*.json"):
-            document = _read(file)
+            document = read_document(file)
             if document is None:
                 file.unlink()
             else:
@@ -261,19 +225,3 @@ def _save(encoded: EncodedContext, file: Path) -> None:
         encoded.save(file)
     except ValueError as error:
         raise DiskError(str(error)) from error
-
-
-_TOLD = ("id", "title", "suffix", "created", "characters", "stats")
-
-
-def _read(file: Path) -> Document | None:
-    """What a file says of its document; None where it is none, or damaged."""
-    try:
-        content = file.read_bytes()
-        told = json.loads(content)
-        text = told.pop("text")
-        document = Document(**{name: told[name] for name in _TOLD}, size=len(content))
-        is_whole = id_of(text, document.suffix) == document.id == file.stem
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return document if is_whole else None

@@ -1,0 +1,81 @@
+"""Requests that run side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..answering import Answering, Question
+from ..model.llama import Llama
+from .events import Ended, Failed, Piece
+from .jobs import Job
+
+# A request, and what it asks: the first of its answers.
+Member = tuple[Job, Question]
+
+
+class Group:
+    """Answers that run side by side."""
+
+    def __init__(self, model: Llama, members: list[Member]) -> None:
+        self._members: dict[int, tuple[Job, int]] = {}
+        questions: list[Question] = []
+        for job, first in members:
+            for index, decoding in enumerate(job.decodings):
+                self._members[len(questions)] = job, index
+                hear = _teller(job, index)
+                questions.append(Question(first.context, first.prompt, decoding, hear))
+        self._answering = Answering(model, questions)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def step(self) -> None:
+        """One more token of each, but of those that nobody waits for."""
+        for number, (job, _) in list(self._members.items()):
+            if job.cancelled:
+                self._answering.drop(number)
+                del self._members[number]
+        if not self._members:
+            return
+        for number, answer in self._answering.step().items():
+            job, index = self._members.pop(number)
+            job.tell(Ended(index, answer))
+
+    def fail(self, error: Exception) -> None:
+        """Tell everybody that it has come to nothing."""
+        for job in {job for job, _ in self._members.values()}:
+            job.tell(Failed(error))
+        self._members = {}
+
+
+def _teller(job: Job, index: int) -> Callable[[str], None]:
+    return lambda text: job.tell(Piece(index, text))
+
+
+def by_encoding(ready: list[Member]) -> list[list[Member]]:
+    """Requests in groups: those of one encoding, and those that have theirs for themselves, of
+    which each gets as much room as the largest of its group needs.
+    """
+    by_encoding: dict[int, list[Member]] = {}
+    for job, question in ready:
+        by_encoding.setdefault(id(question.context), []).append((job, question))
+    groups: list[list[Member]] = []
+    alone: list[tuple[int, Job, Question]] = []
+    for members in by_encoding.values():
+        job, question = members[0]
+        if len(members) == len(job.decodings) == 1:
+            alone.append((_rows(question), job, question))
+        else:
+            groups.append(members)
+    least = 0
+    for rows, job, question in sorted(alone, key=lambda one: one[0]):
+        if rows > 2 * least:
+            least = rows
+            groups.append([])
+        groups[-1].append((job, question))
+    return groups
+
+
+def _rows(question: Question) -> int:
+    """The most rows that a question's answer ends with."""
+    return len(question.context) + len(question.prompt) + question.decoding.max_new_tokens
