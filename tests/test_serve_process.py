@@ -69,7 +69,42 @@ def test_two_hundred_at_once_then_memory_is_what_it_was(tmp_path: Path) -> None:
     assert "homer_running 0.0" in figures
 
 
-def test_a_kill_leaves_documents_whole_or_absent(tmp_path: Path) -> None:
+def interrupt(server: Process) -> None:
+    """Ctrl-C lets the answer end that is coming, and refuses those that wait."""
+    api = client(server.url)
+    stream = api.chat.completions.create(
+        model="demo",
+        messages=asking("The grass is green. The sky is"),
+        max_tokens=60,
+        stream=True,
+        stop=["never said"],
+    )
+    pieces = [next(stream).choices[0]]
+    waiting: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            api.chat.completions.create(model="demo", messages=asking("The sun is"))
+        except openai.APIStatusError as error:
+            waiting.append(error)
+
+    thread = Thread(target=ask)
+    thread.start()
+    wait_for(lambda: "homer_waiting 1.0" in httpx.get(f"{server.url}/metrics").text)
+    os.kill(server.process.pid, signal.SIGINT)
+    pieces += [chunk.choices[0] for chunk in stream]
+    assert pieces[-1].finish_reason in ("length", "stop")
+    thread.join()
+    assert [error.status_code for error in waiting] == [503]
+    assert server.process.wait(60) == 130
+    _, told = server.process.communicate()
+    assert told.endswith("homer: interrupted.\n")
+    assert "Traceback" not in told
+
+
+def test_a_kill_leaves_documents_whole_or_absent_and_ctrl_c_lets_answers_end(
+    tmp_path: Path,
+) -> None:
     """kill -9 while documents come, go and are asked; the next server has what was answered."""
     texts = [story(20011 + 17 * i) for i in range(60)]
     kept: dict[str, str] = {}
@@ -105,7 +140,7 @@ def test_a_kill_leaves_documents_whole_or_absent(tmp_path: Path) -> None:
     (folder / f".{'0' * 32}.tmp").write_bytes(b"half")
     (folder / "doc-0-1.safetensors").write_bytes(b"of nothing")
     (folder / "doc-1.json").write_text('{"id": "doc-1"')
-    with Process(tmp_path) as server:
+    with Process(tmp_path, "--running", 1) as server:
         listed = httpx.get(f"{server.url}/v1/documents").json()["data"]
         here = {one["id"] for one in listed}
         assert kept.keys() - removed <= here
@@ -129,39 +164,7 @@ def test_a_kill_leaves_documents_whole_or_absent(tmp_path: Path) -> None:
         result = run(*words, "--device", "cpu")
         assert result.exit_code == 2
         assert "Another server keeps this model's documents" in result.stderr
-
-
-def test_ctrl_c_lets_answers_end(tmp_path: Path) -> None:
-    with Process(tmp_path, "--running", 1) as server:
-        api = client(server.url)
-        stream = api.chat.completions.create(
-            model="demo",
-            messages=asking("The grass is green. The sky is"),
-            max_tokens=60,
-            stream=True,
-            stop=["never said"],
-        )
-        pieces = [next(stream).choices[0]]
-        waiting: list[Exception] = []
-
-        def ask() -> None:
-            try:
-                api.chat.completions.create(model="demo", messages=asking("The sun is"))
-            except openai.APIStatusError as error:
-                waiting.append(error)
-
-        thread = Thread(target=ask)
-        thread.start()
-        wait_for(lambda: "homer_waiting 1.0" in httpx.get(f"{server.url}/metrics").text)
-        os.kill(server.process.pid, signal.SIGINT)
-        pieces += [chunk.choices[0] for chunk in stream]
-        assert pieces[-1].finish_reason in ("length", "stop")
-        thread.join()
-        assert [error.status_code for error in waiting] == [503]
-        assert server.process.wait(60) == 130
-        _, told = server.process.communicate()
-        assert told.endswith("homer: interrupted.\n")
-        assert "Traceback" not in told
+        interrupt(server)
 
 
 @pytest.mark.parametrize(
