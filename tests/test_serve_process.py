@@ -75,7 +75,7 @@ def interrupt(server: Process) -> None:
     stream = api.chat.completions.create(
         model="demo",
         messages=asking("The grass is green. The sky is"),
-        max_tokens=60,
+        max_tokens=128,
         stream=True,
         stop=["never said"],
     )
