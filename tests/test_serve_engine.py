@@ -36,9 +36,9 @@ def engine_of(model: ht.Llama, running: int = 16, waiting: int = 64) -> Iterator
         engine.close()
 
 
-def long_reading(model: ht.Llama, key: str | None = None) -> Reading:
+def long_reading(model: ht.Llama) -> Reading:
     parts = split_input(model, story(12121) * 4, None, "\nThe pass key is", 128)
-    return Reading(*parts, CONFIG, False, key)
+    return Reading(*parts, CONFIG, False)
 
 
 def job(

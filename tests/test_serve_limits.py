@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import torch
 from serving import (
     CONFIG,
     QUESTION,
@@ -397,7 +396,7 @@ def test_what_was_used_longest_ago_goes(model: ht.Llama, tmp_path: Path) -> None
         kept[1].id: {"own1"},
     }
     assert store.text(kept[0].id) == texts[0]
-    assert store.load(kept[0].id, "own0", torch.device("cpu")) is not None
+    assert store.load(kept[0].id, "own0") is not None
     third = store.add(texts[2], "", None, "own2", encoded[2])
     # own1 was used longest ago, and its document had no other.
     assert {x.id: set(x.encodings) for x in store.documents()} == {
@@ -436,7 +435,7 @@ def test_damaged_and_foreign_files_are_not_used(model: ht.Llama, tmp_path: Path)
     ht.EncodedContext.load(other)
     replace(encoded, model="0" * 16).save(other)
     for key, file in (("own", own), ("other", other)):
-        assert store.load(document.id, key, torch.device("cpu")) is None
+        assert store.load(document.id, key) is None
         assert not file.exists()
     # The text is there, so that it can be read again.
     assert store.text(document.id) == text

@@ -178,7 +178,7 @@ class _UnderWay:
         """Note an event; returns the answer that it is about, and what can be told of its text."""
         if isinstance(event, Read):
             if event.reused:
-                self.usage.cached += len(event.encoded.token_ids)
+                self.usage.cached += event.tokens
             self._note_document(self._sources[number], event)
             return number, ""
         if not isinstance(event, Piece | Ended):
@@ -202,7 +202,7 @@ class _UnderWay:
 
     def _note_document(self, source: Source, event: Read) -> None:
         if source.document is not None:
-            stats = event.encoded.stats
+            stats = event.stats
             self.reply.document = {
                 "id": source.document,
                 "encoding": source.key,

@@ -57,6 +57,7 @@ def document_routes(service: Service) -> APIRouter:
     async def _kept(wanted: DocumentRequest, source: Source, event: Read) -> Document:
         """The document, once it is on disk. Raises `ApiError`."""
         key, encoded = str(source.key), event.encoded
+        assert encoded is not None
         return await service.prepare(
             lambda: store.add(wanted.text, wanted.title, wanted.suffix, key, encoded)
         )
@@ -105,7 +106,7 @@ def document_routes(service: Service) -> APIRouter:
         """The page of `homer show`: what survived of the text in one of its encodings."""
 
         def draw() -> str:
-            encoded = sources.find(id_, key)
+            encoded = service.kept(id_, key)
             if encoded is None:
                 message = f"There is no encoding {key[:80]!r} of this document any more."
                 raise ApiError(404, message, "key", "encoding_not_found")

@@ -169,7 +169,10 @@ class Engine:
                 break
             try:
                 context, reused = self._open(job)
-                job.tell(Read(context, reused))
+                # Of a document that comes, the encoding goes to disk, wherever it was found.
+                kept = job.key is not None and (not reused or not job.decodings)
+                encoded = context.to("cpu") if kept else None
+                job.tell(Read(len(context.token_ids), context.stats, reused, encoded))
                 if job.decodings:
                     question = with_room(self.model, job, context, self.config)
                     question.check(self.model)
@@ -223,16 +226,17 @@ class Engine:
 
     def _open(self, job: Job) -> tuple[EncodedContext, bool]:
         """What a request goes on from, and whether it was there already."""
-        reading = job.source
-        if isinstance(reading, EncodedContext):
-            return reading, True
-        known = self.memory.get(reading.key)
+        known = self.memory.get(job.key)
         if known is not None:
             return known, True
-        encoded = self._read(reading, job)
-        if reading.key is not None:
-            self.memory.put(reading.key, encoded)
-        return encoded, False
+        reading = job.source
+        if isinstance(reading, EncodedContext):
+            context, reused = reading.to(self.model.device), True
+        else:
+            context, reused = self._read(reading, job), False
+        if job.key is not None:
+            self.memory.put(job.key, context)
+        return context, reused
 
     def _read(self, reading: Reading, job: Job) -> EncodedContext:
         """Read a text; between its chunks the answers that are coming go on, and others begin."""
@@ -243,7 +247,7 @@ class Engine:
         def on_node(node: Node) -> None:
             if job.cancelled:
                 raise _GoneError
-            if reading.key is not None or not reading.is_short:
+            if job.key is not None or not reading.is_short:
                 job.tell(Walked(levels, node.height, node.index))
             if not reading.is_short:
                 self._admit(self._is_quick)
@@ -260,7 +264,7 @@ class Engine:
         source = job.source
         if isinstance(source, EncodedContext) or source.is_short:
             return True
-        return self.memory.get(source.key) is not None
+        return self.memory.get(job.key) is not None
 
     def _step(self) -> None:
         """One more token of every answer."""

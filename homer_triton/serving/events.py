@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..answering import Generation
-from ..context import EncodedContext
+from ..context import EncodedContext, EncodeStats
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,16 @@ class Walked:
 
 @dataclass(frozen=True)
 class Read:
-    """The text has been read, or was before (reused)."""
+    """The text has been read, or was before (reused).
 
-    encoded: EncodedContext
+    tokens: how many it has; stats: what reading it took; encoded: on the CPU, what is to be kept of
+    it: other threads leave the model's device alone, where a graph may be captured.
+    """
+
+    tokens: int
+    stats: EncodeStats
     reused: bool
+    encoded: EncodedContext | None = None
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from .events import Event
 class Reading:
     """A text to read.
 
-    prefix, context, suffix: token ids, int64 on the CPU; key: what its encoding is known by, None
-    where nobody will ask for it again; is_short: it is read in one piece.
+    prefix, context, suffix: token ids, int64 on the CPU; is_short: it is read in one piece.
     """
 
     prefix: Tensor
@@ -26,14 +25,14 @@ class Reading:
     suffix: Tensor
     config: HomerConfig
     is_short: bool
-    key: str | None = None
 
 
 @dataclass(eq=False)
 class Job:
     """One request.
 
-    source: an encoding, or the text to make one of; prompt: token ids [n] to append first;
+    source: an encoding, on whatever device, or the text to make one of; key: what the encoding is
+    known by, None where nobody will ask for it again; prompt: token ids [n] to append first;
     decodings: of each answer, none where the encoding is all that is wanted; tell: called in the
     engine's thread with all that happens.
     """
@@ -42,9 +41,5 @@ class Job:
     prompt: Tensor
     decodings: tuple[Decoding, ...]
     tell: Callable[[Event], None]
+    key: str | None = None
     cancelled: bool = field(default=False, init=False)
-
-    @property
-    def key(self) -> str | None:
-        """What its encoding is known by, if it still has to be found or made."""
-        return self.source.key if isinstance(self.source, Reading) else None

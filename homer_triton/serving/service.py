@@ -13,6 +13,7 @@ from typing import TypeVar
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from ..context import EncodedContext
 from ..decoding import Decoding
 from .engine import Engine
 from .errors import ApiError, to_api_error
@@ -46,6 +47,7 @@ class Service:
     defaults: Decoding
     metrics: Metrics = field(init=False)
     saver: ThreadPoolExecutor = field(init=False)
+    _unsaved: dict[str, EncodedContext] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.engine, self.store)
@@ -60,6 +62,10 @@ class Service:
     def usual_new_tokens(self) -> int:
         """Tokens that an answer has at most, where the client does not say."""
         return max(min(self.defaults.max_new_tokens, self.most_new_tokens // 2), 1)
+
+    def kept(self, document: str, key: str) -> EncodedContext | None:
+        """An encoding as it is on disk, or will be in a moment. Raises as `Store.load` does."""
+        return self._unsaved.get(key) or self.store.load(document, key)
 
     def close(self) -> None:
         """End what is under way, and have it on disk."""
@@ -115,7 +121,7 @@ class Service:
             heard.put_nowait((0, Gone()))
 
         jobs = [
-            Job(source.start, source.prompt, decodings, teller(number))
+            Job(source.start, source.prompt, decodings, teller(number), source.key)
             for number, source in enumerate(sources)
         ]
         try:
@@ -141,14 +147,18 @@ class Service:
         """Write an encoding that was just made of a document, behind everybody's back."""
         self.metrics.readings.labels(str(event.reused).lower()).inc()
         document, key = source.document, source.key
-        if event.reused or document is None or key is None:
+        encoded = event.encoded
+        if encoded is None or document is None or key is None:
             return
 
         def save() -> None:
             try:
-                self.store.keep(document, key, event.encoded)
+                self.store.keep(document, key, encoded)
             except DiskError as error:
                 log.warning("%s", error)
+            finally:
+                self._unsaved.pop(key, None)
 
+        self._unsaved[key] = encoded
         with suppress(RuntimeError):  # the server ends
             self.saver.submit(save)

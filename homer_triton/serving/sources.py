@@ -83,7 +83,7 @@ class Sources:
         prefix = self._layout.bare()
         key = self._own_key(document, suffix)
         after = None if suffix is None else "\n" + words(suffix)
-        return Source(self._reading(prefix, text, after, key), _ids([]), key=key)
+        return Source(self._reading(prefix, text, after), _ids([]), key=key)
 
     def chat(
         self,
@@ -137,15 +137,14 @@ class Sources:
         return self._about(document, Affix(""), asked, Affix(""))
 
     def find(self, document: str, key: str) -> EncodedContext | None:
-        """A document's encoding, if it was made before. Raises as `Store.load` does."""
+        """A document's encoding, on whatever device, if it was made before. Raises as `Store.load`
+        does.
+        """
         encoded = self._memory.get(key)
         if encoded is not None:
             self._store.touch(document, key)
             return encoded
-        encoded = self._store.load(document, key, self._model.device)
-        if encoded is not None:
-            self._memory.put(key, encoded)
-        return encoded
+        return self._store.load(document, key)
 
     def spell(self, token_ids: Sequence[int] | Tensor) -> list[str]:
         """Each token's text, as `piece_texts` gives it."""
@@ -202,15 +201,15 @@ class Sources:
         """A conversation about a document, which is read for its first question."""
         key = self._key(document, prefix, suffix)
         start = self.find(document, key) or self._reading(
-            prefix, self._store.text(document), suffix, key
+            prefix, self._store.text(document), suffix
         )
         return Source(start, self._read(since), document, key)
 
-    def _reading(self, prefix: Affix, text: str, suffix: Affix | None, key: str) -> Reading:
+    def _reading(self, prefix: Affix, text: str, suffix: Affix | None) -> Reading:
         before = self._first(self._layout, prefix)
         parts = split_input(self._model, text, before, suffix, self._chunk_len)
         is_short = sum(map(len, parts)) <= self._chunk_len
-        return Reading(*parts, self._config, is_short, key)
+        return Reading(*parts, self._config, is_short)
 
     def _first(self, layout: Layout, prefix: str) -> Tensor:
         """What a text begins with: the template brings the beginning of sequence along itself."""

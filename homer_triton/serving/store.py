@@ -15,8 +15,6 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from threading import RLock
 
-import torch
-
 from ..context import EncodedContext
 from ..storage.files import sweep, write_atomically
 from .records import (
@@ -128,15 +126,15 @@ class Store:
             self._count(document, key)
             self._make_room((document, key))
 
-    def load(self, document: str, key: str, device: torch.device) -> EncodedContext | None:
-        """An encoding that was kept; None where there is none, or it is damaged.
+    def load(self, document: str, key: str) -> EncodedContext | None:
+        """An encoding that was kept, on the CPU; None where there is none, or it is damaged.
 
         Raises `NoDocumentError`.
         """
         if key not in self.get(document).encodings:
             return None
         try:
-            encoded = EncodedContext.load(self._encoding(document, key), device)
+            encoded = EncodedContext.load(self._encoding(document, key))
             encoded.check_maker(self._fingerprint)
         except (ValueError, FileNotFoundError):
             with self._lock:
