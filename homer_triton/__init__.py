@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .context import EncodedContext
     from .decoding import Decoding
     from .encoding import DocumentsError, encode, encode_batch
+    from .engine.graphs import drop_graphs
     from .engine.tree import Plan
     from .generation import generate, generate_batch
     from .growing import append, compact
@@ -43,6 +44,7 @@ __all__ = [
     "calibrate",
     "chat_affixes",
     "compact",
+    "drop_graphs",
     "encode",
     "encode_batch",
     "from_transformers",
@@ -68,6 +70,7 @@ _MODULES = {
     "model.llama": ("Llama",),
     "ranks": ("RankError", "Ranks"),
     "selection": ("Selection",),
+    "engine.graphs": ("drop_graphs",),
     "engine.tree": ("Plan",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

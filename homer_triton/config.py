@@ -49,7 +49,8 @@ class HomerConfig:
     at a time (or 256 MiB). offload: "cpu" lets chunks wait in host memory, so that a GPU's peak
     does not depend on the length. memory_budget: bytes, or a text such as "12GiB", that encoding
     may take beside the weights; `plan` then picks `leaf_batch` and `offload` by it where they are
-    left out. cuda_graphs: replay a level's steps from CUDA graphs.
+    left out. cuda_graphs: replay a level's steps from CUDA graphs, which the model keeps for the
+    next texts of the same lengths, with the memory that they run in (`drop_graphs` frees it).
 
     `HomerConfig.paper()` is the paper's method. Raises `ValueError` for values out of range.
     """

@@ -9,11 +9,11 @@ first `prefix` slots and to each other. Which ops do the work is an argument: th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,8 @@ class Llama:
         self.weights = weights
         self.ops = ops
         self.tokenizer = tokenizer
+        # What `encode` leaves here for the next text of the same lengths, by what it must share.
+        self.kept_runs: dict[Hashable, Any] = {}
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._still: tuple[Tensor, Tensor] | None = None
 

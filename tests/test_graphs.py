@@ -23,21 +23,39 @@ CASE = Lengths(2, 140, 3, LAYERS, Settings(15, 15, 2))
 
 
 def stand_in(step: Step, inputs: tuple[Tensor, ...], memory: Any, stream: Any) -> Captured:
-    """A capture that runs the step again at every replay, into the same outputs."""
+    """A capture that runs the step at every replay, into the same outputs."""
     places = tuple(torch.empty_like(given) for given in inputs)
-    outputs = tuple(torch.empty_like(x).contiguous() for x in step(*(x.clone() for x in inputs)))
+    outputs: list[Tensor] = []  # known when it has run once, which a capture does not do
 
     def replay() -> None:
-        for place, x in zip(outputs, step(*places), strict=True):
+        made = step(*places)
+        if not outputs:
+            outputs.extend(torch.empty_like(x).contiguous() for x in made)
+        for place, x in zip(outputs, made, strict=True):
             place.copy_(x)
 
-    return Captured(replay, places, outputs)
+    return Captured(replay, places, outputs)  # type: ignore[arg-type]
 
 
-def test_replayed_steps_give_what_the_steps_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "capture", stand_in)
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[Captured]:
+    """Graphs' stand-ins, on a CPU too, each noted when it is captured."""
+    noted: list[Captured] = []
+
+    def capture(*args: Any) -> Captured:
+        noted.append(stand_in(*args))
+        return noted[-1]
+
+    monkeypatch.setattr(graphs, "capture", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    for module in (documents, sequences):
+        monkeypatch.setattr(module, "HAS_GRAPHS", ("cpu",))
+    return noted
+
+
+@pytest.mark.usefixtures("captured")
+def test_replayed_steps_give_what_the_steps_do() -> None:
     keys: Counter[object] = Counter()
 
     class Counted(Replays):
@@ -60,21 +78,74 @@ def test_replayed_steps_give_what_the_steps_do(monkeypatch: pytest.MonkeyPatch) 
     assert max(keys.values()) > 8, "no shape came often enough to be replayed"
 
 
-def test_replayed_decoding_gives_what_steps_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "capture", stand_in)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+@pytest.mark.parametrize("settings", [{}, {"selection": PAPER, "recompute": "none"}])
+def test_a_second_text_of_the_same_lengths_captures_nothing(
+    settings: dict[str, Any], captured: list[Captured]
+) -> None:
+    model = ht.from_transformers(peers(4, 2)[0], ops="torch")
+    config = ht.HomerConfig(32, 16, 1, leaf_batch=1, cuda_graphs=True, **settings)
+    texts = [random_tokens(300, seed) for seed in range(3)]
+    plain = [ht.encode(model, x, [1], [2, 3], replace(config, cuda_graphs=False)) for x in texts]
+    counts = []
+    for text, expected in zip(texts, plain, strict=True):
+        encoded = ht.encode(model, text, [1], [2, 3], config)
+        counts.append(len(captured))
+        for name in ("keys", "values", "positions", "source_indices", "pruned_at", "logits"):
+            assert torch.equal(getattr(encoded, name), getattr(expected, name)), name
+    assert counts[0] > 0
+    assert counts[2] == counts[1] <= counts[0] + 2, "what came only once in the first text"
+    first = plain[0]
+    assert torch.equal(ht.encode(model, texts[0], [1], [2, 3], config).keys, first.keys)
+    for length in (250, 200):  # others, which take the places
+        ht.encode(model, texts[0][:length], [1], [2, 3], config)
+    assert len(model.kept_runs) == graphs.MOST_KEPT
+    before = len(captured)
+    ht.encode(model, texts[1], [1], [2, 3], config)
+    assert len(captured) > before
+    ht.drop_graphs(model)
+    assert not model.kept_runs
+
+
+def test_graphs_are_not_kept_for_other_weights(captured: list[Captured]) -> None:
+    model = ht.from_transformers(peers(4, 2)[0], ops="torch")
+    config = ht.HomerConfig(32, 16, 1, leaf_batch=1, cuda_graphs=True)
+    text = random_tokens(300)
+    first = ht.encode(model, text, [1], [2, 3], config)
+    layer = model.weights.layers[0]
+    model.weights.layers[0] = replace(layer, down=-layer.down)
+    second = ht.encode(model, text, [1], [2, 3], config)
+    assert not torch.equal(first.keys, second.keys)
+    assert torch.equal(
+        second.keys,
+        ht.encode(model, text, [1], [2, 3], replace(config, cuda_graphs=False)).keys,
+    )
+
+
+def test_replayed_decoding_gives_what_steps_do(
+    captured: list[Captured], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = ht.load(CHECKPOINT, "cpu", "float32", ops="torch")
     text = ht.encode(model, random_tokens(60, vocabulary=200), [1], [2, 3], ht.HomerConfig(32, 32))
     prompts = [random_tokens(count, count, vocabulary=200) for count in (1, 6, 3)]
     settings: dict[str, Any] = {"min_new_tokens": 4, "max_new_tokens": 6}
-    plain = ht.generate_batch(model, text, prompts, **settings)
-    replays = Replays(model.device)
-    monkeypatch.setattr(sequences, "Replays", lambda device: replays)
-    monkeypatch.setattr(sequences, "HAS_GRAPHS", ("cpu",))
     replayed = ht.generate_batch(model, text, prompts, **settings)
+    assert captured, "nothing was replayed"
+    monkeypatch.setattr(sequences, "HAS_GRAPHS", ())
+    plain = ht.generate_batch(model, text, prompts, **settings)
     assert [x.token_ids for x in plain] == [x.token_ids for x in replayed]
-    assert any(replays._captured.values()), "nothing was replayed"
+
+
+@pytest.mark.gpu
+def test_a_second_text_replays_the_first_ones_graphs_on_a_gpu() -> None:
+    model = ht.load(CHECKPOINT, "cuda", "float16")
+    config = ht.HomerConfig(max_chunk_len=128, layers_warmup=1, leaf_batch=1, cuda_graphs=True)
+    for seed in range(3):
+        tokens = random_tokens(4000, seed, vocabulary=200)
+        replayed = ht.encode(model, tokens, [1], [2, 3], config)
+        plain = ht.encode(model, tokens, [1], [2, 3], replace(config, cuda_graphs=False))
+        assert torch.equal(plain.keys, replayed.keys)
+    assert len(model.kept_runs) == 1
+    ht.drop_graphs(model)
 
 
 @pytest.mark.gpu

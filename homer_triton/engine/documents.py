@@ -12,7 +12,8 @@ from tqdm import tqdm
 from ..config import HomerConfig, plan
 from ..context import EncodedContext, EncodeStats
 from ..model.llama import Llama
-from .graphs import Replays
+from ..model.weights import named_weights
+from .graphs import HAS_GRAPHS, Replays, keep_run, take_run
 from .heap import trim_heap
 from .pool import SlotPool, make_pools
 from .recompute import read_again_
@@ -57,7 +58,7 @@ def encode_alike(
     suffix, token ids on the CPU. None where the scheduler leaves the result to another rank.
     """
     documents = len(inputs)
-    if config.cuda_graphs and model.device.type != "cuda":
+    if config.cuda_graphs and model.device.type not in HAS_GRAPHS:
         raise ValueError(f"cuda_graphs needs a model on a CUDA device; this is on {model.device}.")
     before = inputs[0][0].to(model.device)
     middle, after = (torch.stack([x[i] for x in inputs]).to(model.device) for i in (1, 2))
@@ -65,9 +66,19 @@ def encode_alike(
     if config.calibration is not None:
         config.calibration.check(model, tree)
         bias = config.calibration.bias.to(model.device, torch.float32)
-    pools = [] if tree.recompute == "all" else make_pools(model, tree, documents)
-    replays = Replays(model.device) if config.cuda_graphs else None
-    walk = scheduler(model, tree, pools, bias, config.selected_by, documents, replays)
+    fingerprint = model.fingerprint
+    key = None
+    if config.cuda_graphs and scheduler is Scheduler:
+        at = tuple(x.data_ptr() for x in named_weights(model.weights, model.config).values())
+        key = tree, documents, config.selected_by, config.calibration, fingerprint, at
+    walk = take_run(model, key)
+    if walk is None:
+        pools = [] if tree.recompute == "all" else make_pools(model, tree, documents)
+        replays = Replays(model.device) if config.cuda_graphs else None
+        walk = scheduler(model, tree, pools, bias, config.selected_by, documents, replays)
+    else:
+        walk.clear()
+        pools = walk.pools
     watch = Stopwatch(model.device)
     seconds = [0.0] * len(tree.levels)
     finished: list[int] = []
@@ -103,6 +114,8 @@ def encode_alike(
     if model.device.type == "cpu":
         trim_heap()  # the activations' memory, before the caches take theirs
     caches = _gather(model, tree, pools, merged.slots)
+    if key is not None:
+        keep_run(model, key, walk)
     del pools, walk
     if tree.recompute == "suffix":
         start = tree.next_position - tree.suffix_len
@@ -131,7 +144,6 @@ def encode_alike(
         peak_slots=peak_slots,
         documents=documents,
     )
-    fingerprint = model.fingerprint
     encoded = [
         EncodedContext(
             keys=keys,

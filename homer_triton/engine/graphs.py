@@ -1,19 +1,28 @@
 """CUDA graphs: a step of the tree is captured once for its shape, and replayed for all its equals.
 
 For a small model the host takes longer to launch a step's kernels than the device to run them; a
-replay is one launch.
+replay is one launch. Graphs read and write memory that must stay where it is, so a run of a tree is
+kept with them, for the next text of the same lengths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from ..model.llama import Llama
+
 Step = Callable[..., tuple[Tensor, ...]]
+
+# The devices that steps are captured on.
+HAS_GRAPHS = ("cuda",)
+# Runs that a model keeps: each has the memory that reading a text takes, and its graphs'.
+MOST_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -71,3 +80,22 @@ def capture(step: Step, inputs: tuple[Tensor, ...], memory: Any, stream: Any) ->
     ):
         outputs = step(*places)
     return Captured(graph.replay, places, outputs)
+
+
+def take_run(model: Llama, key: Hashable) -> Any:
+    """What a model keeps by a key, which is the caller's alone then; None where there is none."""
+    return model.kept_runs.pop(key, None)
+
+
+def keep_run(model: Llama, key: Hashable, run: Any) -> None:
+    """Let a model keep a run, and forget those that were kept longest ago."""
+    model.kept_runs[key] = run
+    while len(model.kept_runs) > MOST_KEPT:
+        model.kept_runs.pop(next(iter(model.kept_runs)))
+
+
+def drop_graphs(model: Llama) -> None:
+    """Free the CUDA graphs that `encode` left with a model, and the memory that they run in: as
+    much as reading the last texts took. The next text captures its own.
+    """
+    model.kept_runs.clear()

@@ -20,10 +20,14 @@ class SlotPool:
 
     def __init__(self, cache: Tensor, reserved: int) -> None:
         self.cache = cache
-        self.high_water = reserved
-        self._capacity = cache.shape[2]
-        self._free = torch.arange(reserved, self._capacity, device=cache.device)
-        self._left = self._capacity - reserved
+        self._reserved, self._capacity = reserved, cache.shape[2]
+        self.clear()
+
+    def clear(self) -> None:
+        """Free all slots but the reserved ones."""
+        self.high_water = self._reserved
+        self._free = torch.arange(self._reserved, self._capacity, device=self.cache.device)
+        self._left = self._capacity - self._reserved
 
     @property
     def live(self) -> int:

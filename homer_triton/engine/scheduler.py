@@ -108,15 +108,24 @@ class Scheduler:
         self.rotary = model.rotary(plan.chunk_end)
         self._replays = replays
         self._store = HostStore(model.device)
+        shape = (documents, plan.input_len)
         # By source index, what the nodes so far gave it, if that counts.
         self._voted: Tensor | None = None
         if selection.remembers:
             wide = torch.promote_types(model.dtype, torch.float32)
-            shape = (documents, plan.input_len)
             self._voted = torch.zeros(shape, dtype=wide, device=model.device)
-        self._pruned_at = torch.full(
-            (documents, plan.input_len), -1, dtype=torch.int8, device=model.device
-        )
+        self._pruned_at = torch.full(shape, -1, dtype=torch.int8, device=model.device)
+
+    def clear(self) -> None:
+        """Be as new, for another run of the same plan: all memory stays where it is, and with it
+        the captured steps.
+        """
+        for pool in self.pools:
+            pool.clear()
+        if self._voted is not None:
+            self._voted.zero_()
+        # The last run's result has the old one.
+        self._pruned_at = torch.full_like(self._pruned_at, -1)
 
     def run(
         self, prefix: Tensor, contexts: Tensor, suffixes: Tensor, on_node: Callable[[Node], None]

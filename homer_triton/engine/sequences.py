@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 
 from ..model.llama import Llama, Past
-from .graphs import Replays
+from .graphs import HAS_GRAPHS, Replays
 
 if TYPE_CHECKING:
     from ..context import EncodedContext
-
-# The devices that a step is captured on.
-HAS_GRAPHS = ("cuda",)
 
 
 class Sequences:
