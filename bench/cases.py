@@ -113,23 +113,24 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend) -> Tensor:
         return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
+def check_attention(*inputs: Tensor, rows: Tensor | None = None) -> None:
+    """Check our attention of q, k and v against float32."""
+    require_as_exact(
+        kernels.causal_attention(*inputs, query_rows=rows),
+        reference.causal_attention(*inputs, query_rows=rows),
+        reference.causal_attention(*(x.float() for x in inputs), query_rows=rows),
+    )
+
+
 def all_rows_case(m: Sizes) -> Case:
     """Attention with all rows as queries."""
     q, k, v = (random(1, m.rows, n, m.dim) for n in (m.heads, m.key_heads, m.key_heads))
-
-    def check() -> None:
-        require_as_exact(
-            kernels.causal_attention(q, k, v),
-            reference.causal_attention(q, k, v),
-            reference.causal_attention(q.float(), k.float(), v.float()),
-        )
-
     return Case(
         "causal_attention",
         f"{m.model}, all rows",
         {"triton": lambda: kernels.causal_attention(q, k, v)}
         | {name: partial(sdpa, q, k, v, backend) for name, backend in BACKENDS.items()},
-        check,
+        partial(check_attention, q, k, v),
         nbytes(q, k, v, q),
         2 * m.rows * (m.rows + 1) * m.heads * m.dim,
         "matrix",
@@ -144,13 +145,6 @@ def kept_rows_case(m: Sizes) -> Case:
     )
     at = some_rows(1, m.rows, m.kept)
 
-    def check() -> None:
-        require_as_exact(
-            kernels.causal_attention(q, k, v, query_rows=at),
-            reference.causal_attention(q, k, v, query_rows=at),
-            reference.causal_attention(q.float(), k.float(), v.float(), query_rows=at),
-        )
-
     return Case(
         "causal_attention",
         f"{m.model}, half the rows",
@@ -158,7 +152,7 @@ def kept_rows_case(m: Sizes) -> Case:
             "triton": lambda: kernels.causal_attention(q, k, v, query_rows=at),
             "torch": lambda: reference.causal_attention(q, k, v, query_rows=at),
         },
-        check,
+        partial(check_attention, q, k, v, rows=at),
         nbytes(q, k, v, q),
         4 * int((at + 1).sum()) * m.heads * m.dim,
         "matrix",
@@ -177,18 +171,11 @@ def decoding_case(m: Sizes, batch: int) -> Case:
         turned = (x.transpose(1, 2) for x in (q, k, v))
         return scaled_dot_product_attention(*turned, enable_gqa=True)
 
-    def check() -> None:
-        require_as_exact(
-            kernels.causal_attention(q, k, v, query_rows=at),
-            reference.causal_attention(q, k, v, query_rows=at),
-            reference.causal_attention(q.float(), k.float(), v.float(), query_rows=at),
-        )
-
     return Case(
         "causal_attention",
         f"{m.model}, one row, batch {batch}",
         {"triton": lambda: kernels.causal_attention(q, k, v, query_rows=at), "torch": plain},
-        check,
+        partial(check_attention, q, k, v, rows=at),
         nbytes(k, v),
         4 * batch * 2 * m.rows * m.heads * m.dim,
     )

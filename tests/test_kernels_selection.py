@@ -121,6 +121,16 @@ def test_the_most_rows_that_counts_hold(rows, ties):
         assert torch.equal(actual, expected)
 
 
+def test_all_of_the_most_rows_may_reach_a_threshold():
+    k = 1 + digits(1, 1, 32_768, 1, 16).abs()
+    positions = torch.arange(32_768, device=DEVICE)[None]
+    arguments = (torch.ones_like(k[:, 0]), k, positions, None, 1000, 0, 32_768)
+    for actual, expected in zip(
+        score_and_select(*arguments), reference.score_and_select(*arguments), strict=True
+    ):
+        assert torch.equal(actual, expected)
+
+
 def test_too_many_rows_are_refused():
     q = torch.zeros(1, 1, 16, device=DEVICE)
     k = q[None].expand(1, MAX_ROWS + 1, 1, 16)
