@@ -18,9 +18,9 @@ from .checks import require
 from .devices import warp_size
 from .tiles import tiles_of
 
-# What the selection's packed counts hold, three or two to a word.
+# What the selection counts, and what two counts to a signed word of 32 bits hold.
 MAX_ROWS = 2**20
-MAX_ROWS_IN_32_BITS = 2**15
+MAX_ROWS_IN_32_BITS = 2**15 - 1
 
 # Rows that the last program takes at a time.
 ROW_TILE = 2048

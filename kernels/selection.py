@@ -53,7 +53,6 @@ def _threshold(first_ranks, ranks_ptr, rows, keep, prunable_rows, COUNTS, BLOCK_
     first_ranks: those of the first BLOCK_T rows, which stay in registers.
     """
     half: tl.constexpr = COUNTS.primitive_bitwidth // 2
-    low_half: tl.constexpr = (1 << half) - 1
     offs_t = tl.arange(0, BLOCK_T)
     low, high = tl.full([], 0, tl.uint32), tl.full([], 0xFFFFFFFF, tl.uint32)
     count = prunable_rows.to(COUNTS)
@@ -65,7 +64,7 @@ def _threshold(first_ranks, ranks_ptr, rows, keep, prunable_rows, COUNTS, BLOCK_
             ranks = _load_ranks(ranks_ptr, first + offs_t, rows)
             reached += (ranks >= one).to(COUNTS) + ((ranks >= two).to(COUNTS) << half)
         counts = tl.sum(reached, axis=0)
-        reach_one, reach_two = counts & low_half, (counts >> half) & low_half
+        reach_one, reach_two = counts & ((1 << half) - 1), counts >> half
         high = tl.where(reach_two >= keep, high, tl.where(reach_one >= keep, two, one) - 1)
         low = tl.where(reach_two >= keep, two, tl.where(reach_one >= keep, one, low))
         count = tl.where(
