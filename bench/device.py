@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import torch  # noqa: E402
-from cases import DEVICE, nbytes, random  # noqa: E402
 from measure import ON_GPU, time_calls  # noqa: E402
+from op_cases import DEVICE, nbytes, random  # noqa: E402
 
 from homer_triton.evaluation.environment import describe_environment  # noqa: E402
 

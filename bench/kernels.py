@@ -19,13 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-import cases  # noqa: E402
 import measure  # noqa: E402
 import movement  # noqa: E402
+import op_cases  # noqa: E402
 import torch  # noqa: E402
-from cases import MODELS, TINY, Case, Sizes  # noqa: E402
 from device import limits  # noqa: E402
 from measure import ON_GPU, Measurement, describe  # noqa: E402
+from op_cases import MODELS, TINY, Case, Sizes  # noqa: E402
 
 
 def cases_of(m: Sizes) -> list[Callable[[], Case]]:
@@ -33,7 +33,7 @@ def cases_of(m: Sizes) -> list[Callable[[], Case]]:
     chosen = [
         partial(case, m, batch)
         for batch in (1, m.siblings)
-        for case in (cases.selection_case, cases.voting_case)
+        for case in (op_cases.selection_case, op_cases.voting_case)
     ]
     others = (
         movement.merging_case,
@@ -46,9 +46,9 @@ def cases_of(m: Sizes) -> list[Callable[[], Case]]:
         movement.closing_case,
     )
     return [
-        partial(cases.all_rows_case, m),
-        partial(cases.kept_rows_case, m),
-        *(partial(cases.decoding_case, m, batch) for batch in (1, m.chunks)),
+        partial(op_cases.all_rows_case, m),
+        partial(op_cases.kept_rows_case, m),
+        *(partial(op_cases.decoding_case, m, batch) for batch in (1, m.chunks)),
         *chosen,
         *(partial(case, m) for case in others),
     ]
@@ -124,7 +124,7 @@ def measure_all(models: tuple[Sizes, ...], path: Path) -> int:
     lines = limit_lines(limit, about)
     failed = 0
     for draw in (draw for m in models for draw in cases_of(m)):
-        drawn = cases.copies(draw)
+        drawn = op_cases.copies(draw)
         checked = is_right(drawn[0])
         found = measure_case(drawn, checked, limit, about)
         failed += not checked or all(line.system != "triton" for line in found)

@@ -23,8 +23,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import measure  # noqa: E402
 import torch  # noqa: E402
-from cases import nbytes  # noqa: E402
 from measure import ON_GPU  # noqa: E402
+from op_cases import nbytes  # noqa: E402
 from random_models import SHAPES, random_llama  # noqa: E402
 from torch import Tensor  # noqa: E402
 

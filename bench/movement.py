@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from cases import DEVICE, DTYPE, Case, Sizes, nbytes, random, same, sdpa, some_rows, whole
 from measure import require_as_exact
+from op_cases import DEVICE, DTYPE, Case, Sizes, nbytes, random, same, sdpa, some_rows, whole
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 

@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import measure  # noqa: E402
 import torch  # noqa: E402
-from cases import BACKENDS, random, sdpa, some_rows  # noqa: E402
+from op_cases import BACKENDS, random, sdpa, some_rows  # noqa: E402
 from torch import Tensor  # noqa: E402
 from tune_sizes import best, compile_sizes, sizes_jobs, sweep_sizes  # noqa: E402
 

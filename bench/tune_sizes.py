@@ -12,7 +12,7 @@ from typing import Any
 
 import measure
 import torch
-from cases import MODELS, Case, copies, decoding_case, selection_case, voting_case
+from op_cases import MODELS, Case, copies, decoding_case, selection_case, voting_case
 
 from homer_triton.kernels import tiles
 
