@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .engine.graphs import drop_graphs
     from .engine.tree import Plan
     from .generation import generate, generate_batch
-    from .growing import append, compact
+    from .growing import append, close_up, compact
     from .loading import from_transformers, load, with_rope
     from .model.config import ModelConfig
     from .model.llama import Llama
@@ -43,6 +43,7 @@ __all__ = [
     "append",
     "calibrate",
     "chat_affixes",
+    "close_up",
     "compact",
     "drop_graphs",
     "encode",
@@ -61,7 +62,7 @@ _MODULES = {
     "config": ("HomerConfig", "plan"),
     "context": ("EncodedContext",),
     "encoding": ("DocumentsError", "encode", "encode_batch"),
-    "growing": ("append", "compact"),
+    "growing": ("append", "close_up", "compact"),
     "decoding": ("Decoding",),
     "answering": ("Generation",),
     "generation": ("generate", "generate_batch"),

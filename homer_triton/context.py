@@ -134,6 +134,13 @@ class EncodedContext:
                 "encode the text again."
             ) from error
 
+    @property
+    def kept_ids(self) -> Tensor:
+        """The kept tokens' ids in their order, [T'] int64, prefix and suffix among them: a prompt
+        that any engine can read for itself.
+        """
+        return self.token_ids[self.source_indices]
+
     def to_transformers(
         self, new_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], copies: int = 1
     ) -> dict[str, Any]:

@@ -5,6 +5,7 @@ much.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from .checks import whole_number
 from .config import HomerConfig
 from .context import EncodedContext
 from .encoding import encode
+from .engine.recompute import read_again_
 from .engine.tree import Node
 from .model.llama import Llama
 from .text.tokens import TokensLike, tokenize
@@ -85,3 +87,42 @@ def _rows(encoded: EncodedContext, last: int) -> tuple[Tensor, Tensor, Tensor]:
     ids = encoded.token_ids[encoded.source_indices].cpu()
     before = encoded.plan.prefix_len
     return ids[:before], ids[before : len(ids) - last], ids[len(ids) - last :]
+
+
+@torch.no_grad()
+def close_up(model: Llama, encoded: EncodedContext) -> EncodedContext:
+    """The same rows at the positions 0 … T' - 1, as those of an ordinary prompt: what an engine
+    needs that numbers rows by their place in the cache.
+
+    Keys are turned from where they stand to where they shall (RoPE, Su et al. 2021), and the last
+    token is read once more for its logits. What `recompute="all"` made, the default, stands so
+    already, and is returned as it is. Raises `ValueError` for a context that another model encoded,
+    and for a model whose RoPE follows the length (dynamic NTK, longrope).
+    """
+    encoded.check_maker(model.fingerprint)
+    rows = torch.arange(len(encoded), device=model.device)
+    encoded = encoded.to(model.device)
+    if torch.equal(encoded.positions, rows) and encoded.next_position == len(rows):
+        return encoded
+    config = model.config
+    if config.rope_switches_at is not None:
+        raise ValueError(
+            "This model's RoPE follows the length, so that its keys cannot be moved; encode with "
+            'recompute="all".'
+        )
+    turn = rows - encoded.positions
+    cos, sin = (table[turn.abs()] for table in model.rotary(int(turn.abs().max()) + 1))
+    # Some kinds of RoPE stretch what they turn, which has been done.
+    stretch = torch.hypot(cos, sin)
+    cos, sin = cos / stretch, sin / stretch * turn.sign()[:, None]
+    keys, values = encoded.keys.clone(), encoded.values.clone()
+    for layer, own in enumerate(keys):
+        if layer not in config.unrotated:
+            moved = own.transpose(0, 1).contiguous()[None]
+            model.ops.apply_rotary_(moved, rows[None], cos, sin)
+            own.copy_(moved[0].transpose(0, 1))
+    last = encoded.token_ids[encoded.source_indices[-1:]]
+    logits = read_again_(model, last, keys, values, len(rows) - 1)
+    return replace(
+        encoded, keys=keys, values=values, positions=rows, next_position=len(rows), logits=logits
+    )

@@ -1,9 +1,12 @@
 """Texts that grow, and conversations that outgrow their room."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from cases import LAYERS, random_tokens
-from checkpoints import random_model
+from checkpoints import ROPES, random_model
 
 import homer_triton as ht
 from homer_triton.demo import CHECKPOINT
@@ -101,3 +104,59 @@ def test_bad_input_is_refused(model: ht.Llama, encoded: ht.EncodedContext) -> No
     for call in (lambda: ht.compact(other, turns), lambda: ht.append(other, encoded, [5])):
         with pytest.raises(ValueError, match="encoded by another model"):
             call()
+
+
+def rope_of(kind: str) -> dict[str, Any]:
+    return {"rope_theta": 500000.0, **ROPES[kind]}
+
+
+def bare(keys: torch.Tensor, positions: torch.Tensor, model: ht.Llama) -> torch.Tensor:
+    """Keys [L, HKV, T, D] as they were before they were rotated, as complex numbers."""
+    cos, sin = (table[positions] for table in model.rotary(int(positions.max()) + 1))
+    first, second = keys.chunk(2, dim=-1)
+    return torch.complex(first, second) / torch.complex(cos, sin)
+
+
+@pytest.mark.parametrize("rope", ["default", "yarn", "llama3"])
+@pytest.mark.parametrize("selection", [{"recompute": "none"}, {"recompute": "suffix"}])
+def test_rows_close_up_to_an_ordinary_prompts(rope: str, selection: dict[str, Any]) -> None:
+    peer = random_model(num_hidden_layers=LAYERS, rope_parameters=rope_of(rope))
+    model = ht.from_transformers(peer, ops="torch")
+    config = ht.HomerConfig(32, 24, **selection)
+    encoded = ht.encode(model, random_tokens(90), PREFIX, SUFFIX, config)
+    closed = ht.close_up(model, encoded)
+    assert not torch.equal(encoded.positions, closed.positions)
+    assert closed.positions.tolist() == list(range(len(encoded)))
+    assert closed.next_position == len(encoded)
+    assert closed.kept_ids.tolist() == rows(encoded)
+    before = bare(encoded.keys, encoded.positions, model)[:, :, :-1]
+    torch.testing.assert_close(bare(closed.keys, closed.positions, model)[:, :, :-1], before)
+    assert torch.equal(closed.values[:, :, :-1], encoded.values[:, :, :-1])
+    # The next token is what transformers makes of the same rows and the last token.
+    short = replace(
+        closed,
+        keys=closed.keys[:, :, :-1],
+        values=closed.values[:, :, :-1],
+        next_position=len(closed) - 1,
+    )
+    with torch.no_grad():
+        there = peer(**short.to_transformers(closed.kept_ids[-1:]))
+    torch.testing.assert_close(closed.logits, there.logits[0, -1], rtol=1e-4, atol=1e-4)
+    # What it goes on from is an encoding as any: it is grown and closed up again.
+    answer = ht.generate(model, closed, [1, 2], 4, grow=True)
+    assert answer.encoded is not None
+    assert ht.close_up(model, answer.encoded) is not closed
+    assert torch.equal(ht.close_up(model, answer.encoded).keys, answer.encoded.keys)
+
+
+def test_what_was_read_again_stands_closed_up_already(
+    model: ht.Llama, encoded: ht.EncodedContext
+) -> None:
+    assert torch.equal(ht.close_up(model, encoded).keys, encoded.keys)
+    config = ht.HomerConfig(32, 32, recompute="none")
+    peer = random_model(rope_parameters=rope_of("dynamic"))
+    moves = ht.from_transformers(peer, ops="torch")
+    with pytest.raises(ValueError, match="RoPE follows the length"):
+        ht.close_up(moves, ht.encode(moves, random_tokens(100), PREFIX, SUFFIX, config))
+    with pytest.raises(ValueError, match="another model"):
+        ht.close_up(moves, encoded)
