@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,9 +15,6 @@ from .inputs import note_long_chunks, takes_template
 from .options import Checkpoint, Json, NoChatTemplate, Thinking
 from .output import note, print_json
 from .settings import Settings
-
-if TYPE_CHECKING:
-    pass
 
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
