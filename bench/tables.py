@@ -460,14 +460,16 @@ def gpu_kernels() -> str:
 def decode() -> str:
     """A new token after a cache, ours beside transformers', by model and number of sequences."""
     rows = []
-    for name in ("50M-float32", "50M-bfloat16", "h200/Llama-3-8B-bfloat16"):
-        *folder, file = name.rpartition("/")
+    cpu = "two CPU cores"
+    for model, dtype, machine, folder in (
+        ("50M", "float32", cpu, ""),
+        ("50M", "bfloat16", cpu, ""),
+        ("Llama-3-8B", "bfloat16", "H200", "h200/"),
+    ):
         found: dict[tuple[str, str], dict[str, float]] = {}
-        for line in read_csv(f"{''.join(folder)}decode-{file}.csv"):
+        for line in read_csv(f"{folder}decode-{model}-{dtype}.csv"):
             case = found.setdefault((line["rows"], line["sequences"]), {})
             case[line["system"]] = float(line["median_ms"])
-        model, _, dtype = file.rpartition("-")
-        machine = "H200" if any(folder) else "two CPU cores"
         for (cached, sequences), own in found.items():
             theirs = own["transformers"]
             cells = [f"{theirs / own[x]:.2f} ×" if x in own else "" for x in ("shared", "copies")]

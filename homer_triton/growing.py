@@ -51,7 +51,7 @@ def append(
     more = tokenize(model, text, "text", special_tokens)
     if not len(more):
         raise ValueError("The text is empty; give at least one token.")
-    prefix, middle, suffix = _rows(encoded, encoded.plan.suffix_len)
+    prefix, middle, suffix = split_rows(encoded, encoded.plan.suffix_len)
     return encode(model, torch.cat([middle, more]), prefix, suffix, config, progress)
 
 
@@ -76,15 +76,20 @@ def compact(
     config = config or HomerConfig()
     most = max(len(encoded) - encoded.plan.prefix_len - 1, 1)
     if recent is None:
-        recent = max(min(RECENT, config.chunk_len(model.config) // 4, most), 1)
+        recent = recent_of(model, config, most)
     recent = whole_number("recent", recent, 1, most)
-    prefix, middle, suffix = _rows(encoded, recent)
+    prefix, middle, suffix = split_rows(encoded, recent)
     return encode(model, middle, prefix, suffix, config, progress)
 
 
-def _rows(encoded: EncodedContext, last: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The tokens of a cache's rows: the prefix, what stands between, and the last ones."""
-    ids = encoded.token_ids[encoded.source_indices].cpu()
+def recent_of(model: Llama, config: HomerConfig, most: int) -> int:
+    """How many of `most` last tokens choose what stays of those before, if nobody says."""
+    return max(min(RECENT, config.chunk_len(model.config) // 4, most), 1)
+
+
+def split_rows(encoded: EncodedContext, last: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The tokens of a cache's rows, on the CPU: the prefix, what stands between, and the last."""
+    ids = encoded.kept_ids.cpu()
     before = encoded.plan.prefix_len
     return ids[:before], ids[before : len(ids) - last], ids[len(ids) - last :]
 
@@ -121,8 +126,7 @@ def close_up(model: Llama, encoded: EncodedContext) -> EncodedContext:
             moved = own.transpose(0, 1).contiguous()[None]
             model.ops.apply_rotary_(moved, rows[None], cos, sin)
             own.copy_(moved[0].transpose(0, 1))
-    last = encoded.token_ids[encoded.source_indices[-1:]]
-    logits = read_again_(model, last, keys, values, len(rows) - 1)
+    logits = read_again_(model, encoded.kept_ids[-1:], keys, values, len(rows) - 1)
     return replace(
         encoded, keys=keys, values=values, positions=rows, next_position=len(rows), logits=logits
     )

@@ -125,11 +125,9 @@ def turns(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
     """Whether the products of x [..., I] with matrices [O, I] are taken the other way round, which
     reads the matrices faster: those of few rows, as in decoding, on an x86 CPU, outside autograd.
     """
-    rows = x.shape[:-1].numel()
-    few = TURNED_ROWS.get(x.dtype, range(0))
     return (
         x.device.type == "cpu"
-        and rows in few
+        and x.shape[:-1].numel() in TURNED_ROWS.get(x.dtype, ())
         and _is_x86()
         and (x.dtype == torch.float32 or has_instructions(x.dtype))
         and _are_plain(weights)

@@ -122,6 +122,7 @@ def serve(
         require(package, "`homer serve`", "serve")
     from ..serving.app import make_app
     from ..serving.engine import Engine
+    from ..serving.guard import LOCAL
     from ..serving.memory import Memory
     from ..serving.server import Server, bind
     from ..serving.service import Service
@@ -147,16 +148,13 @@ def serve(
     engine = Engine(model, config, serving.running, serving.waiting, memory)
     name = serving.name or _name(checkpoint.model)
     service = Service(name, fingerprint, engine, sources, store, defaults)
-    app = make_app(service, serving.api_key, body, serving.host in _LOCAL)
+    app = make_app(service, serving.api_key, body, serving.host in LOCAL)
     host, port = listening.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if as_json:
         print_json({"url": url, "model": name, "fingerprint": fingerprint})
     note(f"{name} is served at {url}; Ctrl-C ends it.")
     Server(app, service).run(sockets=[listening])
-
-
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def _cache() -> Path:

@@ -52,9 +52,10 @@ class Sequences:
         # first slots, [3, B]; None after anything but a step.
         self._state: Tensor | None = None
         longest = max(at + most for at, most in zip(self._positions, room, strict=True))
-        self._switches = model.config.rope_switches_at is not None
-        # Held, since a captured step reads them where they are.
-        self._tables = None if self._switches else model.rotary(longest)
+        # Held, since a captured step reads them where they are; none where frequencies follow each
+        # one's own length.
+        switches = model.config.rope_switches_at is not None
+        self._tables = None if switches else model.rotary(longest)
 
     def read(self, number: int, token_ids: Tensor) -> Tensor:
         """Run a sequence's next T tokens, [T] on the model's device; returns logits [V] of the
@@ -77,7 +78,7 @@ class Sequences:
     def step(self, token_ids: Tensor) -> Tensor:
         """Run one more token of every sequence, [B] in their order; returns logits [B, V]."""
         places = range(len(self.numbers))
-        if self._switches:  # frequencies follow each one's own length
+        if self._tables is None:
             each = zip(places, token_ids.split(1), strict=True)
             return torch.cat([self._one_more(at, one) for at, one in each])
         if self._state is None:

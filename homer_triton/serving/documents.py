@@ -37,7 +37,7 @@ def document_routes(service: Service) -> APIRouter:
     async def add(http: Http, stream: bool = False) -> Response:
         wanted = await _wanted(http)
         id_ = id_of(wanted.text, wanted.suffix)
-        known = {document.id: document for document in store.documents()}.get(id_)
+        known = store.find(id_)
         if known is not None:
             told = _told(known)
             return Response(sent(told) + DONE, media_type=_STREAM) if stream else JSONResponse(told)

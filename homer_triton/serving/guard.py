@@ -12,7 +12,8 @@ from .errors import ApiError
 
 # What anybody may see: whether the server is there, and the page, which asks for the key itself.
 _OPEN = ("/", "/health")
-_LOCAL = ("localhost", "127.0.0.1", "::1")
+# This machine's own names.
+LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class Guard:
@@ -50,7 +51,7 @@ class Guard:
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
         """Why a request is not let through, if it is not."""
         host = headers.get(b"host", b"").decode("latin-1")
-        if self._is_local and _name(host) not in _LOCAL:
+        if self._is_local and _name(host) not in LOCAL:
             return ApiError(403, "This server is for this machine only.", code="wrong_host")
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and _place(origin) != host.lower():

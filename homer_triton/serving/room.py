@@ -8,7 +8,7 @@ from ..answering import Question
 from ..config import HomerConfig
 from ..context import EncodedContext
 from ..encoding import encode
-from ..growing import RECENT
+from ..growing import recent_of, split_rows
 from ..model.llama import Llama
 from .jobs import Job
 
@@ -23,10 +23,7 @@ def with_room(model: Llama, job: Job, context: EncodedContext, config: HomerConf
     limit = model.config.context_limit
     if not len(prompt) or context.next_position + len(prompt) + new <= limit:
         return Question(context, prompt, job.decodings[0])
-    last = min(RECENT, config.chunk_len(model.config) // 4, len(prompt))
-    rows = context.token_ids[context.source_indices].cpu()
-    before = context.plan.prefix_len
-    middle = torch.cat([rows[before:], prompt[: len(prompt) - last]])
-    suffix = prompt[len(prompt) - last :]
-    merged = encode(model, middle, rows[:before], suffix, config)
+    earlier, suffix = prompt.tensor_split([len(prompt) - recent_of(model, config, len(prompt))])
+    prefix, rest, _ = split_rows(context, 0)
+    merged = encode(model, torch.cat([rest, earlier]), prefix, suffix, config)
     return Question(merged, prompt[:0], job.decodings[0])

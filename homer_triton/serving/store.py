@@ -68,12 +68,17 @@ class Store:
         with self._lock:
             return sum(document.bytes for document in self._documents.values())
 
+    def find(self, document: str) -> Document | None:
+        """A document, if it is there."""
+        with self._lock:
+            return self._documents.get(document)
+
     def get(self, document: str) -> Document:
         """Raises `NoDocumentError`."""
-        with self._lock:
-            if document not in self._documents:
-                raise NoDocumentError(document)
-            return self._documents[document]
+        found = self.find(document)
+        if found is None:
+            raise NoDocumentError(document)
+        return found
 
     def text(self, document: str) -> str:
         """A document's text. Raises `NoDocumentError`."""
