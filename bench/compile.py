@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 # Compiling needs the real JIT: set before triton is imported, here and in the worker processes.
 os.environ["TRITON_INTERPRET"] = "0"
@@ -36,12 +37,15 @@ from triton.compiler import CompiledKernel  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from homer_triton import kernels  # noqa: E402
+from homer_triton.kernels import attention  # noqa: E402
 from homer_triton.kernels.checks import LOGITS  # noqa: E402
 from homer_triton.kernels.scoring import MAX_ROWS  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "compile.csv"
 # Registers over the committed count that pass; another release of Triton counts anew.
 REGISTER_SLACK = 8
+# Asynchronous copies, those by tensor descriptors first.
+COPIES = ("cp.async.bulk.tensor", "cp.async")
 # What must use matrix instructions.
 MATRIX_KERNELS = ("causal_attention", "attend_one", "totals", "votes")
 
@@ -50,18 +54,20 @@ MATRIX_KERNELS = ("causal_attention", "attend_one", "totals", "votes")
 class Chip:
     """A target, the bytes of shared memory that a program can have, and its matrix instructions.
 
-    The first of those is for large tiles, the last for short ones.
+    The first of those is for large tiles, the last for short ones. descriptors: whether it copies
+    by tensor descriptors.
     """
 
     target: GPUTarget
     shared_limit: int
     matrix: tuple[str, ...]
+    descriptors: bool = False
 
 
 CHIPS = {
     "sm_80": Chip(GPUTarget("cuda", 80, 32), 163 * 1024, ("mma.sync",)),
-    "sm_90a": Chip(GPUTarget("cuda", 90, 32), 227 * 1024, ("wgmma", "mma.sync")),
-    "sm_100a": Chip(GPUTarget("cuda", 100, 32), 227 * 1024, ("tcgen05.mma", "mma.sync")),
+    "sm_90a": Chip(GPUTarget("cuda", 90, 32), 227 * 1024, ("wgmma", "mma.sync"), True),
+    "sm_100a": Chip(GPUTarget("cuda", 100, 32), 227 * 1024, ("tcgen05.mma", "mma.sync"), True),
     "gfx942": Chip(GPUTarget("hip", "gfx942", 64), 64 * 1024, ("mfma",)),
 }
 
@@ -81,6 +87,12 @@ MODELS = {
     "Llama-2-7B": Model(4096, 32, 32, 128, 11008),
     "Llama-3.2-1B": Model(2048, 32, 8, 64, 8192),
 }
+COUNTED_ON = "sm_90a"
+DESCRIBED = "described"
+DESCRIBED_TILES = {
+    64: attention.Tile(128, 128, 8, 3, descriptors=True),
+    128: attention.Tile(128, 128, 8, 2, descriptors=True),
+}
 # What is special about a call, and the call.
 Case = tuple[str, Callable[[], object]]
 
@@ -96,7 +108,7 @@ ROW_COUNTS = (
 class Built:
     """One line of the table. `spills` are bytes per thread, on AMD chips vector registers;
     serialised: whether ptxas lets no asynchronous matrix product run beside anything else;
-    asynchronous: whether memory is read into shared memory without a thread waiting.
+    copies: the instruction by which memory comes into shared memory without a thread waiting.
     """
 
     kernel: str
@@ -108,7 +120,7 @@ class Built:
     shared_limit: int
     matrix: str
     serialised: bool
-    asynchronous: bool
+    copies: str
     triton: str
 
 
@@ -176,6 +188,24 @@ def attention_cases() -> Iterator[Case]:
         yield f"float32 D{dim}", partial(attend, dim, ROWS, PREFIX, False, torch.float32)
 
 
+def descriptor_cases() -> Iterator[Case]:
+    """Attention whose keys come by tensor descriptors, with the largest tiles of `make tune`."""
+    for dim, tile in DESCRIBED_TILES.items():
+        for name, queries, prefix, rows in (
+            ("full", ROWS, 0, False),
+            ("prefix", ROWS, PREFIX, False),
+            ("kept rows", KEPT, PREFIX, True),
+        ):
+            call = partial(attend, dim, queries, prefix, rows)
+            yield f"{DESCRIBED} {name} D{dim}", partial(with_tile, tile, call)
+
+
+def with_tile(tile: attention.Tile, call: Callable[[], object]) -> None:
+    """A call of attention with a tile of its own."""
+    with mock.patch.object(attention, "attention_tile", return_value=tile):
+        call()
+
+
 def model_cases(name: str, m: Model, all_rows: int = ROWS, kept_rows: int = KEPT) -> Iterator[Case]:
     """Every other op at a model's sizes."""
     x, kept = empty(1, all_rows, m.hidden), empty(1, kept_rows, m.hidden)
@@ -228,6 +258,8 @@ def cases_of_rows(rows: int) -> Iterator[Case]:
     yield "all rows", partial(attend, 128, rows, PREFIX, False, keys=rows)
     yield "kept rows", partial(attend, 128, kept, PREFIX, True, keys=rows)
     yield "one row", partial(attend, 128, 1, PREFIX, True, keys=rows)
+    described = partial(attend, 128, kept, PREFIX, True, keys=rows)
+    yield f"{DESCRIBED} kept rows", partial(with_tile, DESCRIBED_TILES[128], described)
 
 
 def resources(kernel: CompiledKernel, chip: Chip) -> tuple[int, int]:
@@ -274,7 +306,8 @@ def build(chip_name: str) -> list[Built]:
     """Compile every case for one chip. Runs in a process of its own."""
     compiled = compiling(CHIPS[chip_name])
     lines = []
-    for case, call in cases():
+    chip = CHIPS[chip_name]
+    for case, call in (*cases(), *(descriptor_cases() if chip.descriptors else ())):
         compiled.clear()
         call()
         lines += [describe(name, case, chip_name, kernel) for name, kernel in compiled]
@@ -313,7 +346,7 @@ def describe(name: str, case: str, chip_name: str, kernel: CompiledKernel) -> Bu
         chip.shared_limit,
         matrix,
         matrix == "wgmma" and is_serialised(text, chip.target.arch),
-        "cp.async" in text,
+        next((instruction for instruction in COPIES if instruction in text), ""),
         triton.__version__,
     )
 
@@ -345,8 +378,9 @@ def complaints(lines: list[Built], before: dict[tuple[str, str, str], dict[str, 
         uses_matrix = line.kernel in MATRIX_KERNELS and "float32" not in line.case
         if uses_matrix and line.matrix != wanted:
             found.append(f"{what} uses {line.matrix or 'no matrix instruction'}, not {wanted}")
-        if old and old["asynchronous"] == "True" and not line.asynchronous:
-            found.append(f"{what} lost its asynchronous copies")
+        copies = COPIES[0] if line.case.startswith(DESCRIBED) else old["copies"] if old else ""
+        if copies and line.copies != copies:
+            found.append(f"{what} lost its asynchronous copies, {copies}")
         if line.serialised:
             found.append(f"{what} has its matrix products serialised by ptxas")
         if (
@@ -368,7 +402,7 @@ def main() -> int:
         with RESULTS.open() as file:
             before = {(r["kernel"], r["case"], r["chip"]): r for r in csv.DictReader(file)}
     with ProcessPoolExecutor(2, get_context("spawn"), max_tasks_per_child=1) as pool:
-        counted = pool.submit(count_compilations, args.chips[0])
+        counted = pool.submit(count_compilations, COUNTED_ON)
         lines = [line for chip in pool.map(build, args.chips) for line in chip]
         compilations = counted.result()
     lines.sort(key=lambda line: (line.kernel, line.case, list(CHIPS).index(line.chip)))

@@ -32,25 +32,29 @@ from torch import Tensor  # noqa: E402
 from tune_sizes import best, compile_sizes, sizes_jobs, sweep_sizes  # noqa: E402
 
 from homer_triton.kernels import attention, reference, tiles  # noqa: E402
+from homer_triton.kernels.attention import Tile  # noqa: E402
 from homer_triton.kernels.devices import architecture  # noqa: E402
 
-Tile = tuple[int, int, int, int]
 CANDIDATES: dict[int, list[Tile]] = {
     64: [
-        *((64, n, 4, stages) for n in (64, 128) for stages in (2, 3)),
-        *((128, n, 8, stages) for n in (64, 128) for stages in (2, 3)),
-        (128, 64, 4, 3),
-        (256, 64, 8, 3),
+        *(Tile(64, n, 4, stages) for n in (64, 128) for stages in (2, 3)),
+        *(Tile(128, n, 8, stages) for n in (64, 128) for stages in (2, 3)),
+        Tile(128, 64, 4, 3),
+        Tile(256, 64, 8, 3),
     ],
     128: [
-        *((64, 64, 4, stages) for stages in (2, 3, 4)),
-        *((128, 64, 8, stages) for stages in (2, 3, 4)),
-        *((128, 128, 8, stages) for stages in (1, 2)),
-        (64, 128, 4, 2),
-        (128, 32, 8, 4),
+        *(Tile(64, 64, 4, stages) for stages in (2, 3, 4)),
+        *(Tile(128, 64, 8, stages) for stages in (2, 3, 4)),
+        *(Tile(128, 128, 8, stages) for stages in (1, 2)),
+        Tile(64, 128, 4, 2),
+        Tile(128, 32, 8, 4),
     ],
-    256: [(64, 32, 4, 2), (64, 64, 4, 2), (128, 32, 8, 2), (128, 64, 8, 2), (64, 64, 8, 2)],
+    256: [
+        *(Tile(64, 32, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
+        *(Tile(128, n, 8, 2) for n in (32, 64)),
+    ],
 }
+FIRST_WITH_DESCRIPTORS = 90
 KEY_HEADS, QUERY_HEADS, ROWS, KEPT = 8, 32, 2048, 1074
 # Inputs that take turns, so that none is in the cache when its turn comes again.
 INPUTS = 8
@@ -95,6 +99,16 @@ class Timing:
 
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+def candidates_on(chip: str) -> list[tuple[int, Tile]]:
+    """(head dim, tile) of all that a chip is tried with."""
+    found = [(dim, tile) for dim, own in CANDIDATES.items() for tile in own]
+    if chip.startswith("sm_") and int(chip.removeprefix("sm_")) >= FIRST_WITH_DESCRIPTORS:
+        # Small blocks are no use there: a copy by a descriptor costs a wait of its own.
+        large = [(dim, t) for dim, t in found if t.block_n >= 64 and t.stages > 1]
+        found += [(dim, tile._replace(descriptors=True)) for dim, tile in large]
+    return found
 
 
 def draw(shape: Shape, dim: int) -> Inputs:
@@ -143,7 +157,7 @@ def measured(inputs: list[Inputs], tiles: list[Tile]) -> Iterator[tuple[str, flo
     exact = reference.causal_attention(*wide)  # type: ignore[arg-type]
     for tile in tiles:
         use(tile)
-        name = "x".join(map(str, tile))
+        name = json.dumps(tile)
         try:
             measure.require_as_exact(attention.causal_attention(*inputs[0])[:1], own, exact)
             yield name, time_us(lambda i: attention.causal_attention(*inputs[i])), ""
@@ -157,22 +171,22 @@ def measured(inputs: list[Inputs], tiles: list[Tile]) -> Iterator[tuple[str, flo
                 yield name, math.nan, measure.describe(error)
 
 
-def best_tile(timings: list[Timing], dim: int) -> list[int]:
+def best_tile(timings: list[Timing], dim: int) -> Tile:
     """The tile that loses least against the fastest, over all shapes."""
     times: dict[str, dict[str, float]] = {shape.name: {} for shape in SHAPES}
     for timing in timings:
         if timing.dim == dim and timing.system not in BACKENDS:
             times[timing.shape][timing.system] = timing.microseconds
-    return [int(size) for size in best(times).split("x")]
+    return Tile(*json.loads(best(times)))
 
 
 def sweep_attention(
     chip: str, problems: dict[tuple[int, Tile], str], out: Path, about: tuple[str, ...]
-) -> dict[str, list[int]]:
+) -> dict[str, Tile]:
     """Time every tile that compiles; returns the winners by head dim."""
     timings: list[Timing] = []
-    for dim, candidates in CANDIDATES.items():
-        runs = [tile for tile in candidates if not problems[dim, tile]]
+    for dim in CANDIDATES:
+        runs = [tile for (of, tile), problem in problems.items() if of == dim and not problem]
         for shape in SHAPES:
             inputs = [draw(shape, dim) for _ in range(INPUTS)]
             work = flops(shape, dim, inputs[0][5])
@@ -215,8 +229,7 @@ def main() -> int:
     ops = args.ops.split(",")
     chip = architecture(torch.device("cuda", 0))
     about = measure.about()
-    whole = [(dim, tile) for dim, own in CANDIDATES.items() for tile in own]
-    whole = whole if "attention" in ops else []
+    whole = candidates_on(chip) if "attention" in ops else []
     jobs = sizes_jobs(ops)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), spawn) as pool:

@@ -1,5 +1,8 @@
 """The attention kernel against its definition."""
 
+from contextlib import AbstractContextManager
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,9 +20,27 @@ from kernel_cases import (
     strided,
 )
 
-from homer_triton.kernels import causal_attention, reference
+from homer_triton.kernels import attention, causal_attention, reference
+from homer_triton.kernels.attention import FLOAT32_TILES, attention_tile
 
 __all__ = ["poisoned"]
+
+
+# The interpreter has them, and chips from Hopper on.
+HAVE_DESCRIPTORS = DEVICE == "cpu" or (
+    torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
+)
+READ_BY_DESCRIPTORS = (False, True) if HAVE_DESCRIPTORS else (False,)
+
+
+def tile_with(descriptors: bool) -> AbstractContextManager[object]:
+    """Let attention take its usual tile, its keys read by pointers or by descriptors."""
+
+    def tile(*args) -> attention.Tile:
+        own = attention_tile(*args)
+        return own if own in FLOAT32_TILES.values() else own._replace(descriptors=descriptors)
+
+    return mock.patch.object(attention, "attention_tile", tile)
 
 
 def definition(q, k, v, prefix_k, prefix_v, rows):
@@ -114,3 +135,18 @@ def test_full_size_twice_the_same_bits(dtype, key_heads, selected):
     out = causal_attention(q, k, v, prefix_k, prefix_v, at)
     assert_as_exact(out, definition, q, k, v, prefix_k, prefix_v, at)
     assert torch.equal(out, causal_attention(q, k, v, prefix_k, prefix_v, at))
+
+
+@pytest.mark.skipif(not HAVE_DESCRIPTORS, reason="the chip copies by pointers alone")
+@pytest.mark.parametrize("offset", [0, 1])
+def test_keys_that_no_descriptor_can_name_are_read_by_pointers(offset, monkeypatch):
+    """A descriptor's addresses are multiples of 16 bytes."""
+    described = mock.Mock(side_effect=attention.TensorDescriptor)
+    monkeypatch.setattr(attention, "TensorDescriptor", described)
+    q = random(0, 1, 20, 2, 16, dtype=torch.float16)
+    k, v = (random(seed, 20 * 16 + 1, dtype=torch.float16)[offset:] for seed in (1, 2))
+    k, v = (x[: 20 * 16].view(1, 20, 1, 16) for x in (k, v))
+    with tile_with(descriptors=True):
+        out = causal_attention(q, k, v)
+    assert described.called == (not offset)
+    assert_as_exact(out, definition, q, k, v, None, None, None)

@@ -13,7 +13,8 @@ import op_cases
 import tune
 import tune_sizes
 
-from homer_triton.kernels import tiles
+from homer_triton.kernels import attention, tiles
+from homer_triton.kernels.attention import Tile
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="a rehearsal")
 CANDIDATES = {
@@ -57,6 +58,32 @@ def test_a_candidate_that_cannot_run_is_told_and_loses() -> None:
     times = {"one": {"a": 1.0, "b": microseconds}, "two": {"a": 9.0, "b": 1.0}}
     assert tune_sizes.best(times) == "a"
     assert tune_sizes.best({"one": {"a": 2.0, "b": 1.0}, "two": {"a": 1.0, "b": 1.5}}) == "b"
+
+
+def test_attention_is_swept_by_pointers_and_by_descriptors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert not any(tile.descriptors for _, tile in tune.candidates_on("sm_80"))
+    assert not any(tile.descriptors for _, tile in tune.candidates_on("gfx942"))
+    both = tune.candidates_on("sm_90")
+    assert {tile.descriptors for dim, tile in both if dim == 128} == {False, True}
+    assert len(set(both)) == len(both)
+
+    monkeypatch.setattr(attention, "attention_tile", attention.attention_tile)  # put back after
+    monkeypatch.setattr(tune, "CANDIDATES", {16: []})
+    monkeypatch.setattr(tune, "SHAPES", (tune.Shape("tiny", 1, 3, True), tune.SHAPES[0]))
+    for name, value in {"KEY_HEADS": 1, "QUERY_HEADS": 2, "ROWS": 32, "KEPT": 20}.items():
+        monkeypatch.setattr(tune, name, value)
+    tiles_ = [Tile(16, 16, 4, 2), Tile(16, 16, 4, 2, descriptors=True)]
+    assert [tune.compile_tile((16, tile)) for tile in tiles_] == ["", ""]
+    problems = {(16, tile): "" for tile in tiles_} | {(16, Tile(16, 16, 4, 9)): "too many"}
+    winners = tune.sweep_attention("sm_123", problems, tmp_path, ("a", "b", "c", "d"))
+    assert winners["16"] in tiles_
+    text = (tmp_path / "tiles-sm_123.csv").read_text()
+    assert text.count("[16, 16, 4, 2, true]") == 2
+    tune.write_winners("sm_123", {"attention": winners})
+    written = json.loads(tiles.FILE.read_text(encoding="utf-8"))["attention"]["sm_123"]
+    assert Tile(*written["16"]) == winners["16"]
 
 
 def test_winners_take_their_own_chips_place_alone() -> None:
