@@ -215,7 +215,7 @@ class EncodedContext:
         Raises `ValueError` if another model made this encoding.
         """
         self.check_maker(model.fingerprint)
-        cache = model.new_cache(len(self) + room)
+        cache = model.new_cache(len(self) + room, to_grow=True)
         self.copy_rows_(cache)
         return cache
 

@@ -69,16 +69,17 @@ def check_rotary(name: str, x: Tensor, positions: Tensor, cos: Tensor, sin: Tens
     """x [B, T, H, D], positions [B, T], cos and sin [positions, D/2] float32."""
     _check_sized(x, name, 4)
     dim = x.shape[3]
-    require(dim % 2 == 0, f"the head dim of {name}", dim, "even")
+    if dim % 2:
+        require(False, f"the head dim of {name}", dim, "even")
     _check_floating(name, x)
     _check_layout(**{name: x}, positions=positions, cos=cos, sin=sin)
-    _check_indices("positions", positions, tuple(x.shape[:2]), f"the rows of {name}")
+    _check_indices("positions", positions, x.shape[:2], f"the rows of {name}")
     for table_name, table in (("cos", cos), ("sin", sin)):
-        require(
-            table.dtype == torch.float32, f"the dtype of {table_name}", table.dtype, "torch.float32"
-        )
+        if table.dtype != torch.float32:
+            require(False, f"the dtype of {table_name}", table.dtype, "torch.float32")
         _check_shape(table_name, table, (cos.shape[0], dim // 2), "[positions, D/2]")
-        require(table.is_contiguous(), f"the strides of {table_name}", table.stride(), "contiguous")
+        if not table.is_contiguous():
+            require(False, f"the strides of {table_name}", table.stride(), "contiguous")
 
 
 def check_rotary_and_store(

@@ -4,12 +4,13 @@
     gated_linear: silu(x Wgᵀ) * (x Wuᵀ)
 
 On a GPU they are cuBLAS's. On a CPU they are oneDNN's, which adds, multiplies and activates while a
-tile of the output is still in the cache, and which, unlike MKL, is as fast on every maker's chips;
-few rows are multiplied the other way round, where reading the matrix is all the work.
+tile of the output is still in the cache, and which, unlike MKL, is as fast on every maker's chips.
+Few rows are multiplied as `few_rows` says: there, reading the matrix should be all the work.
 Where a CPU has no instructions for half precision, its products are many times slower than those of
 float32: many rows are multiplied in float32 there, a block of the matrix at a time.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -24,6 +25,8 @@ from .checks import check_linear
 
 # PyTorch's compiler calls these same ops for frozen models on a CPU.
 _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+# x [..., I], a matrix [O, I] and a bias [O] or None -> [..., O].
+Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 _HALVES = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
 # oneDNN compiles a kernel for every new number of rows, and both it and PyTorch keep a thousand of
@@ -38,8 +41,13 @@ for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 LEAST_WORK = 2**26
 # Rows of x from which widening pays: below, reading a matrix takes the time, and half is read.
 LEAST_WIDE_ROWS = 8
-# Rows of x whose products are faster the other way round, as measured with PyTorch 2.13.
+# Rows of x whose products are faster the other way round, as measured with PyTorch 2.13 on Intel's
+# chips.
 TURNED_ROWS = {torch.float32: range(6, 16), torch.bfloat16: range(1, 33)}
+# On others', where MKL reads a matrix for one row at a quarter of the memory's speed, but not where
+# it has several products to take at once: rows whose float32 products are faster as those of so
+# many parts of a matrix, and the most rows that stand as columns there.
+PARTED_ROWS, PARTS, MOST_COLUMNS = range(1, 33), 16, 5
 # Rows of x, and elements of a matrix, that are widened at a time: what a processor's caches hold.
 WIDE_ROWS = 512
 WIDE_ELEMENTS = 2**21
@@ -58,8 +66,17 @@ def linear(
     returns [..., sum of O]. Raises `ValueError` for arguments that do not fit together.
     """
     check_linear(x, weights, residual, biases)
+    return _linear(x, weights, residual, biases)
+
+
+def _linear(
+    x: Tensor,
+    weights: tuple[Tensor, ...],
+    residual: Tensor | None = None,
+    biases: tuple[Tensor, ...] = (),
+) -> Tensor:
     if widens(x, weights):
-        joined = _in_float32(x, [(weight,) for weight in weights], linear)
+        joined = _in_float32(x, [(weight,) for weight in weights], _linear)
         if biases:
             joined += torch.cat(biases)
         return joined if residual is None else joined.add_(residual)
@@ -67,7 +84,7 @@ def linear(
     own = biases or (None,) * len(weights)
     if len(weights) == 1 and residual is not None and fused:
         return _ONEDNN.binary(x, residual, weights[0], own[0], "add")
-    multiply = _plain if fused else _turned if turns(x, weights) else F.linear
+    multiply = _plain if fused else few_rows(x, weights)
     outputs = [multiply(x, weight, bias) for weight, bias in zip(weights, own, strict=True)]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
     return joined if residual is None else joined + residual
@@ -80,7 +97,7 @@ def add_linear_(rows: Tensor, x: Tensor, weight: Tensor) -> None:
     """
     check_linear(x, (weight,), rows, ())
     if x.device.type == "cpu" or not _are_plain((weight,)):
-        rows += linear(x, (weight,))
+        rows += _linear(x, (weight,))
     else:
         _multiply_into_(rows, x, weight)
 
@@ -97,7 +114,7 @@ def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     if fuses(x, weights):
         gate, up = _gate_and_up(weights)
         return _ONEDNN.binary(x, _ONEDNN(x, gate, None, "swish", [], ""), up, None, "mul")
-    gate, up = linear(x, weights).chunk(2, dim=-1)
+    gate, up = _linear(x, weights).chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
@@ -121,18 +138,20 @@ def fuses(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
     )
 
 
-def turns(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
-    """Whether the products of x [..., I] with matrices [O, I] are taken the other way round, which
-    reads the matrices faster: those of few rows, as in decoding, on an x86 CPU, outside autograd.
+def few_rows(x: Tensor, weights: tuple[Tensor, ...]) -> Multiply:
+    """How x [..., I] is multiplied with each matrix [O, I] where no kernel of oneDNN is worth its
+    compiling: `F.linear`, but where another way reads a matrix faster. That is so for few rows, as
+    in decoding, on an x86 CPU, outside autograd.
     """
-    return (
-        x.device.type == "cpu"
-        and x.shape[:-1].numel() in TURNED_ROWS.get(x.dtype, ())
-        and _is_x86()
-        and (x.dtype == torch.float32 or has_instructions(x.dtype))
-        and _are_plain(weights)
-        and not _is_recorded(x, weights)
-    )
+    if x.device.type != "cpu" or not _is_x86() or not _are_plain(weights):
+        return F.linear
+    if _is_recorded(x, weights):
+        return F.linear
+    rows = x.shape[:-1].numel()
+    if x.dtype == torch.float32 and not _is_intels():
+        return _in_parts if rows in PARTED_ROWS else F.linear
+    turned = has_instructions(x.dtype) and rows in TURNED_ROWS.get(x.dtype, ())
+    return _turned if turned else F.linear
 
 
 def widens(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
@@ -192,6 +211,18 @@ def _turned(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out.add_(bias)
 
 
+def _in_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`, as a batch of products with parts of the matrix."""
+    rows = x.reshape(-1, x.shape[-1])
+    parts = weight.unflatten(0, (math.gcd(len(weight), PARTS), -1))
+    if len(rows) <= MOST_COLUMNS:
+        out = torch.bmm(parts, rows.T.expand(len(parts), -1, -1)).flatten(0, 1).T.contiguous()
+    else:
+        out = torch.bmm(rows.expand(len(parts), -1, -1), parts.mT).transpose(0, 1)
+    out = out.reshape(*x.shape[:-1], len(weight))
+    return out if bias is None else out.add_(bias)
+
+
 def _multiply_into_(rows: Tensor, x: Tensor, weight: Tensor) -> None:
     """Add x Wᵀ to rows within the product, in one pass."""
     rows.addmm_(x, weight.t())
@@ -203,10 +234,18 @@ def _is_x86() -> bool:
 
 
 @cache
+def _is_intels() -> bool:
+    """Whether the CPU is Intel's, or of a maker that PyTorch does not tell."""
+    return "Intel" in getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "Intel")
+
+
+@cache
 def has_instructions(dtype: torch.dtype) -> bool:
-    """Whether the CPU has instructions for products in a half-precision dtype, and oneDNN uses
-    them.
+    """Whether the CPU has instructions for products in a dtype; for those in half precision, that
+    oneDNN uses them too.
     """
+    if dtype not in _HALVES:
+        return True
     ask = getattr(torch.ops.mkldnn, _HALVES[dtype], None)
     return ask is not None and bool(ask())
 

@@ -27,11 +27,14 @@ from .checks import (
 )
 from .products import add_linear_ as add_linear_
 from .products import gated_linear as gated_linear
+from .products import has_instructions
 from .products import linear as linear
 
 # Queries that attend at once when they are only some of the rows: bounds the mask to QUERY_BLOCK x
 # keys.
 QUERY_BLOCK = 256
+# Numbers up to which PyTorch's norm is faster than one with fewer copies in float32.
+MOST_AT_ONCE = 2**18
 
 
 def widen(x: Tensor) -> Tensor:
@@ -46,6 +49,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Sennrich 2019).
     """
     check_norm(x, None, weight)
+    if x.numel() <= MOST_AT_ONCE:
+        return F.rms_norm(x, weight.shape, weight, eps)
     wide = torch.promote_types(x.dtype, torch.float32)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
     scale = torch.rsqrt(length.square() / x.shape[-1] + eps)
@@ -183,14 +188,18 @@ def _attend_one(
     batch, _, heads, dim = q.shape
     kv_heads, chunk = k.shape[2], k.shape[1]
     grouped = q.reshape(batch, kv_heads, heads // kv_heads, dim)
-    visible = (torch.arange(chunk, device=k.device) <= query_rows)[:, None, None]
+    on_cpu = k.device.type == "cpu"
     if prefix_k is None or prefix_v is None or not len(prefix_k):
         # On a CPU it costs nothing to see that nothing is hidden.
-        mask = None if k.device.type == "cpu" and bool(visible.all()) else visible
+        sees_all = on_cpu and int(query_rows.min()) >= chunk - 1
+        mask = None if sees_all else _visible(query_rows, chunk)
+        if on_cpu and grouped.shape[2] == 1 and not has_instructions(k.dtype):
+            # PyTorch multiplies two such rows faster than one.
+            grouped = F.pad(grouped, (0, 0, 0, 1))
         turned = k.transpose(1, 2), v.transpose(1, 2)
         out = F.scaled_dot_product_attention(grouped, *turned, attn_mask=mask)
-        return out.reshape(batch, 1, heads, dim)
-    prefix = len(prefix_k)
+        return out[:, :, : heads // kv_heads].reshape(batch, 1, heads, dim)
+    visible, prefix = _visible(query_rows, chunk), len(prefix_k)
     grouped = widen(grouped) * dim**-0.5
     side_by_side = grouped.transpose(0, 1).flatten(1, 2)
     shared = side_by_side @ widen(prefix_k).permute(1, 2, 0)
@@ -202,6 +211,11 @@ def _attend_one(
     mixed = mixed.unflatten(1, (batch, -1)).transpose(0, 1)
     out = mixed + weights[..., prefix:] @ widen(v).transpose(1, 2)
     return out.to(q.dtype).reshape(batch, 1, heads, dim)
+
+
+def _visible(query_rows: Tensor, chunk: int) -> Tensor:
+    """Whether the one query of each chunk sees each of its rows: [B, 1] -> [B, 1, 1, T]."""
+    return (torch.arange(chunk, device=query_rows.device) <= query_rows)[:, None, None]
 
 
 def score_rows(

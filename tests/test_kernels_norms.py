@@ -64,3 +64,15 @@ def test_full_size_twice_the_same_bits(dtype):
     first, second = (add_rms_norm(x, residual, weight, 1e-5) for _ in range(2))
     assert_as_exact(first[1], lambda x, w: reference.rms_norm(x, w, 1e-5), first[0], weight)
     assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_definition_is_one_for_few_rows_and_for_many(dtype, monkeypatch):
+    x, weight = random(0, 3, 5, 64, dtype=dtype) * 40, random(1, 64, dtype=dtype)
+    exact = reference.rms_norm(x.double(), weight.double(), 1e-5)
+    for most in (x.numel(), x.numel() - 1):
+        monkeypatch.setattr(reference, "MOST_AT_ONCE", most)
+        out = reference.rms_norm(x, weight, 1e-5)
+        assert out.dtype == dtype
+        error = (out.double() - exact).abs().max() / exact.abs().max()
+        assert error <= 2 * torch.finfo(dtype).eps

@@ -88,19 +88,40 @@ def test_gated_linear_is_swiglu(dtype: torch.dtype, parts: int) -> None:
     assert_close(reference.gated_linear(x, whole.chunk(parts)), F.silu(gate) * up, dtype)
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU has the instructions")
-@pytest.mark.skipif(DEVICE != "cpu", reason="a CPU's way")
+@pytest.mark.skipif(DEVICE != "cpu" or not products._is_x86(), reason="an x86 CPU's way")
+@pytest.mark.parametrize("intels", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_few_rows_are_multiplied_in_the_way_that_is_fastest(
+    dtype: torch.dtype, intels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_is_intels", lambda: intels)
+    monkeypatch.setattr(products, "has_instructions", lambda dtype: True)
+    weight = made(24, 32, dtype=dtype)
+    ways = {
+        rows: products.few_rows(weight.new_empty(rows, 32), (weight,)).__name__
+        for rows in range(40)
+    }
+    parted = dtype == torch.float32 and not intels
+    own = products.PARTED_ROWS if parted else products.TURNED_ROWS.get(dtype, ())
+    assert {rows for rows, way in ways.items() if way != "linear"} == set(own)
+    assert set(ways.values()) - {"linear"} <= {"_in_parts" if parted else "_turned"}
+    asked = weight.new_empty(8, 32).requires_grad_()
+    assert products.few_rows(asked, (weight,)) is F.linear
+
+
+@pytest.mark.parametrize("way", [products._turned, products._in_parts])
+@pytest.mark.parametrize("outputs", [24, 32, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_few_rows_are_multiplied_the_other_way_round(dtype: torch.dtype) -> None:
-    x, weight, bias = (
-        made(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(2, 6, 32), (24, 32), (24,)])
-    )
-    taken = {rows for rows in range(40) if products.turns(x.new_empty(rows, 32), (weight,))}
-    can = products._is_x86() and (dtype == torch.float32 or products.has_instructions(dtype))
-    assert taken == (set(products.TURNED_ROWS[dtype]) if can else set())
-    for rows in (x, x[:1, :1], x[0, :3].T.contiguous().T):  # many, one, and strided
-        exact = rows.double() @ weight.double().T + bias.double()
-        assert_close(products._turned(rows, weight, bias), exact, dtype)
+def test_every_way_is_the_product(way: products.Multiply, outputs: int, dtype: torch.dtype) -> None:
+    weight, bias = made(outputs, 32, dtype=dtype, seed=1), made(outputs, dtype=dtype, seed=2)
+    x = made(2, 6, 32, dtype=dtype)
+    for rows in (x, x[:1, :1], x[:, :2], x[0, :3].T.contiguous().T):  # many, one, few, strided
+        exact = rows.double() @ weight.double().T
+        assert_close(way(rows, weight, None), exact, dtype)
+        assert_close(way(rows, weight, bias), exact + bias.double(), dtype)
+        assert way(rows, weight, bias).is_contiguous()
+    columns = made(32, outputs, dtype=dtype, seed=1).T
+    assert_close(way(x, columns, None), x.double() @ columns.double().T, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

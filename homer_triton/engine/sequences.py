@@ -34,7 +34,7 @@ class Sequences:
         self._shared = len(first) if is_shared else 0
         filled = [0 if is_shared else len(own) for own in contexts]
         self._room = max(rows + most for rows, most in zip(filled, room, strict=True))
-        self._cache = model.new_cache(self._shared + len(contexts) * self._room)
+        self._cache = model.new_cache(self._shared + len(contexts) * self._room, to_grow=True)
         self._replays = Replays(model.device) if model.device.type in HAS_GRAPHS else None
         if len(contexts) > 1 or self._replays is not None:
             # What one has not reached is hidden from it, but nothing times NaN is NaN.

@@ -205,7 +205,7 @@ class HomerLM(TemplateLM):
         prefix = 1 if context[0] == self._bos else 0
         suffix = suffix_length(self.tokenizer, context, self._suffix_len)
         if self._fits(len(ids), room) or len(ids) <= prefix + suffix:
-            cache = self.model.new_cache(len(ids) + room)
+            cache = self.model.new_cache(len(ids) + room, to_grow=True)
             logits = self.model.forward(ids.to(self.model.device), cache)
             return _Text(self.model, cache, len(ids), len(ids), logits)
         parts = ids[:prefix], ids[prefix : len(ids) - suffix], ids[len(ids) - suffix :]
