@@ -236,7 +236,8 @@ def _is_x86() -> bool:
 @cache
 def _is_intels() -> bool:
     """Whether the CPU is Intel's, or of a maker that PyTorch does not tell."""
-    return "Intel" in getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "Intel")
+    tell: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return "Intel" in tell().get("cpu_name", "Intel")
 
 
 @cache
