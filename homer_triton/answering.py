@@ -66,7 +66,7 @@ class Question:
 
 class Answering:
     """The answers to some questions, side by side: of one encoding, whose rows are then shared, or
-    each of one of its own. They are numbered as their questions were given.
+    each of one of its own. They are numbered as their questions were given, and more can join.
 
     The model must have made all encodings, and have room (`Question.check`). Gradients are the
     caller's to switch off.
@@ -78,47 +78,82 @@ class Answering:
         """Reads the prompts. start: by `perf_counter`, what the answers' times count from: now, if
         left out.
         """
-        self._start = perf_counter() if start is None else start
+        self._model = model
         self._contexts = [question.context for question in questions]
-        self._answers = [_Answer(model, question) for question in questions]
-        room = [len(x.prompt) + x.decoding.max_new_tokens for x in questions]
-        self._sequences = Sequences(model, self._contexts, room)
+        self._answers = [_Answer(model, question, start) for question in questions]
+        self._sequences = Sequences(model, self._contexts, [_room(each) for each in questions])
         # What the prompts leave behind; afterwards every step makes its own.
         self._logits: dict[int, Tensor] | None = {
-            number: self._sequences.read(number, answer.ids)
-            if len(answer.ids)
-            else question.context.logits.to(model.device)
-            for number, (answer, question) in enumerate(zip(self._answers, questions, strict=True))
+            number: self._read(number) for number in range(len(questions))
         }
+        self._ended: dict[int, Generation] = {}
 
     @property
     def numbers(self) -> list[int]:
         """The answers that have not ended."""
         return list(self._sequences.numbers)
 
+    @property
+    def room(self) -> int:
+        """Rows that there are for each answer, those of its encoding included where that is its
+        own.
+        """
+        return self._sequences.room
+
+    @property
+    def shared_context(self) -> EncodedContext | None:
+        """The encoding whose rows all see, where there is one."""
+        return self._sequences.shared_context
+
+    def add(self, question: Question) -> int:
+        """Begin one more answer beside those that come, which must go on from the encoding that
+        they share, if they do; returns its number. It reads the prompt, and where the others have
+        begun, the first token has come.
+        """
+        answer = _Answer(self._model, question)
+        number = self._sequences.add(question.context, _room(question))
+        self._contexts.append(question.context)
+        self._answers.append(answer)
+        logits = self._read(number)
+        if self._logits is None:
+            self._choose(number, logits)
+        else:
+            self._logits[number] = logits
+        return number
+
     def step(self) -> dict[int, Generation]:
         """One more token of each answer; returns those that ended with it, by number."""
         numbers = self.numbers
         logits, self._logits = self._logits, None
-        if logits is None:
+        if logits is None and numbers:
             last = torch.cat([self._answers[number].ids[-1:] for number in numbers])
             logits = dict(zip(numbers, self._sequences.step(last), strict=True))
-        ended = {}
         for number in numbers:
-            answer = self._answers[number]
-            answer.add(logits[number], self._seconds())
-            if answer.finish_reason is not None:
-                grown = self._grow(number) if answer.decoding.grow else None
-                ended[number] = answer.finished(self._seconds(), grown)
-                self._sequences.end(number)
+            assert logits is not None
+            self._choose(number, logits[number])
+        ended, self._ended = self._ended, {}
         return ended
+
+    def _read(self, number: int) -> Tensor:
+        """Run an answer's prompt; returns logits [V] behind it."""
+        ids = self._answers[number].ids
+        if len(ids):
+            return self._sequences.read(number, ids)
+        return self._contexts[number].logits.to(self._model.device)
+
+    def _choose(self, number: int, logits: Tensor) -> None:
+        """Take an answer's next token, with which it may end."""
+        answer = self._answers[number]
+        answer.add(logits)
+        if answer.finish_reason is not None:
+            grown = self._grow(number) if answer.decoding.grow else None
+            self._ended[number] = answer.finished(grown)
+            self._sequences.end(number)
 
     def drop(self, number: int) -> None:
         """Let an answer end where it is, unheard."""
-        self._sequences.end(number)
-
-    def _seconds(self) -> float:
-        return perf_counter() - self._start
+        if self._ended.pop(number, None) is None:
+            self._sequences.end(number)
 
     def _grow(self, number: int) -> EncodedContext:
         """The context with prompt and answer in it, whose last token has not been run yet."""
@@ -128,10 +163,17 @@ class Answering:
         return self._contexts[number].grown(ids, keys, values, logits)
 
 
+def _room(question: Question) -> int:
+    """The most tokens that an answer adds to its encoding."""
+    return len(question.prompt) + question.decoding.max_new_tokens
+
+
 class _Answer:
     """One of the answers, while it comes. ids: the prompt's and its own, on the model's device."""
 
-    def __init__(self, model: Llama, question: Question) -> None:
+    def __init__(self, model: Llama, question: Question, start: float | None = None) -> None:
+        """start: by `perf_counter`, what its times count from: now, if left out."""
+        self._start = perf_counter() if start is None else start
         self.ids, self.decoding = question.prompt.to(model.device), question.decoding
         self.finish_reason: Literal["stop", "length"] | None = None
         self._model = model
@@ -149,7 +191,7 @@ class _Answer:
         self._logprobs: list[float] = []
         self._first = 0.0
 
-    def add(self, logits: Tensor, seconds: float) -> None:
+    def add(self, logits: Tensor) -> None:
         """Choose the next token by its logits [V]."""
         shaped = logits[None]
         if self._processors:
@@ -162,7 +204,7 @@ class _Answer:
             self._logprobs.append(float(logits.log_softmax(-1)[fresh]))
         self.ids = torch.cat([self.ids, fresh])
         self._token_ids.append(int(fresh))
-        self._first = self._first or seconds
+        self._first = self._first or self._seconds()
         if self._stream is not None:
             self._stream.put(self._token_ids[-1])
         if self._token_ids[-1] in self._model.config.eos_token_ids or self._stops():
@@ -170,7 +212,7 @@ class _Answer:
         elif len(self._token_ids) == self.decoding.max_new_tokens:
             self.finish_reason = "length"
 
-    def finished(self, seconds: float, grown: EncodedContext | None) -> Generation:
+    def finished(self, grown: EncodedContext | None) -> Generation:
         """What has come."""
         if self._stream is not None:
             self._stream.end()
@@ -179,9 +221,13 @@ class _Answer:
         if tokenizer is not None:
             text = str(tokenizer.decode(self._token_ids, skip_special_tokens=True))
         logprobs = self._logprobs if self.decoding.logprobs else None
+        seconds = self._seconds()
         return Generation(
             text, self._token_ids, self.finish_reason, self._first, seconds, logprobs, grown
         )
+
+    def _seconds(self) -> float:
+        return perf_counter() - self._start
 
     def _stops(self) -> bool:
         """Whether the answer has come to a stop string, in its last tokens: a letter has at most

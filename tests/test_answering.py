@@ -68,3 +68,64 @@ def test_every_answer_has_settings_of_its_own(model: ht.Llama) -> None:
         0: (2, ht.generate(model, text, PROMPTS[0], 3).token_ids),
         1: (8, sampled.token_ids),
     }
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("after", [0, 1, 4])
+@pytest.mark.parametrize("gone", [False, True])
+@torch.no_grad()
+def test_one_that_joins_changes_no_other(
+    model: ht.Llama, shared: bool, after: int, gone: bool
+) -> None:
+    """Some come while others are there or are gone, with more room than these had."""
+    lengths = (40,) if shared else (40, 9, 90, 200)
+    texts = [ht.encode(model, random_tokens(n, n), [1], [2, 3], CONFIG) for n in lengths]
+    texts *= 4 if shared else 1
+    new = [8, 6, 1, 11]
+    asked = [
+        ask(text, own, max_new_tokens=count)
+        for text, own, count in zip(texts, PROMPTS, new, strict=True)
+    ]
+    answering = Answering(model, asked[:2])
+    ended: dict[int, ht.Generation] = {}
+    for _ in range(after):
+        ended |= answering.step()
+    if gone:
+        answering.drop(0)
+    assert [answering.add(question) for question in asked[2:]] == [2, 3]
+    while answering.numbers:
+        ended |= answering.step()
+    ended |= answering.step()
+    assert sorted(ended) == ([1, 2, 3] if gone else [0, 1, 2, 3])
+    for number, answer in ended.items():
+        alone = ht.generate(model, texts[number], PROMPTS[number], new[number])
+        assert answer.token_ids == alone.token_ids
+        assert 0 < answer.seconds_to_first <= answer.seconds
+
+
+@torch.no_grad()
+def test_many_join_one_after_the_other(model: ht.Llama) -> None:
+    """Each takes the place of one that is gone, or more memory is taken."""
+    texts = [ht.encode(model, random_tokens(n, n), [1], [2, 3], CONFIG) for n in (40, 9, 90)]
+    answering = Answering(model, [ask(texts[0], PROMPTS[0], max_new_tokens=3)])
+    ended: dict[int, ht.Generation] = {}
+    for number in range(1, 12):
+        own = ask(texts[number % 3], PROMPTS[number % 4], max_new_tokens=2 + number % 5)
+        assert answering.add(own) == number
+        ended |= answering.step()
+    while answering.numbers:
+        ended |= answering.step()
+    assert sorted(ended) == list(range(12))
+    for number in range(1, 12):
+        alone = ht.generate(model, texts[number % 3], PROMPTS[number % 4], 2 + number % 5)
+        assert ended[number].token_ids == alone.token_ids
+
+
+@torch.no_grad()
+def test_a_stranger_does_not_join_those_who_share(model: ht.Llama) -> None:
+    one, other = (ht.encode(model, random_tokens(30, n), [1], [2, 3], CONFIG) for n in (1, 2))
+    answering = Answering(model, [ask(one, PROMPTS[0], max_new_tokens=3)] * 2)
+    with pytest.raises(ValueError, match="share another encoding"):
+        answering.add(ask(other, PROMPTS[0], max_new_tokens=3))
+    ended = answering.step() | answering.step() | answering.step()
+    assert ended[1].token_ids == ht.generate(model, one, PROMPTS[0], 3).token_ids

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import homer_triton as ht
 from homer_triton.answering import Question
 from homer_triton.serving.engine import BusyError, ClosingError, Engine
 from homer_triton.serving.events import Ended, Event, Failed, Read, Walked
+from homer_triton.serving.groups import Group
 from homer_triton.serving.jobs import Job, Reading
 from homer_triton.serving.memory import Memory
 from homer_triton.text.tokens import split_input
@@ -115,6 +117,40 @@ def test_never_more_run_than_there_is_room_for(model: ht.Llama, short: ht.Encode
         wait_for(lambda: len(order(heard, Ended)) == 1 + 3 * 6)
     assert most == 4
     assert not order(heard, Failed)
+
+
+def test_one_that_comes_later_joins_those_that_run(
+    model: ht.Llama, short: ht.EncodedContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formed: list[int] = []
+
+    class Counted(Group):
+        def __init__(self, *args: Any) -> None:
+            formed.append(1)
+            super().__init__(*args)
+
+    monkeypatch.setattr("homer_triton.serving.engine.Group", Counted)
+    longer = ht.encode(model, "The sun is yellow. The grass is green. The sky is", config=CONFIG)
+    much_longer = ht.encode(model, story(1), suffix="The pass key is", config=CONFIG)
+    heard: Heard = []
+    with engine_of(model) as engine:
+        later = iter([longer, short, much_longer, longer])
+
+        def next_one(event: Event) -> None:
+            """Let another come whenever one has begun."""
+            source = next(later, None) if isinstance(event, Read) else None
+            if source is not None:
+                engine.submit([job(heard, f"{len(source)}", source, new=40, tell=next_one)])
+
+        engine.start()
+        engine.submit([job(heard, "first", short, new=40, tell=next_one)])
+        wait_for(lambda: len(order(heard, Ended)) == 5)
+    assert not order(heard, Failed)
+    assert len(formed) == 2  # for those of other lengths need other room
+    answers = {name: event.answer.token_ids for name, event in heard if isinstance(event, Ended)}
+    for source in (short, longer, much_longer):
+        if f"{len(source)}" in answers:
+            assert answers[f"{len(source)}"] == ht.generate(model, source, None, 40).token_ids
 
 
 def test_who_is_gone_ends_a_reading(model: ht.Llama, short: ht.EncodedContext) -> None:

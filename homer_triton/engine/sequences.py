@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Sequences:
-    """B sequences in one cache. Where all go on from the same encoding, its rows are there once and
-    in front, and all see them; otherwise each has a copy of its own. Every sequence has a region of
-    equal room for its own rows.
+    """Some sequences in one cache. Where all go on from the same encoding, its rows are there once
+    and in front, and all see them; otherwise each has a copy of its own. Every sequence has a
+    region of equal room for its own rows.
 
-    Sequences are numbered as they were given; those that have ended are forgotten, and the others
-    keep their numbers.
+    Sequences are numbered as they begin; those that have ended are forgotten, and the others keep
+    their numbers.
     """
 
     def __init__(self, model: Llama, contexts: Sequence[EncodedContext], room: Sequence[int]):
@@ -30,32 +30,91 @@ class Sequences:
         """
         self.model = model
         first = contexts[0]
+        # The encoding whose rows all see, where there is one.
         is_shared = len(contexts) > 1 and all(own is first for own in contexts)
+        self.shared_context = first if is_shared else None
         self._shared = len(first) if is_shared else 0
-        filled = [0 if is_shared else len(own) for own in contexts]
-        self._room = max(rows + most for rows, most in zip(filled, room, strict=True))
-        self._cache = model.new_cache(self._shared + len(contexts) * self._room, to_grow=True)
-        self._replays = Replays(model.device) if model.device.type in HAS_GRAPHS else None
-        if len(contexts) > 1 or self._replays is not None:
-            # What one has not reached is hidden from it, but nothing times NaN is NaN.
-            self._cache.zero_()
-        if is_shared:
-            first.copy_rows_(self._cache)
-        else:
-            for place, own in enumerate(contexts):
-                own.copy_rows_(self._region(place))
         # By place in the cache: the sequence's number, its own rows, and its next position.
-        self.numbers = list(range(len(contexts)))
-        self._filled = filled
-        self._positions = [own.next_position for own in contexts]
+        self.numbers: list[int] = []
+        self._filled: list[int] = []
+        self._positions: list[int] = []
+        self._begun = 0
         # Of all sequences, where steps are to go on from: rows of their own, next positions, and
         # first slots, [3, B]; None after anything but a step.
         self._state: Tensor | None = None
-        longest = max(at + most for at, most in zip(self._positions, room, strict=True))
-        # Held, since a captured step reads them where they are; none where frequencies follow each
-        # one's own length.
-        switches = model.config.rope_switches_at is not None
-        self._tables = None if switches else model.rotary(longest)
+        self._tables: tuple[Tensor, Tensor] | None = None
+        self._replays: Replays | None = None
+        most = max(self._needs(*own) for own in zip(contexts, room, strict=True))
+        self._lay_out(len(contexts), most)
+        if is_shared:
+            first.copy_rows_(self._cache)
+        for own in zip(contexts, room, strict=True):
+            self._begin(*own)
+
+    @property
+    def room(self) -> int:
+        """Rows in every region."""
+        return self._room
+
+    def add(self, context: EncodedContext, room: int) -> int:
+        """Begin one more sequence; returns its number. Where all see the rows of an encoding, it
+        must go on from that one. What is captured on a GPU outlives this as long as there is a
+        region left, and room enough in it.
+
+        Raises `ValueError` for another encoding than the shared one.
+        """
+        if self.shared_context is not None and self.shared_context is not context:
+            raise ValueError("The sequences share another encoding's rows.")
+        needed, count = self._needs(context, room), len(self.numbers)
+        if needed > self._room or count == self._places:
+            before, moved = self._cache, [self._region(place) for place in range(count)]
+            self._lay_out(max(self._places, 2 * count), max(self._room, needed))
+            self._cache[:, :, : self._shared] = before[:, :, : self._shared]
+            for place, rows in enumerate(self._filled):
+                self._region(place)[:, :, :rows] = moved[place][:, :, :rows]
+        return self._begin(context, room)
+
+    def _needs(self, context: EncodedContext, room: int) -> int:
+        """Rows of its own that a sequence comes to."""
+        return room + (0 if self.shared_context is not None else len(context))
+
+    def _lay_out(self, places: int, room: int) -> None:
+        """Take memory for so many regions."""
+        slots = self._shared + places * room
+        self._cache = self.model.new_cache(slots, to_grow=True)
+        self._places, self._room = places, room
+        self._replays = None
+        if self.model.device.type in HAS_GRAPHS:
+            self._replays = Replays(self.model.device)
+        if places > 1 or self._replays is not None:
+            # What one has not reached is hidden from it, but nothing times NaN is NaN.
+            self._cache.zero_()
+
+    def _begin(self, context: EncodedContext, room: int) -> int:
+        """Begin a sequence in the next place."""
+        number, place = self._begun, len(self.numbers)
+        filled = 0
+        if self.shared_context is None:
+            context.copy_rows_(self._region(place))
+            filled = len(context)
+        self._begun += 1
+        self.numbers.append(number)
+        self._filled.append(filled)
+        self._positions.append(context.next_position)
+        self._state = None
+        self._reach(context.next_position + room)
+        return number
+
+    def _reach(self, length: int) -> None:
+        """Have rotary tables that go so far. They are held, since a captured step reads them where
+        they are; there are none where frequencies follow each sequence's own length.
+        """
+        if self.model.config.rope_switches_at is not None:
+            return
+        if self._tables is None or len(self._tables[0]) < length:
+            self._tables = self.model.rotary(length)
+            if self._replays is not None:
+                self._replays = Replays(self.model.device)
 
     def read(self, number: int, token_ids: Tensor) -> Tensor:
         """Run a sequence's next T tokens, [T] on the model's device; returns logits [V] of the

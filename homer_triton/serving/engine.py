@@ -1,9 +1,9 @@
 """One thread that owns the model: it reads texts and answers requests, all side by side.
 
 Requests wait in a queue of bounded length. Those that ask the same encoding when they are let in
-share its rows; the others form a group of their own. Every round lets one more token come of each
-answer, and while a long text is read there is such a round after each of its chunks, so that
-nobody waits for another's end.
+share its rows; the others form groups of about equal length, which later ones join. Every round
+lets one more token come of each answer, and while a long text is read there is such a round after
+each of its chunks, so that nobody waits for another's end.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from .jobs import Job, Reading
 from .memory import Memory
 from .room import with_room
 
-# Seconds for which a request that could run waits for others that come with it, as what runs side
-# by side is faster by far than what does not; and for how many where more wait than there is room
-# for, so that everybody's turn comes the sooner.
-_TOGETHER, _CROWDED = 0.05, 2.0
+# Seconds for which a request that could run waits for others that come with it, since those that
+# begin together may share the rows of their encoding.
+_TOGETHER = 0.05
 
 
 class BusyError(Exception):
@@ -152,11 +151,6 @@ class Engine:
         """Let requests in that may start, in their order, as long as there is room."""
         start = perf_counter()
         ready: list[Member] = []
-        room = self._room()
-        is_crowded = len(self._waiting) > room
-        if is_crowded and room < self.most_running // 4:
-            return  # few at a time would make small groups
-        patience = _CROWDED if is_crowded else _TOGETHER
         while True:
             job = self._take(may_start)
             if job is not None and ready and not self._is_quick(job):
@@ -182,18 +176,20 @@ class Engine:
                 pass
             except Exception as error:  # it is this request's alone
                 job.tell(Failed(error))
-            if perf_counter() - start > patience:
+            if perf_counter() - start > _TOGETHER:
                 break
-            if is_crowded:
-                self._step()
         self._form(ready)
 
     def _form(self, ready: list[Member]) -> None:
         """Let the answers to some questions begin."""
         self._promised -= sum(len(job.decodings) for job, _ in ready)
         for members in by_encoding(ready):
+            group = next((each for each in self._groups if each.takes(members)), None)
             try:
-                self._groups.append(Group(self.model, members))
+                if group is None:
+                    self._groups.append(Group(self.model, members))
+                else:
+                    group.add(members)
             except Exception as error:
                 for job, _ in members:
                     job.tell(Failed(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ..answering import Answering, Question
 from ..model.llama import Llama
@@ -17,14 +17,31 @@ class Group:
     """Answers that run side by side."""
 
     def __init__(self, model: Llama, members: list[Member]) -> None:
-        self._members: dict[int, tuple[Job, int]] = {}
-        questions: list[Question] = []
-        for job, first in members:
-            for index, decoding in enumerate(job.decodings):
-                self._members[len(questions)] = job, index
-                hear = _teller(job, index)
-                questions.append(Question(first.context, first.prompt, decoding, hear))
-        self._answering = Answering(model, questions)
+        asked = [one for member in members for one in _answers(member)]
+        self._answering = Answering(model, [question for _, _, question in asked])
+        self._members = {number: (job, index) for number, (job, index, _) in enumerate(asked)}
+
+    def takes(self, members: list[Member]) -> bool:
+        """Whether others can join without much loss: they ask the encoding whose rows all see, or
+        have about as many rows as everybody here has room for.
+        """
+        shared, room = self._answering.shared_context, self._answering.room
+        if shared is not None:
+            return all(question.context is shared for _, question in members)
+        return all(room <= 2 * _rows(question) <= 4 * room for _, question in members)
+
+    def add(self, members: list[Member]) -> None:
+        """Let others join, all of them or none."""
+        joined: list[int] = []
+        try:
+            for job, index, question in (one for member in members for one in _answers(member)):
+                joined.append(self._answering.add(question))
+                self._members[joined[-1]] = job, index
+        except BaseException:
+            for number in joined:
+                self._answering.drop(number)
+                del self._members[number]
+            raise
 
     def __len__(self) -> int:
         return len(self._members)
@@ -46,6 +63,13 @@ class Group:
         for job in {job for job, _ in self._members.values()}:
             job.tell(Failed(error))
         self._members = {}
+
+
+def _answers(member: Member) -> Iterator[tuple[Job, int, Question]]:
+    """Each answer that a request wants: its index, and the question with its settings."""
+    job, first = member
+    for index, decoding in enumerate(job.decodings):
+        yield job, index, Question(first.context, first.prompt, decoding, _teller(job, index))
 
 
 def _teller(job: Job, index: int) -> Callable[[str], None]:
