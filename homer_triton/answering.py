@@ -79,12 +79,16 @@ class Answering:
         left out.
         """
         self._model = model
-        self._contexts = [question.context for question in questions]
-        self._answers = [_Answer(model, question, start) for question in questions]
-        self._sequences = Sequences(model, self._contexts, [_room(each) for each in questions])
+        # Of those that have not ended, by number.
+        self._answers = {
+            number: _Answer(model, question, start) for number, question in enumerate(questions)
+        }
+        self._sequences = Sequences(
+            model, [each.context for each in questions], [_room(each) for each in questions]
+        )
         # What the prompts leave behind; afterwards every step makes its own.
         self._logits: dict[int, Tensor] | None = {
-            number: self._read(number) for number in range(len(questions))
+            number: self._read(number) for number in self._answers
         }
         self._ended: dict[int, Generation] = {}
 
@@ -110,13 +114,11 @@ class Answering:
         they share, if they do; returns its number. It reads the prompt, and where the others have
         begun, the first token has come.
         """
-        answer = _Answer(self._model, question)
         number = self._sequences.add(question.context, _room(question))
-        self._contexts.append(question.context)
-        self._answers.append(answer)
+        self._answers[number] = _Answer(self._model, question)
         logits = self._read(number)
         if self._logits is None:
-            self._choose(number, logits)
+            self._choose([number], logits[None])
         else:
             self._logits[number] = logits
         return number
@@ -124,43 +126,54 @@ class Answering:
     def step(self) -> dict[int, Generation]:
         """One more token of each answer; returns those that ended with it, by number."""
         numbers = self.numbers
-        logits, self._logits = self._logits, None
-        if logits is None and numbers:
-            last = torch.cat([self._answers[number].ids[-1:] for number in numbers])
-            logits = dict(zip(numbers, self._sequences.step(last), strict=True))
-        for number in numbers:
-            assert logits is not None
-            self._choose(number, logits[number])
+        before, self._logits = self._logits, None
+        if before is not None and numbers:
+            self._choose(numbers, torch.stack([before[number] for number in numbers]))
+        elif numbers:
+            last = [self._answers[number].token_ids[-1] for number in numbers]
+            fresh = torch.tensor(last, device=self._model.device)
+            self._choose(numbers, self._sequences.step(fresh))
         ended, self._ended = self._ended, {}
         return ended
-
-    def _read(self, number: int) -> Tensor:
-        """Run an answer's prompt; returns logits [V] behind it."""
-        ids = self._answers[number].ids
-        if len(ids):
-            return self._sequences.read(number, ids)
-        return self._contexts[number].logits.to(self._model.device)
-
-    def _choose(self, number: int, logits: Tensor) -> None:
-        """Take an answer's next token, with which it may end."""
-        answer = self._answers[number]
-        answer.add(logits)
-        if answer.finish_reason is not None:
-            grown = self._grow(number) if answer.decoding.grow else None
-            self._ended[number] = answer.finished(grown)
-            self._sequences.end(number)
 
     def drop(self, number: int) -> None:
         """Let an answer end where it is, unheard."""
         if self._ended.pop(number, None) is None:
-            self._sequences.end(number)
+            self._end(number)
+
+    def _end(self, number: int) -> None:
+        self._sequences.end(number)
+        del self._answers[number]
+
+    def _read(self, number: int) -> Tensor:
+        """Run an answer's prompt; returns logits [V] behind it."""
+        answer = self._answers[number]
+        if len(answer.prompt):
+            return self._sequences.read(number, answer.prompt)
+        return answer.context.logits.to(self._model.device)
+
+    def _choose(self, numbers: list[int], logits: Tensor) -> None:
+        """Take the next token of some answers by their logits [B, V]; they may end with it. The
+        device is waited for once for all that take the likeliest.
+        """
+        answers = [self._answers[number] for number in numbers]
+        likeliest = [-1] * len(answers)
+        if any(answer.takes_likeliest for answer in answers):
+            likeliest = logits.argmax(-1).tolist()
+        for number, answer, own, token in zip(numbers, answers, logits, likeliest, strict=True):
+            answer.add(own, token)
+            if answer.finish_reason is not None:
+                grown = self._grow(number) if answer.decoding.grow else None
+                self._ended[number] = answer.finished(grown)
+                self._end(number)
 
     def _grow(self, number: int) -> EncodedContext:
         """The context with prompt and answer in it, whose last token has not been run yet."""
-        ids = self._answers[number].ids
+        answer = self._answers[number]
+        ids = answer.ids
         logits = self._sequences.read(number, ids[-1:])
         keys, values = self._sequences.rows_of(number)
-        return self._contexts[number].grown(ids, keys, values, logits)
+        return answer.context.grown(ids, keys, values, logits)
 
 
 def _room(question: Question) -> int:
@@ -169,15 +182,22 @@ def _room(question: Question) -> int:
 
 
 class _Answer:
-    """One of the answers, while it comes. ids: the prompt's and its own, on the model's device."""
+    """One of the answers, while it comes.
+
+    prompt: [n] on the model's device; token_ids: its own so far; takes_likeliest: the next token is
+    the one with the largest logit.
+    """
 
     def __init__(self, model: Llama, question: Question, start: float | None = None) -> None:
         """start: by `perf_counter`, what its times count from: now, if left out."""
         self._start = perf_counter() if start is None else start
-        self.ids, self.decoding = question.prompt.to(model.device), question.decoding
+        self.context, self.decoding = question.context, question.decoding
+        self.prompt = question.prompt.to(model.device)
+        self.token_ids: list[int] = []
         self.finish_reason: Literal["stop", "length"] | None = None
         self._model = model
         self._processors = self.decoding.processors(model, len(question.prompt))
+        self.takes_likeliest = not self._processors and not self.decoding.temperature
         self._generator = torch.Generator(model.device)
         if self.decoding.seed is not None:
             self._generator.manual_seed(self.decoding.seed)
@@ -187,29 +207,35 @@ class _Answer:
         if question.on_text is not None:
             assert model.tokenizer is not None
             self._stream = TextStream(model.tokenizer, question.on_text)
-        self._token_ids: list[int] = []
         self._logprobs: list[float] = []
         self._first = 0.0
 
-    def add(self, logits: Tensor) -> None:
-        """Choose the next token by its logits [V]."""
-        shaped = logits[None]
-        if self._processors:
-            shaped = self._processors(self.ids[None], shaped)  # type: ignore[arg-type]
-        if self.decoding.temperature:
-            fresh = torch.multinomial(shaped.softmax(-1)[0], 1, generator=self._generator)
-        else:
-            fresh = shaped[0].argmax()[None]
+    @property
+    def ids(self) -> Tensor:
+        """The prompt's and its own, on the model's device."""
+        return torch.cat([self.prompt, self.prompt.new_tensor(self.token_ids)])
+
+    def add(self, logits: Tensor, likeliest: int) -> None:
+        """Choose the next token by its logits [V], whose largest is known where that is taken."""
+        fresh = likeliest
+        if not self.takes_likeliest:
+            shaped = logits[None]
+            if self._processors:
+                shaped = self._processors(self.ids[None], shaped)  # type: ignore[arg-type]
+            if self.decoding.temperature:
+                drawn = torch.multinomial(shaped.softmax(-1)[0], 1, generator=self._generator)
+                fresh = int(drawn)
+            else:
+                fresh = int(shaped[0].argmax())
         if self.decoding.logprobs:
             self._logprobs.append(float(logits.log_softmax(-1)[fresh]))
-        self.ids = torch.cat([self.ids, fresh])
-        self._token_ids.append(int(fresh))
+        self.token_ids.append(fresh)
         self._first = self._first or self._seconds()
         if self._stream is not None:
-            self._stream.put(self._token_ids[-1])
-        if self._token_ids[-1] in self._model.config.eos_token_ids or self._stops():
+            self._stream.put(self.token_ids[-1])
+        if self.token_ids[-1] in self._model.config.eos_token_ids or self._stops():
             self.finish_reason = "stop"
-        elif len(self._token_ids) == self.decoding.max_new_tokens:
+        elif len(self.token_ids) == self.decoding.max_new_tokens:
             self.finish_reason = "length"
 
     def finished(self, grown: EncodedContext | None) -> Generation:
@@ -219,11 +245,11 @@ class _Answer:
         assert self.finish_reason is not None
         tokenizer, text = self._model.tokenizer, ""
         if tokenizer is not None:
-            text = str(tokenizer.decode(self._token_ids, skip_special_tokens=True))
+            text = str(tokenizer.decode(self.token_ids, skip_special_tokens=True))
         logprobs = self._logprobs if self.decoding.logprobs else None
         seconds = self._seconds()
         return Generation(
-            text, self._token_ids, self.finish_reason, self._first, seconds, logprobs, grown
+            text, self.token_ids, self.finish_reason, self._first, seconds, logprobs, grown
         )
 
     def _seconds(self) -> float:
@@ -236,6 +262,6 @@ class _Answer:
         stops, tokenizer = self.decoding.stops, self._model.tokenizer
         if not stops or tokenizer is None:
             return False
-        tail = self._token_ids[-4 * max(map(len, stops)) - 8 :]
+        tail = self.token_ids[-4 * max(map(len, stops)) - 8 :]
         said = str(tokenizer.decode(tail, skip_special_tokens=True))
         return any(stop in said for stop in stops)

@@ -104,6 +104,18 @@ def test_one_that_joins_changes_no_other(
 
 
 @torch.no_grad()
+def test_all_may_be_dropped_at_once(model: ht.Llama) -> None:
+    text = ht.encode(model, random_tokens(9), [1], [2, 3], CONFIG)
+    for after in (0, 2):
+        answering = Answering(model, [ask(text, own, max_new_tokens=4) for own in PROMPTS])
+        for _ in range(after):
+            answering.step()
+        for number in answering.numbers:
+            answering.drop(number)
+        assert answering.step() == {}
+
+
+@torch.no_grad()
 def test_many_join_one_after_the_other(model: ht.Llama) -> None:
     """Each takes the place of one that is gone, or more memory is taken."""
     texts = [ht.encode(model, random_tokens(n, n), [1], [2, 3], CONFIG) for n in (40, 9, 90)]
@@ -116,6 +128,7 @@ def test_many_join_one_after_the_other(model: ht.Llama) -> None:
     while answering.numbers:
         ended |= answering.step()
     assert sorted(ended) == list(range(12))
+    assert not answering._answers  # nothing is held of those that have ended
     for number in range(1, 12):
         alone = ht.generate(model, texts[number % 3], PROMPTS[number % 4], 2 + number % 5)
         assert ended[number].token_ids == alone.token_ids
