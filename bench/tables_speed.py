@@ -1,0 +1,276 @@
+"""The tables of time and memory: on CPUs, on a GPU, over several processes."""
+
+import math
+
+from table_parts import markdown, memory, read_csv, read_json
+
+
+def encode(folder: str = "") -> str:
+    """`encode` beside the plain prefill of transformers on the CPU, from `bench/encode.py`."""
+    lines = read_csv(f"{folder}encode-50M-float32.csv")
+    plain = {x["tokens"]: x for x in lines if x["system"] == "transformers"}
+    halves = read_csv(f"{folder}encode-50M-bfloat16.csv")
+    half = {x["tokens"]: x for x in halves if x["system"] == "torch"}
+    longest = [x for x in lines if x["system"] == "torch"][-1]
+    rows = []
+    for ours in (x for x in lines if x["system"] == "torch"):
+        theirs = plain.get(ours["tokens"])
+        outside = float(ours["share_outside"])
+        halved = half.get(ours["tokens"])
+        rows.append(
+            [
+                f"{int(ours['tokens']):,}",
+                "" if theirs is None else ratio(theirs, ours),
+                "" if halved is None else ratio(ours, halved),
+                f"{per_token(ours) / per_token(longest):.2f}",
+                memory(ours, "peak_bytes"),
+                memory(ours, "predicted_bytes"),
+                "" if theirs is None else memory(theirs, "peak_bytes"),
+                "" if math.isnan(outside) else f"{outside:.0%}",
+            ]
+        )
+    header = [
+        "input tokens",
+        "times faster than the plain prefill",
+        "bfloat16 against float32",
+        "time per token, the longest's = 1",
+        "memory above the weights",
+        "as planned",
+        "the plain prefill's",
+        "time outside matrix products and attention",
+    ]
+    return markdown(header, rows)
+
+
+def speed() -> str:
+    """The longest text that the plain prefill read too, and the authors' code, in a sentence."""
+    lines = read_csv("encode-50M-float32.csv")
+    theirs = [line for line in lines if line["system"] == "transformers"][-1]
+    (ours,) = (x for x in lines if (x["system"], x["tokens"]) == ("torch", theirs["tokens"]))
+    *_, published, own = read_csv("authors-50M-float32.csv")
+    published, own = (published, own) if "author" in published["system"] else (own, published)
+    return (
+        f"Reading {int(ours['tokens']):,} tokens on two CPU cores (50M parameters, the method as "
+        "published) takes\n"
+        f"**{float(ours['seconds']) / float(theirs['seconds']):.0%} of the time** of the plain "
+        f"prefill and {memory(ours, 'peak_bytes')} in place of {memory(theirs, 'peak_bytes')}; "
+        "against the published\n"
+        f"code of HOMER's authors it is {ratio(published, own)} as fast at "
+        f"{int(own['tokens']):,} tokens.\n"
+    )
+
+
+def authors() -> str:
+    """`encode` beside the published code of the method's authors, from `bench/authors.py`."""
+    lines = read_csv("authors-50M-float32.csv")
+    pairs = zip(lines[0::2], lines[1::2], strict=True)
+    rows = [
+        [
+            f"{int(ours['tokens']):,}",
+            ratio(theirs, ours),
+            memory(ours, "peak_bytes"),
+            memory(theirs, "peak_bytes"),
+        ]
+        for ours, theirs in pairs
+    ]
+    header = ["input tokens", "times faster than the authors' code", "memory above the weights"]
+    return markdown([*header, "the authors' code's"], rows)
+
+
+def ratio(theirs: dict[str, str], ours: dict[str, str]) -> str:
+    return f"{float(theirs['seconds']) / float(ours['seconds']):.1f} ×"
+
+
+def per_token(line: dict[str, str]) -> float:
+    return float(line["microseconds_per_token"])
+
+
+def decode() -> str:
+    """A new token after a cache, ours beside transformers', by model and number of sequences."""
+    rows = []
+    for model, dtype, machine, folder in (
+        ("50M", "float32", "AVX2", "avx2/"),
+        ("50M", "bfloat16", "AVX2", "avx2/"),
+        ("50M", "float32", "AVX-512", ""),
+        ("50M", "bfloat16", "AVX-512", ""),
+        ("Llama-3-8B", "bfloat16", "H200", "h200/"),
+    ):
+        found: dict[tuple[str, str], dict[str, float]] = {}
+        for line in read_csv(f"{folder}decode-{model}-{dtype}.csv"):
+            case = found.setdefault((line["rows"], line["sequences"]), {})
+            case[line["system"]] = float(line["median_ms"])
+        for (cached, sequences), own in found.items():
+            theirs = own["transformers"]
+            cells = [f"{theirs / own[x]:.2f} ×" if x in own else "" for x in ("shared", "copies")]
+            time = f"{own['shared']:.1f} ms"
+            rows.append([f"{model}, {dtype}, {machine}", cached, sequences, time, *cells])
+    header = ["model", "rows in the cache", "sequences", "a token of each"]
+    return markdown([*header, "times faster, rows shared", "a copy each"], rows)
+
+
+def ranks() -> str:
+    """A text over several processes: time and memory by their number."""
+    rows = []
+    by_count: dict[int, list[dict[str, str]]] = {}
+    for line in read_csv("ranks.csv"):
+        by_count.setdefault(int(line["ranks"]), []).append(line)
+    for count, own in by_count.items():
+        most = max(own, key=lambda line: int(line["peak_bytes"]))
+        rows.append(
+            [
+                str(count),
+                f"{float(own[0]['speedup']):.2f} ×",
+                f"{float(own[0]['cores_bring']):.2f} ×",
+                f"{sum(int(line['sent_bytes']) for line in own) / 2**20:.0f} MiB",
+                f"{int(most['peak_bytes']) / 2**20:.0f} MiB",
+                f"{int(most['planned_bytes']) / 2**20:.0f} MiB",
+            ]
+        )
+    header = ["processes", "times faster", "a text each", "sent", "memory of one", "as planned"]
+    return markdown(header, rows)
+
+
+def ranks_simulated() -> str:
+    """The share of a linear speed-up that a simulation leaves, by length and number of GPUs."""
+    lines = read_csv("ranks-simulated.csv")
+    gpus = sorted({int(line["gpus"]) for line in lines} - {1})
+    found = {(int(line["tokens"]), int(line["gpus"])): line for line in lines}
+    rows = [
+        [
+            f"{tokens:,}",
+            f"{int(found[tokens, 1]['leaves']):,}",
+            f"{float(found[tokens, 1]['seconds']):.1f} s",
+            *(f"{float(found[tokens, n]['of_linear']):.0%}" for n in gpus),
+        ]
+        for tokens in sorted({tokens for tokens, _ in found})
+    ]
+    return markdown(["tokens", "leaves", "one GPU", *(f"{n} GPUs" for n in gpus)], rows)
+
+
+def quantized() -> str:
+    """What int8 weights take and cost, in a few lines."""
+    found = read_json("quantized.json")
+    memory, reading = found["memory"], found["reading"]
+    share = memory["int8"]["bytes"] / memory["float32"]["bytes"]
+    half, small = reading["bfloat16"], reading["int8"]
+    worse = small["perplexity"] / half["perplexity"] - 1
+    names = "seconds_per_1000_tokens", "seconds_per_new_token"
+    slower = [small[name] / half[name] for name in names]
+    parts = [
+        '`quantize="int8"` (`--quantize int8`, the extra `quantized`) holds the layers\' matrices',
+        f"in a byte a number, by torchao: {found['shape']}'s shape takes {share:.0%} of the",
+        f"memory of float32, and SmolLM2-135M predicts a novel {worse:.1%} worse than in",
+        f"bfloat16. On a CPU, reading takes {slower[0]:.1f} × and a new token {slower[1]:.1f} ×",
+        "the time of bfloat16. A `transformers` model that torchao has quantised, or bitsandbytes",
+        "in 4 bits, is shared as it is. `fp8`, for GPUs that multiply it, has not been run yet,",
+        "nor 4 bits on one.",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+GPU_MODELS = ("Llama-2-7B", "Llama-3-8B", "50M")
+
+
+def gpu_lengths(model: str) -> dict[int, dict[str, dict[str, str]]]:
+    """A model's lines by length and system: of several leaf batches the fastest."""
+    lengths: dict[int, dict[str, dict[str, str]]] = {}
+    lines = read_csv(f"h200/encode-{model}-bfloat16.csv")
+    for line in sorted(lines, key=lambda line: -float(line["seconds"])):
+        lengths.setdefault(int(line["tokens"]), {})[line["system"]] = line
+    return dict(sorted(lengths.items()))
+
+
+def times_plain(systems: dict[str, dict[str, str]], system: str = "triton") -> float:
+    """How many times as long the plain prefill takes."""
+    return float(systems["transformers"]["seconds"]) / float(systems[system]["seconds"])
+
+
+def gpu_speed() -> str:
+    """The longest texts on a GPU, in a sentence, and a new token after them."""
+    of_lengths = gpu_lengths("Llama-3-8B")
+    both, alone = of_lengths[262144], of_lengths[1048576]["triton"]
+    tokens = {
+        line["system"]: float(line["median_ms"])
+        for line in read_csv("h200/decode-Llama-3-8B-bfloat16.csv")
+        if (line["rows"], line["sequences"]) == ("4096", "1")
+    }
+    return (
+        f"On one {alone['device']}, a Llama of Llama-3-8B's shape (random weights, the method as\n"
+        f"published) reads 262,144 tokens in {float(both['triton']['seconds']):.1f} seconds, "
+        f"**{times_plain(both):.1f} × as fast as the plain\n"
+        "prefill** with PyTorch's attention, and "
+        f"**1,048,576 in {float(alone['seconds']):.0f} seconds** with "
+        f"{memory(alone, 'peak_bytes')} above its\n"
+        f"weights. A new token after 4,096 rows takes {tokens['shared']:.1f} ms, in transformers' "
+        f"`generate` {tokens['transformers']:.0f} ms.\n"
+    )
+
+
+def gpu_encode() -> str:
+    """`encode` on a GPU beside the plain prefill, by length."""
+    rows = []
+    for model in GPU_MODELS:
+        for tokens, systems in gpu_lengths(model).items():
+            plain = systems.get("transformers")
+            for system, line in systems.items():
+                if system == "transformers":
+                    continue
+                rows.append(
+                    [
+                        f"{model}{system.removeprefix('triton').replace('+', ', ')}",
+                        f"{tokens:,}",
+                        seconds_of(plain) if plain else "",
+                        seconds_of(line),
+                        f"{times_plain(systems, system):.1f} ×" if plain else "",
+                        f"{float(line['share_of_rate']):.0%}",
+                        memory(plain, "peak_bytes") if plain else "",
+                        memory(line, "peak_bytes"),
+                        memory(line, "predicted_bytes"),
+                    ]
+                )
+    header = ["model", "input tokens", "plain prefill", "HOMER", "times as fast"]
+    header += ["of the matrix rate", "memory, plain", "HOMER", "as planned"]
+    return markdown(header, rows)
+
+
+def seconds_of(line: dict[str, str]) -> str:
+    """A line's time."""
+    return f"{float(line['seconds']):.2f} s"
+
+
+def gpu_layer() -> str:
+    """What one layer launches and moves."""
+    rows = []
+    for model in ("Llama-2-7B", "Llama-3-8B"):
+        lines = read_csv(f"h200/layer-{model}-bfloat16.csv")
+        for kind in dict.fromkeys(line["kind"] for line in lines):
+            own = [line for line in lines if line["kind"] == kind]
+            whole = own.pop()
+            each = ", ".join(f"`{line['op']}` {line['launches']}" for line in own)
+            moved = f"{int(whole['bytes']) / 1e6:,.0f} MB"
+            time = f"{float(whole['microseconds']):,.0f} µs"
+            rows.append([model, kind, whole["launches"], moved, time, each])
+    header = ["model", "layer", "launches", "bytes", "time", "launches of each op"]
+    return markdown(header, rows)
+
+
+def gpu_kernels() -> str:
+    """Every kernel on a GPU beside PyTorch's ways."""
+    lines = [x for x in read_csv("h200/kernels.csv") if x["op"] != "limit"]
+    cases: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for line in lines:
+        cases.setdefault((line["op"], line["case"]), {})[line["system"]] = line
+    rows = []
+    for (op, case), systems in cases.items():
+        ours = systems.pop("triton")
+        milliseconds = float(ours["median_ms"])
+        if ours["limit"] == "matrix":
+            rate = f"{int(ours['flops']) / milliseconds / 1e9:,.0f} TFLOP/s"
+        else:
+            rate = f"{int(ours['bytes']) / milliseconds / 1e9:.2f} TB/s"
+        others = (
+            f"{name} {float(line['median_ms']) / milliseconds:.1f} ×"
+            for name, line in systems.items()
+        )
+        rows.append([f"`{op}`, {case}", f"{1e3 * milliseconds:,.0f} µs", rate, ", ".join(others)])
+    return markdown(["kernel", "time", "rate", "time of others, ours = 1"], rows)
