@@ -68,7 +68,8 @@ class Sequences:
         needed, count = self._needs(context, room), len(self.numbers)
         if needed > self._room or count == self._places:
             before, moved = self._cache, [self._region(place) for place in range(count)]
-            self._lay_out(max(self._places, 2 * count), max(self._room, needed))
+            more = count + max(1, count // 2)
+            self._lay_out(max(self._places, more), max(self._room, needed))
             self._cache[:, :, : self._shared] = before[:, :, : self._shared]
             for place, rows in enumerate(self._filled):
                 self._region(place)[:, :, :rows] = moved[place][:, :, :rows]
