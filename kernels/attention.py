@@ -4,9 +4,10 @@
 
 q: [B, R, HQ, D]; k, v: [B, T, HKV, D]; the prefix [P, HKV, D] is read where it lies, shared by the
 batch. A program takes BLOCK_M queries of one head, and goes over blocks of the prefix and then of
-the chunk in one loop. Queries stand at ascending rows, so all keys up to the first one's row need
-no mask and none after the last one's are read: selected rows cost what their positions cost, and no
-mask is ever in memory. One query a chunk is `kernels.decoding`'s.
+the chunk, by pointers in one loop or by tensor descriptors in two. Queries stand at ascending rows,
+so all keys up to the first one's row need no mask and none after the last one's are read: selected
+rows cost what their positions cost, and no mask is ever in memory. One query a chunk is
+`kernels.decoding`'s.
 """
 
 from typing import NamedTuple
