@@ -218,8 +218,8 @@ def _in_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if len(rows) <= MOST_COLUMNS:
         out = torch.bmm(parts, rows.T.expand(len(parts), -1, -1)).flatten(0, 1).T.contiguous()
     else:
-        out = torch.bmm(rows.expand(len(parts), -1, -1), parts.mT).transpose(0, 1)
-    out = out.reshape(*x.shape[:-1], len(weight))
+        out = torch.bmm(rows.expand(len(parts), -1, -1), parts.mT).transpose(0, 1).contiguous()
+    out = out.view(*x.shape[:-1], len(weight))
     return out if bias is None else out.add_(bias)
 
 

@@ -33,8 +33,9 @@ from .products import linear as linear
 # Queries that attend at once when they are only some of the rows: bounds the mask to QUERY_BLOCK x
 # keys.
 QUERY_BLOCK = 256
-# Numbers up to which PyTorch's norm is faster than one with fewer copies in float32.
-MOST_AT_ONCE = 2**18
+# Numbers that are rotated at once, and up to which PyTorch's norm is faster than one with fewer
+# copies in float32.
+ROTATED_AT_ONCE, NORMED_AT_ONCE = 2**20, 2**18
 
 
 def widen(x: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Sennrich 2019).
     """
     check_norm(x, None, weight)
-    if x.numel() <= MOST_AT_ONCE:
+    if x.numel() <= NORMED_AT_ONCE:
         return F.rms_norm(x, weight.shape, weight, eps)
     wide = torch.promote_types(x.dtype, torch.float32)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
@@ -86,6 +87,13 @@ def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Non
 
 def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """x: [B, T, H, D]; cos, sin: [B, T, 1, D/2], at least as wide as the sums are to be."""
+    if x.numel() > ROTATED_AT_ONCE and len(x) * x.shape[1] > 1:
+        # Some rows at a time, which stay in a processor's caches meanwhile.
+        rows = max(1, ROTATED_AT_ONCE // x[0, 0].numel())
+        for whole in zip(x.split(1), cos.split(1), sin.split(1), strict=True):
+            for part in zip(*(of.split(rows, dim=1) for of in whole), strict=True):
+                _rotate_(*part)
+        return
     first, second = x.chunk(2, dim=-1)
     turned = first * cos
     turned.addcmul_(second, sin, value=-1)

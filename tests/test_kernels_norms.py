@@ -71,7 +71,7 @@ def test_the_definition_is_one_for_few_rows_and_for_many(dtype, monkeypatch):
     x, weight = random(0, 3, 5, 64, dtype=dtype) * 40, random(1, 64, dtype=dtype)
     exact = reference.rms_norm(x.double(), weight.double(), 1e-5)
     for most in (x.numel(), x.numel() - 1):
-        monkeypatch.setattr(reference, "MOST_AT_ONCE", most)
+        monkeypatch.setattr(reference, "NORMED_AT_ONCE", most)
         out = reference.rms_norm(x, weight, 1e-5)
         assert out.dtype == dtype
         error = (out.double() - exact).abs().max() / exact.abs().max()

@@ -94,3 +94,14 @@ def test_full_size_equals_the_definition(dtype):
         results.append((fused, cache))
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 3 * 2 * 16, 5 * 2 * 16])
+def test_the_definition_is_one_for_few_rows_and_for_many(at_once, monkeypatch):
+    x, positions = random(0, 2, 5, 2, 16), integers(1, 50, 2, 5)
+    cos, sin = random(2, 50, 8), random(3, 50, 8)
+    whole = x.clone()
+    reference.apply_rotary_(whole, positions, cos, sin)
+    monkeypatch.setattr(reference, "ROTATED_AT_ONCE", at_once)
+    reference.apply_rotary_(x, positions, cos, sin)
+    assert torch.equal(x, whole)

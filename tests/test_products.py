@@ -110,7 +110,7 @@ def test_few_rows_are_multiplied_in_the_way_that_is_fastest(
 
 
 @pytest.mark.parametrize("way", [products._turned, products._in_parts])
-@pytest.mark.parametrize("outputs", [24, 32, 7])
+@pytest.mark.parametrize("outputs", [24, 32, 16, 7, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_way_is_the_product(way: products.Multiply, outputs: int, dtype: torch.dtype) -> None:
     weight, bias = made(outputs, 32, dtype=dtype, seed=1), made(outputs, dtype=dtype, seed=2)
