@@ -337,14 +337,20 @@ def test_one_reading_serves_all_who_ask_the_same(model: ht.Llama, tmp_path: Path
     """
     service = make_service(tmp_path, model)
     groups: list[int] = []
-    form = Group.__init__
+    joined: list[int] = []
+    form, join = Group.__init__, Group.add
 
     def noted(group: Group, model: ht.Llama, members: list) -> None:
         groups.append(len(members))
         form(group, model, members)
 
+    def noted_too(group: Group, members: list) -> None:
+        joined.append(len(members))
+        join(group, members)
+
     with served(service) as url, pytest.MonkeyPatch.context() as patch:
         patch.setattr(Group, "__init__", noted)
+        patch.setattr(Group, "add", noted_too)
         document = httpx.post(f"{url}/v1/documents", json={"text": story(60606)}, timeout=60).json()
         body = chat(document=document["id"], messages=asking(QUESTION), max_tokens=7)
         with ThreadPoolExecutor(8) as pool:
@@ -356,10 +362,11 @@ def test_one_reading_serves_all_who_ask_the_same(model: ht.Llama, tmp_path: Path
             assert 'homer_readings_total{reused="false"} 2.0' in figures
             assert 'homer_readings_total{reused="true"} 7.0' in figures
             groups.clear()
+            joined.clear()
             body |= {"reuse": True}
             said = list(pool.map(lambda _: ask(json=body).json(), range(8)))
         assert len({x["choices"][0]["message"]["content"] for x in said}) == 1
-        assert sum(groups) == 8
+        assert sum(groups + joined) == 8
         assert len(groups) < 8
 
 

@@ -23,11 +23,14 @@ class Group:
 
     def takes(self, members: list[Member]) -> bool:
         """Whether others can join without much loss: they ask the encoding whose rows all see, or
-        have about as many rows as everybody here has room for.
+        each has one of its own and about as many rows as there is room for here.
         """
         shared, room = self._answering.shared_context, self._answering.room
         if shared is not None:
             return all(question.context is shared for _, question in members)
+        encodings = {id(question.context) for _, question in members}
+        if len(encodings) < sum(len(job.decodings) for job, _ in members):
+            return False  # they share one
         return all(room <= 2 * _rows(question) <= 4 * room for _, question in members)
 
     def add(self, members: list[Member]) -> None:
