@@ -114,9 +114,14 @@ class Answering:
         they share, if they do; returns its number. It reads the prompt, and where the others have
         begun, the first token has come.
         """
+        answer = _Answer(self._model, question)
         number = self._sequences.add(question.context, _room(question))
-        self._answers[number] = _Answer(self._model, question)
-        logits = self._read(number)
+        self._answers[number] = answer
+        try:
+            logits = self._read(number)
+        except BaseException:
+            self._end(number)
+            raise
         if self._logits is None:
             self._choose([number], logits[None])
         else:

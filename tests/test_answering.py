@@ -1,5 +1,7 @@
 """Answers that come side by side: what one that leaves does to the others."""
 
+from unittest import mock
+
 import pytest
 import torch
 from cases import LAYERS, random_tokens
@@ -7,6 +9,7 @@ from checkpoints import random_model
 
 import homer_triton as ht
 from homer_triton.answering import Answering, Question
+from homer_triton.engine.sequences import Sequences
 
 CONFIG = ht.HomerConfig(32, 32)
 PROMPTS = [random_tokens(count, 10 + count) for count in (1, 5, 2, 7)]
@@ -132,6 +135,22 @@ def test_many_join_one_after_the_other(model: ht.Llama) -> None:
     for number in range(1, 12):
         alone = ht.generate(model, texts[number % 3], PROMPTS[number % 4], 2 + number % 5)
         assert ended[number].token_ids == alone.token_ids
+
+
+@torch.no_grad()
+def test_one_that_cannot_join_leaves_nothing(
+    model: ht.Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = ht.encode(model, random_tokens(30), [1], [2, 3], CONFIG)
+    answering = Answering(model, [ask(text, PROMPTS[0], max_new_tokens=3)])
+    answering.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(Sequences, "read", mock.Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            answering.add(ask(text, PROMPTS[1], max_new_tokens=9))
+    assert answering.numbers == [0]
+    ended = answering.step() | answering.step()
+    assert ended[0].token_ids == ht.generate(model, text, PROMPTS[0], 3).token_ids
 
 
 @torch.no_grad()
