@@ -148,9 +148,8 @@ def compiling(chip: Chip) -> list[Compiled]:
 
 def build(chip_name: str) -> list[Built]:
     """Compile every case for one chip. Runs in a process of its own."""
-    compiled = compiling(CHIPS[chip_name])
-    lines = []
     chip = CHIPS[chip_name]
+    compiled, lines = compiling(chip), []
     for case, call in (*cases(), *(descriptor_cases() if chip.descriptors else ())):
         compiled.clear()
         call()

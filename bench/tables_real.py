@@ -1,6 +1,7 @@
 """The tables of the real pretrained model, from bench/results/real."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from table_parts import NOT_RUN, RESULTS, Rows, answered, markdown, read_json, scored
@@ -56,16 +57,21 @@ def real_lengths(task: str) -> dict[str, dict[int, dict[str, Any]]]:
     return found
 
 
-def real(task: str) -> str:
-    """Right answers of each method on a task of the real model, with 95 % Wilson intervals and the
-    number of questions.
-    """
+def by_length(task: str, cell: Callable[[dict[str, Any]], str]) -> str:
+    """A row for each method of a task of the real model, a cell for each length that was asked."""
     found = real_lengths(task)
     lengths = sorted(set().union(*found.values()))
     rows = []
     for title, cells in found.items():
-        rows.append([title, *(asked(cells[n]) if n in cells else "" for n in lengths)])
+        rows.append([title, *(cell(cells[n]) if n in cells else "" for n in lengths)])
     return markdown(["method", *map(times_limit, lengths)], rows)
+
+
+def real(task: str) -> str:
+    """Right answers of each method on a task of the real model, with 95 % Wilson intervals and the
+    number of questions.
+    """
+    return by_length(task, asked)
 
 
 def asked(row: dict[str, Any]) -> str:
@@ -100,12 +106,7 @@ def kept(row: dict[str, Any]) -> str:
 
 def real_costs() -> str:
     """Mean seconds of a question and peak memory above the model, of each method on needles."""
-    found = real_lengths("needles")
-    lengths = sorted(set().union(*found.values()))
-    rows = []
-    for title, cells in found.items():
-        rows.append([title, *(cost(cells[n]) if n in cells else "" for n in lengths)])
-    return markdown(["method", *map(times_limit, lengths)], rows)
+    return by_length("needles", cost)
 
 
 def cost(row: dict[str, Any]) -> str:

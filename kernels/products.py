@@ -143,9 +143,8 @@ def few_rows(x: Tensor, weights: tuple[Tensor, ...]) -> Multiply:
     compiling: `F.linear`, but where another way reads a matrix faster. That is so for few rows, as
     in decoding, on an x86 CPU, outside autograd.
     """
-    if x.device.type != "cpu" or not _is_x86() or not _are_plain(weights):
-        return F.linear
-    if _is_recorded(x, weights):
+    is_plain = _are_plain(weights) and not _is_recorded(x, weights)
+    if x.device.type != "cpu" or not _is_x86() or not is_plain:
         return F.linear
     rows = x.shape[:-1].numel()
     if x.dtype == torch.float32 and not _is_intels():
