@@ -44,9 +44,10 @@ LEAST_WIDE_ROWS = 8
 # Rows of x whose products are faster the other way round, as measured with PyTorch 2.13 on Intel's
 # chips.
 TURNED_ROWS = {torch.float32: range(6, 16), torch.bfloat16: range(1, 33)}
-# On others', where MKL reads a matrix for one row at a quarter of the memory's speed, but not where
-# it has several products to take at once: rows whose float32 products are faster as those of so
-# many parts of a matrix, and the most rows that stand as columns there.
+# On others', where MKL reads a float32 matrix for one row at a quarter of the memory's speed, but
+# not where it has several products to take at once: rows whose float32 products are faster as those
+# of so many parts of a matrix, and the most rows that stand as columns there. In bfloat16, other
+# ways than `F.linear` are slower there.
 PARTED_ROWS, PARTS, MOST_COLUMNS = range(1, 33), 16, 5
 # Rows of x, and elements of a matrix, that are widened at a time: what a processor's caches hold.
 WIDE_ROWS = 512
@@ -147,8 +148,8 @@ def few_rows(x: Tensor, weights: tuple[Tensor, ...]) -> Multiply:
     if x.device.type != "cpu" or not _is_x86() or not is_plain:
         return F.linear
     rows = x.shape[:-1].numel()
-    if x.dtype == torch.float32 and not _is_intels():
-        return _in_parts if rows in PARTED_ROWS else F.linear
+    if not _is_intels():
+        return _in_parts if x.dtype == torch.float32 and rows in PARTED_ROWS else F.linear
     turned = has_instructions(x.dtype) and rows in TURNED_ROWS.get(x.dtype, ())
     return _turned if turned else F.linear
 

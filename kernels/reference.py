@@ -27,7 +27,6 @@ from .checks import (
 )
 from .products import add_linear_ as add_linear_
 from .products import gated_linear as gated_linear
-from .products import has_instructions
 from .products import linear as linear
 
 # Queries that attend at once when they are only some of the rows: bounds the mask to QUERY_BLOCK x
@@ -93,6 +92,12 @@ def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
         for whole in zip(x.split(1), cos.split(1), sin.split(1), strict=True):
             for part in zip(*(of.split(rows, dim=1) for of in whole), strict=True):
                 _rotate_(*part)
+        return
+    if x.dtype.itemsize < cos.dtype.itemsize:
+        # Widened once; else every operation would do so anew.
+        wide = x.to(cos.dtype)
+        _rotate_(wide, cos, sin)
+        x.copy_(wide)
         return
     first, second = x.chunk(2, dim=-1)
     turned = first * cos
@@ -201,7 +206,7 @@ def _attend_one(
         # On a CPU it costs nothing to see that nothing is hidden.
         sees_all = on_cpu and int(query_rows.min()) >= chunk - 1
         mask = None if sees_all else _visible(query_rows, chunk)
-        if on_cpu and grouped.shape[2] == 1 and not has_instructions(k.dtype):
+        if on_cpu and grouped.shape[2] == 1 and k.dtype == torch.bfloat16:
             # PyTorch multiplies two such rows faster than one.
             grouped = F.pad(grouped, (0, 0, 0, 1))
         turned = k.transpose(1, 2), v.transpose(1, 2)

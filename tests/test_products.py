@@ -101,10 +101,10 @@ def test_few_rows_are_multiplied_in_the_way_that_is_fastest(
         rows: products.few_rows(weight.new_empty(rows, 32), (weight,)).__name__
         for rows in range(40)
     }
-    parted = dtype == torch.float32 and not intels
-    own = products.PARTED_ROWS if parted else products.TURNED_ROWS.get(dtype, ())
+    parted = {torch.float32: products.PARTED_ROWS}
+    own = (products.TURNED_ROWS if intels else parted).get(dtype, ())
     assert {rows for rows, way in ways.items() if way != "linear"} == set(own)
-    assert set(ways.values()) - {"linear"} <= {"_in_parts" if parted else "_turned"}
+    assert set(ways.values()) - {"linear"} <= {"_turned" if intels else "_in_parts"}
     asked = weight.new_empty(8, 32).requires_grad_()
     assert products.few_rows(asked, (weight,)) is F.linear
 
