@@ -65,6 +65,15 @@ def multiply(way: products.Multiply, x: list[Tensor], weights: list[Tensor]) -> 
         way(rows, weight, None)
 
 
+def without_onednn(run: Run) -> None:
+    """A run past oneDNN: a switch of the whole process, so no library's to turn."""
+    torch.backends.mkldnn.set_flags(False)
+    try:
+        run()
+    finally:
+        torch.backends.mkldnn.set_flags(True)
+
+
 def attend(q: Tensor, caches: list[tuple[Tensor, Tensor]]) -> None:
     for k, v in caches:
         F.scaled_dot_product_attention(q, k, v)
@@ -76,6 +85,7 @@ def product_cases(weights: list[Tensor], rows: int) -> dict[str, Run]:
     runs = {name: partial(multiply, way, x, weights) for name, way in WAYS.items()}
     if products.fuses(x[0], (weights[0].new_empty(products.LEAST_WORK, 1),)):
         runs["oneDNN"] = partial(multiply, products._plain, x, weights)
+        runs["linear without oneDNN"] = partial(without_onednn, runs["linear"])
     return {**runs, "sum": lambda: [weight.sum() for weight in weights]}
 
 

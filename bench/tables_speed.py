@@ -89,10 +89,12 @@ def decode() -> str:
     """A new token after a cache, ours beside transformers', by model and number of sequences."""
     rows = []
     for model, dtype, machine, folder in (
-        ("50M", "float32", "AVX2", "avx2/"),
-        ("50M", "bfloat16", "AVX2", "avx2/"),
-        ("50M", "float32", "AVX-512", ""),
-        ("50M", "bfloat16", "AVX-512", ""),
+        ("50M", "float32", "AMD, AVX2", "avx2/"),
+        ("50M", "bfloat16", "AMD, AVX2", "avx2/"),
+        ("50M", "float32", "AMD, AVX-512", "avx512/"),
+        ("50M", "bfloat16", "AMD, AVX-512", "avx512/"),
+        ("50M", "float32", "Intel, AVX-512", "intel/"),
+        ("50M", "bfloat16", "Intel, AVX-512", "intel/"),
         ("Llama-3-8B", "bfloat16", "H200", "h200/"),
     ):
         found: dict[tuple[str, str], dict[str, float]] = {}
