@@ -17,7 +17,7 @@ from fuzz.kills import check_interrupted
 from fuzz.processes import Ended, Homer
 
 # Attempts of each kind: a few seconds of each.
-SHORT = {"trees": 60, "files": 100, "commands": 15, "kills": 3}
+SHORT = {"trees": 60, "answers": 60, "files": 100, "commands": 15, "kills": 3}
 PIECES = (b'{"a": [1, 2], "b": "x"}', b'{"a": 1}\n{"a": 2}\n', b"plain", b"")
 
 

@@ -1,8 +1,8 @@
 """Drawn attempts to make homer_triton give a wrong result, break off or lose something.
 
-Four kinds: `trees` against the oracle, damaged `files`, `commands` with drawn arguments, and
-`kills` at drawn moments. Every attempt follows from its kind and its seed; `python -m fuzz` runs
-them (`make fuzz`), tests/test_fuzz.py a short part.
+Five kinds: `trees` against the oracle, `answers` side by side against the same alone, damaged
+`files`, `commands` with drawn arguments, and `kills` at drawn moments. Every attempt follows from
+its kind and its seed; `python -m fuzz` runs them (`make fuzz`), tests/test_fuzz.py a short part.
 """
 
 import os

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 
+from .answers import Answers
 from .attempts import Kind, run_attempts
 from .commands import Commands
 from .files import Files
@@ -25,6 +26,7 @@ from .trees import Trees
 
 KINDS: dict[str, type[Kind]] = {
     "trees": Trees,
+    "answers": Answers,
     "files": Files,
     "commands": Commands,
     "kills": Kills,
