@@ -50,7 +50,8 @@ class ModelConfig:
     `dtype` is the checkpoint's (float32 where it says nothing), `eos_token_ids` are the ids that
     end an answer. `window`: the most tokens that some layer attends to at once, the query's own
     included; None for all. `unrotated`: the layers without RoPE. `hf` is the transformers config
-    that all of it came from, with the RoPE parameters.
+    that all of it came from, with the RoPE parameters. `unpacks`: some matrices are held in fewer
+    bits than they are multiplied in.
     """
 
     vocab_size: int
@@ -69,6 +70,7 @@ class ModelConfig:
     window: int | None
     unrotated: frozenset[int]
     hf: PreTrainedConfig = field(repr=False, compare=False)
+    unpacks: bool = False
 
     @property
     def family(self) -> Family:
@@ -79,6 +81,15 @@ class ModelConfig:
     def head_norms(self) -> bool:
         """Whether queries and keys are normalised, head by head."""
         return self.family.head_norms
+
+    @property
+    def unpacked(self) -> int:
+        """Numbers of the largest matrix that is unpacked for a product; 0 where none is."""
+        heads = self.num_attention_heads * self.head_dim
+        inner = self.intermediate_size
+        if self.family.fused:
+            heads, inner = heads + 2 * self.num_key_value_heads * self.head_dim, 2 * inner
+        return self.hidden_size * max(heads, inner) if self.unpacks else 0
 
     @property
     def context_limit(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,7 @@ class Llama:
         ops: ModuleType,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        self.config = config
+        self.config = replace(config, unpacks=weights.unpacks)
         self.weights = weights
         self.ops = ops
         self.tokenizer = tokenizer

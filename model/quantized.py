@@ -92,6 +92,20 @@ def stored(tensor: Tensor) -> Tensor:
     return held
 
 
+def unpacks(tensor: Tensor) -> bool:
+    """Whether a product first makes a matrix of the numbers that it is taken in: float8's are
+    multiplied as they are.
+    """
+    return is_quantized(tensor) and stored(tensor).dtype != torch.float8_e4m3fn
+
+
+def check_name(name: str) -> None:
+    """Raise `ValueError` for what is no way to quantise."""
+    if name not in get_args(Quantize):
+        known = ", ".join(get_args(Quantize))
+        raise ValueError(f"quantize={name!r} is not known; choose one of {known}.")
+
+
 def quantizer(name: Quantize, device: torch.device | str) -> Callable[[Tensor], Tensor]:
     """What turns a matrix [O, I] into a quantised one.
 
@@ -99,9 +113,7 @@ def quantizer(name: Quantize, device: torch.device | str) -> Callable[[Tensor], 
     float8_e4m3fn with a scale for each row, for the activations too (`torch._scaled_mm`). Raises
     `ValueError` for another name, without torchao, and on a device that cannot run it.
     """
-    if name not in get_args(Quantize):
-        known = ", ".join(get_args(Quantize))
-        raise ValueError(f"quantize={name!r} is not known; choose one of {known}.")
+    check_name(name)
     quantization = _torchao(name)
     config: Any
     if name == "int8":

@@ -16,7 +16,7 @@ from .checkpoint import StoredTensor, catalogue, read_into, some
 from .config import ModelConfig, is_computable
 from .errors import CheckpointError
 from .families import FAMILIES, Family
-from .quantized import FourBit, Quantize, is_quantized, quantizer, shared
+from .quantized import FourBit, Quantize, is_quantized, quantizer, shared, unpacks
 
 # A layer's matrices that belong side by side, by their names in a checkpoint.
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -73,6 +73,15 @@ class Weights:
     layers: list[LayerWeights]
     norm: Tensor
     lm_head: Tensor
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether some matrices are held in fewer bits than they are multiplied in."""
+        return any(
+            unpacks(matrix)
+            for layer in self.layers
+            for matrix in (*layer.qkv, layer.output, *layer.gate_up, layer.down)
+        )
 
 
 def load_weights(

@@ -39,6 +39,22 @@ def test_json_holds_the_librarys_plan(model: Path) -> None:
     )
 
 
+def test_matrices_that_are_unpacked_take_memory(model: Path) -> None:
+    options = ("plan", "--model", model, "--context-len", 90, "--suffix-len", 6)
+    options += ("--device", "cpu", "--json")
+    plain, int8, fp8 = (
+        json.loads(run(*options, *more).stdout)["memory_bytes"]
+        for more in ((), ("--quantize", "int8"), ("--quantize", "fp8"))
+    )
+    config = load_config(model)
+    largest = config.hidden_size * max(config.hidden_size, config.intermediate_size)
+    assert int8 == plain + 2 * largest * config.dtype.itemsize
+    assert fp8 == plain
+    refused = run(*options, "--quantize", "int3")
+    assert refused.exit_code == 2
+    assert "quantize='int3' is not known" in refused.stderr
+
+
 def test_words_show_every_level_and_both_costs(model: Path) -> None:
     result = run("plan", "--model", model, "--context-len", 102, "--suffix-len", 1)
     assert result.exit_code == 0, result.stderr

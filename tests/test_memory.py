@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import random_tokens
-from checkpoints import random_model
+from checkpoints import random_model, save_checkpoint
 from rank_processes import run_ranks
 
 import homer_triton as ht
@@ -48,6 +48,23 @@ Path("/proc/self/clear_refs").write_text("5")
 encoded = encode()
 size = dtype.itemsize
 print(resident("VmHWM") - before, encoded.plan.memory(model.config, size, documents, on_gpu=False))
+"""
+
+# The same of a model whose largest matrix weighs more, where it is unpacked, than all else does.
+PREDICT_QUANTIZED = """
+import sys, torch
+import homer_triton as ht
+from homer_triton.evaluation.memory import forget_peak, peak
+torch.set_num_threads(1)
+model = ht.load(sys.argv[1], "cpu", sys.argv[2], ops="torch", quantize="int8")
+config = ht.HomerConfig(128, 128, layers_warmup=1, leaf_batch=1, recompute=sys.argv[3])
+tokens = torch.randint(96, (500,))
+for _ in range(2):  # libraries make and keep kernels for every shape
+    before = forget_peak()
+    encoded = ht.encode(model, tokens, [1] * 8, [2] * 8, config)
+    measured = peak() - before
+planned = encoded.plan.memory(model.config, model.dtype.itemsize, on_gpu=False)
+print(measured, planned, model.config.unpacked * model.dtype.itemsize)
 """
 
 # Prints the high-water mark of a fresh process's resident memory, in KiB.
@@ -171,3 +188,20 @@ def test_the_plan_predicts_the_process_peak(
     # What a chip without instructions for bfloat16 takes beside is not all in the plan yet.
     wide = dtype == "bfloat16" and not has_instructions(torch.bfloat16)
     assert (0.75 if wide else 0.9) * measured <= predicted <= spare * measured
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recompute", ["none", "all"])
+def test_the_plan_knows_of_matrices_that_are_unpacked(
+    tmp_path: Path, dtype: str, recompute: str
+) -> None:
+    pytest.importorskip("torchao")
+    sizes = {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 5}
+    sizes |= {"max_position_embeddings": 256}
+    save_checkpoint(tmp_path, num_attention_heads=16, num_key_value_heads=2, **sizes)
+    arguments = [sys.executable, "-c", PREDICT_QUANTIZED, str(tmp_path), dtype, recompute]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    measured, planned, unpacked = map(int, done.stdout.split())
+    assert unpacked == 1024 * 8192 * getattr(torch, dtype).itemsize
+    assert unpacked < measured <= 1.1 * planned <= 3.3 * measured

@@ -63,6 +63,18 @@ Json = Annotated[
 ]
 
 
+Quantized = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        metavar="NAME",
+        help="Hold the layers' matrices as int8 (anywhere) or fp8 (on a GPU that multiplies it), "
+        "by torchao.",
+        show_default="as they are",
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loading:
     """How a model runs."""
@@ -92,16 +104,7 @@ class Loading:
             help="triton or torch; auto is Triton on a GPU, PyTorch elsewhere.",
         ),
     ] = "auto"
-    quantize: Annotated[
-        str | None,
-        typer.Option(
-            "--quantize",
-            metavar="NAME",
-            help="Hold the layers' matrices as int8 (anywhere) or fp8 (on a GPU that multiplies "
-            "it), by torchao.",
-            show_default="as they are",
-        ),
-    ] = None
+    quantize: Quantized = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +13,7 @@ from .options import (
     Json,
     ModelPath,
     OptionalContextFile,
+    Quantized,
     RopeScaling,
     SpecialTokens,
 )
@@ -53,6 +54,7 @@ def plan(
             help="What keys and values are kept in; auto is the checkpoint's own.",
         ),
     ] = "auto",
+    quantize: Quantized = None,
     device: Annotated[
         str,
         typer.Option(
@@ -82,15 +84,19 @@ def plan(
     from ..loading import DTYPES
     from ..model.config import load_config
     from ..model.hub import resolve
+    from ..model.quantized import check_name
 
     config = settings.config
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not known; choose auto, {', '.join(DTYPES)}.")
     if device not in ("cuda", "cpu"):
         raise ValueError(f"device={device!r} is not known; choose cuda or cpu.")
+    if quantize is not None:
+        check_name(quantize)
     on_gpu = device == "cuda"
     folder = resolve(model, weights=False)
     shape = load_config(folder, parse_rope_scaling(rope_scaling))
+    shape = replace(shape, unpacks=quantize == "int8")
     tokens = _context_tokens(context_len, context_file, folder, special_tokens)
     itemsize = DTYPES.get(dtype, shape.dtype).itemsize
     note_long_chunks(config, shape)

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from .tree import Node, Plan
 
 
+# A quantised matrix is unpacked for a product, and oneDNN lays it out anew, as measured.
+UNPACKED_COPIES = 2
+
+
 def flops(plan: Plan, shape: ModelShape) -> int:
     """Floating-point operations of the encoding; a multiply and an add are two."""
     total = layer_flops(shape, 0, plan.prefix_len) * plan.layers_tree
@@ -80,7 +84,8 @@ def memory_of(
 
     def activations(rows: int, chunk: int) -> int:
         size = activation_bytes(shape, rows, chunk, mlp_rows(on_gpu), wide)
-        return size if on_gpu else size + size // 2
+        unpacked = UNPACKED_COPIES * shape.unpacked * itemsize
+        return (size if on_gpu else size + size // 2) + unpacked
 
     chunks = [(len(nodes), nodes[0].context + plan.suffix_len) for nodes in steps]
     rows, chunk = max(n * own for n, own in chunks), max(own for _, own in chunks)
