@@ -32,7 +32,7 @@ ENTRY = {
     "niah_multikey_3": (10, 90),
     "vt": (19, 30),
     "cwe": (6, 30),
-    "fwe": (8, 16),
+    "fwe": (8, 24),  # a word of noise is three dots
 }
 
 
