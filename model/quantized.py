@@ -99,8 +99,17 @@ def unpacks(tensor: Tensor) -> bool:
     return is_quantized(tensor) and stored(tensor).dtype != torch.float8_e4m3fn
 
 
-def check_name(name: str) -> None:
-    """Raise `ValueError` for what is no way to quantise."""
+def unpacks_as(name: str | None) -> bool:
+    """The same of the matrices that `quantizer` makes; None for none.
+
+    Raises `ValueError` for another name.
+    """
+    if name is not None:
+        _check_name(name)
+    return name == "int8"
+
+
+def _check_name(name: str) -> None:
     if name not in get_args(Quantize):
         known = ", ".join(get_args(Quantize))
         raise ValueError(f"quantize={name!r} is not known; choose one of {known}.")
@@ -113,7 +122,7 @@ def quantizer(name: Quantize, device: torch.device | str) -> Callable[[Tensor], 
     float8_e4m3fn with a scale for each row, for the activations too (`torch._scaled_mm`). Raises
     `ValueError` for another name, without torchao, and on a device that cannot run it.
     """
-    check_name(name)
+    _check_name(name)
     quantization = _torchao(name)
     config: Any
     if name == "int8":

@@ -84,19 +84,17 @@ def plan(
     from ..loading import DTYPES
     from ..model.config import load_config
     from ..model.hub import resolve
-    from ..model.quantized import check_name
+    from ..model.quantized import unpacks_as
 
     config = settings.config
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not known; choose auto, {', '.join(DTYPES)}.")
     if device not in ("cuda", "cpu"):
         raise ValueError(f"device={device!r} is not known; choose cuda or cpu.")
-    if quantize is not None:
-        check_name(quantize)
     on_gpu = device == "cuda"
     folder = resolve(model, weights=False)
-    shape = load_config(folder, parse_rope_scaling(rope_scaling))
-    shape = replace(shape, unpacks=quantize == "int8")
+    unpacks = unpacks_as(quantize)
+    shape = replace(load_config(folder, parse_rope_scaling(rope_scaling)), unpacks=unpacks)
     tokens = _context_tokens(context_len, context_file, folder, special_tokens)
     itemsize = DTYPES.get(dtype, shape.dtype).itemsize
     note_long_chunks(config, shape)
