@@ -1,6 +1,8 @@
 """`homer demo` on a tiny random model: nothing is retrieved, everything is measured."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,14 @@ def test_every_system_is_measured_at_every_length(tmp_path: Path) -> None:
     assert all(row["seconds"] > 0 and len(row["answers"]) == 2 for row in rows)
     keys = {tuple(answer["key"] for answer in row["answers"]) for row in rows if row["times"] == 4}
     assert len(keys) == 1  # every system is asked the same
+
+
+def test_nothing_is_said_beside_the_results(tmp_path: Path) -> None:
+    """Not even by libraries that its measuring processes load."""
+    model = checkpoint(tmp_path / "model", num_hidden_layers=8)
+    command = [sys.executable, "-m", "homer_triton", "demo", "--model", str(model)]
+    ran = subprocess.run([*command, "--samples", "1", "--json"], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_checkpoints_that_are_not_there_are_refused(tmp_path: Path) -> None:

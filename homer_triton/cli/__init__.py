@@ -4,18 +4,12 @@ Commands import the library inside their functions, and nothing else here import
 --help` and a misspelt option answer at once.
 """
 
-import logging
-
+from .. import quiet as quiet
 from .interrupts import Interrupted, heard_interrupts, leave_interrupted, was_interrupted
-
-# transformers imports torchao where it is installed, which tells of kernels that it has not.
-_TALKATIVE = ("torchao", "torch.utils._pytree")
 
 
 def main() -> None:
     """Run the command line and exit: 0, 2 for bad input, 130 when interrupted."""
-    for library in _TALKATIVE:
-        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         with heard_interrupts():
             from .commands import app

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from .. import quiet
 from ..config import HomerConfig
 from ..encoding import encode
 from ..generation import generate
@@ -84,7 +85,7 @@ def measure(checkpoint: str | Path, samples: int, seed: int) -> Iterator[Measure
     """
     # Children are copies of a server that has imported everything and run nothing.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([quiet.__name__, __name__])
     tasks = [
         (checkpoint, system, times, samples, seed) for times, system in product(TIMES, SYSTEMS)
     ]
