@@ -97,6 +97,10 @@ def add_linear_(rows: Tensor, x: Tensor, weight: Tensor) -> None:
     Raises `ValueError` for arguments that do not fit together.
     """
     check_linear(x, (weight,), rows, ())
+    _add_linear_(rows, x, weight)
+
+
+def _add_linear_(rows: Tensor, x: Tensor, weight: Tensor) -> None:
     if x.device.type == "cpu" or not _are_plain((weight,)):
         rows += _linear(x, (weight,))
     else:
@@ -110,8 +114,12 @@ def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     [..., F].
     """
     check_linear(x, weights, None, ())
+    return _gated_linear(x, weights)
+
+
+def _gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     if widens(x, weights):
-        return _in_float32(x, [_gate_and_up(weights)], gated_linear)
+        return _in_float32(x, [_gate_and_up(weights)], _gated_linear)
     if fuses(x, weights):
         gate, up = _gate_and_up(weights)
         return _ONEDNN.binary(x, _ONEDNN(x, gate, None, "swish", [], ""), up, None, "mul")

@@ -7,6 +7,8 @@ positions, source indices and slots are int64. Functions whose name ends in an u
 an argument. Every function raises `ValueError` for arguments that do not fit together.
 """
 
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +27,7 @@ from .checks import (
     check_silu_mul,
     check_votes,
 )
+from .products import _add_linear_, _gated_linear, _linear
 from .products import add_linear_ as add_linear_
 from .products import gated_linear as gated_linear
 from .products import linear as linear
@@ -33,8 +36,8 @@ from .products import linear as linear
 # keys.
 QUERY_BLOCK = 256
 # Numbers that are rotated at once, and up to which PyTorch's norm is faster than one with fewer
-# copies in float32.
-ROTATED_AT_ONCE, NORMED_AT_ONCE = 2**20, 2**18
+# copies in float32, or slower than one of fewer operations on a CPU.
+ROTATED_AT_ONCE, NORMED_AT_ONCE, FEW_NORMED = 2**20, 2**18, 2**13
 
 
 def widen(x: Tensor) -> Tensor:
@@ -49,6 +52,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Sennrich 2019).
     """
     check_norm(x, None, weight)
+    return _rms_norm(x, weight, eps)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if x.numel() <= FEW_NORMED and x.device.type == "cpu":
+        # With its negative beside it, x has the mean 0, and its mean square for a variance: what
+        # takes PyTorch ten operations is one.
+        both, weights = torch.cat([x, -x], dim=-1), torch.cat([weight, weight])
+        return F.layer_norm(both, weights.shape, weights, None, eps)[..., : x.shape[-1]]
     if x.numel() <= NORMED_AT_ONCE:
         return F.rms_norm(x, weight.shape, weight, eps)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -61,7 +73,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """The residual sum and its norm: `(x + residual, rms_norm(x + residual))`, each [..., E]."""
     check_norm(x, residual, weight)
     total = x + residual
-    return total, rms_norm(total, weight, eps)
+    return total, _rms_norm(total, weight, eps)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -81,6 +93,10 @@ def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Non
     x: [B, T, H, D]; positions: [B, T], each below len(cos); cos, sin: [positions, D/2] float32.
     """
     check_rotary("x", x, positions, cos, sin)
+    _apply_rotary_(x, positions, cos, sin)
+
+
+def _apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
     _rotate_(x, cos[positions][:, :, None], sin[positions][:, :, None])
 
 
@@ -123,12 +139,40 @@ def rotary_and_store_(
     D/2] float32; keys, values: [slots, HKV, D], written at `slots`.
     """
     check_rotary_and_store(q, k, v, positions, cos, sin, keys, values, slots)
+    _rotary_and_store_(q, k, v, positions, cos, sin, keys, values, slots)
+
+
+def _rotary_and_store_(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+) -> None:
     cos, sin = cos[positions][:, :, None], sin[positions][:, :, None]
-    if q is not None:
-        _rotate_(q, cos, sin)
-    _rotate_(k, cos, sin)
+    joined = None if q is None else _side_by_side(q, k)
+    for x in (q, k) if joined is None else (joined,):
+        if x is not None:
+            _rotate_(x, cos, sin)
     keys[slots] = k
     values[slots] = v
+
+
+def _side_by_side(q: Tensor, k: Tensor) -> Tensor | None:
+    """q and k [B, T, HQ + HKV, D] as one, where they are neighbouring views of one product."""
+    heads = q.shape[2]
+    if (
+        k.stride() != q.stride()
+        or k.storage_offset() - q.storage_offset() != heads * q.stride(2)
+        or k.untyped_storage().data_ptr() != q.untyped_storage().data_ptr()
+    ):
+        return None
+    shape = (*q.shape[:2], heads + k.shape[2], q.shape[3])
+    return q.as_strided(shape, q.stride(), q.storage_offset())
 
 
 def causal_attention(
@@ -147,6 +191,17 @@ def causal_attention(
     Returns [B, R, HQ, D]. The scale is 1/sqrt(D).
     """
     check_attention(q, k, v, prefix_k, prefix_v, query_rows)
+    return _causal_attention(q, k, v, prefix_k, prefix_v, query_rows)
+
+
+def _causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    query_rows: Tensor | None,
+) -> Tensor:
     batch, queries, chunk = k.shape[0], q.shape[1], k.shape[1]
     prefix = 0 if prefix_k is None else len(prefix_k)
     if queries == 1 and query_rows is not None:
@@ -155,7 +210,7 @@ def causal_attention(
         at = [None] * batch if query_rows is None else query_rows.split(1)
         chunks = zip(q.split(1), k.split(1), v.split(1), at, strict=True)
         return torch.cat(
-            [causal_attention(x, y, z, prefix_k, prefix_v, rows) for x, y, z, rows in chunks]
+            [_causal_attention(x, y, z, prefix_k, prefix_v, rows) for x, y, z, rows in chunks]
         )
     if prefix_k is not None and prefix_v is not None and prefix:
         k = torch.cat([prefix_k[None], k], dim=1)
@@ -425,3 +480,16 @@ def gather_cache_(cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) ->
     for layer, (own_keys, own_values) in enumerate(zip(keys, values, strict=True)):
         own_keys.copy_(cache[layer, 0, slots].transpose(0, 1))
         own_values.copy_(cache[layer, 1, slots].transpose(0, 1))
+
+
+# What a layer calls, without the checks: for arguments like those of an earlier layer, which passed
+# them. In decoding they are a tenth of a token's time.
+unchecked = SimpleNamespace(
+    add_linear_=_add_linear_,
+    apply_rotary_=_apply_rotary_,
+    causal_attention=_causal_attention,
+    gated_linear=_gated_linear,
+    linear=_linear,
+    rms_norm=_rms_norm,
+    rotary_and_store_=_rotary_and_store_,
+)

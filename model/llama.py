@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -135,16 +136,17 @@ class Llama:
             stale = filled < length
         if tables is None or stale:
             tables = self._rotary = rotary_tables(self.config, rows, self.device)
+            if self.config.unrotated:
+                self._still = torch.ones_like(tables[0]), torch.zeros_like(tables[1])
         return tables
 
     def _rotary_of(self, index: int, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The tables of a layer: those of all, or such as rotate nothing."""
         if index not in self.config.unrotated:
             return rotary
-        still = self._still
-        if still is None or len(still[0]) < len(rotary[0]):
-            still = self._still = torch.ones_like(rotary[0]), torch.zeros_like(rotary[1])
-        return still
+        if self._still is None or len(self._still[0]) < len(rotary[0]):  # others than `rotary`'s
+            return torch.ones_like(rotary[0]), torch.zeros_like(rotary[1])
+        return self._still
 
     def run(
         self,
@@ -169,8 +171,11 @@ class Llama:
         """
         own = hidden.shape[1] if past is None else past.most
         self.config.check_window(prefix + own, "the length")
+        unchecked = self._without_checks()
         for index in layers:
-            hidden = self.layer(
+            # Layers are alike: what the checks of the first let pass is right for the others.
+            model = self if index == layers[0] else unchecked
+            hidden = model.layer(
                 index,
                 hidden,
                 positions,
@@ -275,6 +280,12 @@ class Llama:
         for rows in hidden.view(-1, hidden.shape[-1]).split(mlp_rows(self.device.type != "cpu")):
             x = ops.rms_norm(rows, w.post_norm, self.config.rms_norm_eps)
             ops.add_linear_(rows, ops.gated_linear(x, w.gate_up), w.down)
+
+    def _without_checks(self) -> Llama:
+        """The same model, whose layers do not check what they call ops with."""
+        same = copy(self)
+        same.ops = getattr(self.ops, "unchecked", self.ops)
+        return same
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output head: [..., E] -> [..., vocabulary] float32."""

@@ -96,6 +96,23 @@ def test_full_size_equals_the_definition(dtype):
         torch.testing.assert_close(actual, expected)
 
 
+def test_queries_and_keys_of_one_product_or_of_two():
+    heads, positions = random(0, 2, 5, 4, 16), integers(1, 50, 2, 5)
+    cos, sin = random(2, 50, 8), random(3, 50, 8)
+    slots = torch.arange(10).view(2, 5)
+    results = []
+    for apart in (False, True):
+        q, k, v = heads.clone().split([2, 1, 1], dim=2)
+        if apart:
+            k = k.clone()
+        cache = torch.zeros(2, 10, 1, 16)
+        reference.rotary_and_store_(q, k, v, positions, cos, sin, *cache, slots)
+        results.append((q, k, cache))
+    for joined, separate in zip(*results, strict=True):
+        assert torch.equal(joined, separate)
+    assert not torch.equal(results[0][1], heads[:, :, 2:3])
+
+
 @pytest.mark.parametrize("at_once", [1, 3 * 2 * 16, 5 * 2 * 16])
 def test_the_definition_is_one_for_few_rows_and_for_many(at_once, monkeypatch):
     x, positions = random(0, 2, 5, 2, 16), integers(1, 50, 2, 5)

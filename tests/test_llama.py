@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import homer_triton as ht
+from homer_triton.kernels import products, reference
 
 NEW_TOKENS = 20
 DTYPES = ["float16", "bfloat16"]
@@ -123,6 +124,20 @@ def test_chunked_prefill_is_one_prefill() -> None:
     ]
     # Rows are multiplied in one way when they are few and in another when they are many.
     torch.testing.assert_close(torch.cat(parts), our_logits(model, token_ids), rtol=0, atol=2e-5)
+
+
+def test_arguments_are_checked_in_a_runs_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the others they are alike."""
+    model = ht.from_transformers(random_model(num_hidden_layers=4), ops="torch")
+    every, asked = our_logits(model, tokens(9)), []
+    for module in (reference, products):
+        for name in [name for name in vars(module) if name.startswith("check_")]:
+            monkeypatch.setattr(module, name, lambda *_, name=name: asked.append(name))
+    assert torch.equal(our_logits(model, tokens(9)), every)
+    logits = ["check_norm", "check_linear"]
+    layer = ["check_norm", "check_linear", "check_rotary_and_store", "check_attention"]
+    layer += ["check_linear", "check_norm", "check_linear", "check_linear"]
+    assert asked == layer + logits
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU's layout")
