@@ -61,7 +61,7 @@ def context_of(model: Llama, shape: str, rows: int) -> ht.EncodedContext:
     """An encoded context of so many rows, whose keys and values are random."""
     affix = SHAPES[shape].affix
     ids = torch.arange(3 * affix) % model.config.vocab_size
-    config = ht.HomerConfig.paper(layers_warmup=SHAPES[shape].layers_warmup)
+    config = ht.HomerConfig.paper()
     short = ht.encode(model, ids[affix:-affix], ids[:affix], ids[-affix:], config)
     layers, heads, _, dim = short.keys.shape
     keys, values = torch.randn(

@@ -1,14 +1,14 @@
 """Time and memory of `encode` by length, beside transformers' plain prefill on the same weights.
 
     python bench/encode.py [--shape 50M] [--dtype float32] [--lengths 4096,8192] [--out DIR]
-                           [--systems torch,triton,triton+graphs,triton+offload] [--leaf-batch 1,4]
+                           [--systems torch,torch+paper,triton+graphs] [--leaf-batch 1,4]
 
 Systems take turns at each length, the lengths in the order given. On a CPU every measurement has a
 process of its own, so that one's memory is not another's; a GPU's allocator counts its own. First,
-in the same run, a text of one chunk must give transformers' own logits: a system that does not is
-reported and measured all the same, and the column `checked` says so. Writes DIR/encode-SHAPE-DTYPE
-.csv and two plots beside it, and prints the crossover: the length below which the plain prefill is
-faster. Exits 1 where anything failed.
+in the same run, a text of which nothing is pruned must give transformers' own logits: a system that
+does not is reported and measured all the same, and the column `checked` says so. Writes
+DIR/encode-SHAPE-DTYPE.csv and two plots beside it, and prints the crossover: the length below which
+the plain prefill is faster. Exits 1 where anything failed.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Line:
     """One system at one length. peak_bytes, predicted_bytes: the most memory above the weights, and
     what the plan says of it; share_of_rate: of the matrix rate measured in the same process;
     share_outside: of the time, spent neither in matrix products nor in attention (CPU only, else
-    nan); checked: the system gives transformers' logits for one chunk.
+    nan); checked: the system gives transformers' logits where nothing is pruned.
     """
 
     shape: str
@@ -72,8 +72,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Task:
-    """What a child process is to measure. system: the ops, and how they are run: "triton+graphs"
-    replays steps of equal shape, "triton+offload" lets waiting chunks be in host memory.
+    """What a child process is to measure. system: the ops, and how they are run: "triton+paper" is
+    the method as published in place of our defaults, "triton+graphs" replays steps of equal shape,
+    "triton+offload" lets waiting chunks be in host memory.
     """
 
     shape: str
@@ -93,7 +94,8 @@ class Task:
 
     @property
     def profile(self) -> bool:
-        return self.system == "torch" and not ON_GPU and self.tokens <= 16384
+        alone = self.system != PLAIN and self.ops == "torch"
+        return alone and not ON_GPU and self.tokens <= 16384
 
 
 def make_call(model: Llama, task: Task) -> Callable[[], Tensor]:
@@ -157,8 +159,8 @@ def measure_task(task: Task) -> Line:
 
 
 def homer_config(task: Task) -> ht.HomerConfig:
-    return ht.HomerConfig.paper(
-        layers_warmup=SHAPES[task.shape].layers_warmup,
+    make = ht.HomerConfig.paper if task.runs_with("paper") else ht.HomerConfig
+    return make(
         leaf_batch=task.leaf_batch,
         cuda_graphs=task.runs_with("graphs") and ON_GPU,
         offload="cpu" if task.runs_with("offload") else None,
@@ -208,10 +210,10 @@ def peak_bytes() -> int:
 
 
 def check(shape: str, dtype: str, system: str) -> None:
-    """Raise `ArithmeticError` unless an input of one chunk gives transformers' logits."""
+    """Raise `ArithmeticError` unless an input of which all is kept gives transformers' logits."""
     task = Task(shape, dtype, system, 0, leaf_batch=1)
     model = random_llama(shape, dtype, task.ops)
-    tokens = homer_config(task).chunk_len(model.config)
+    tokens = homer_config(task).most_rows(model.config, 2 * SHAPES[shape].affix)
     task = replace(task, tokens=tokens)
     ours = make_call(model, task)()
     peer = as_transformers(model)
@@ -380,8 +382,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--systems",
         type=lambda text: text.split(","),
-        default="torch,triton" if ON_GPU else "torch",
-        help="torch or triton, with +graphs (on a GPU) or +offload; all that run here by default",
+        default="torch,triton,triton+paper" if ON_GPU else "torch,torch+paper",
+        help="torch or triton, as it is by default or +paper; with +graphs (on a GPU) or +offload",
     )
     parser.add_argument(
         "--leaf-batch",

@@ -68,11 +68,11 @@ def full() -> Scale:
         {
             "encode-7B": [
                 *("--shape", "Llama-2-7B", *half, "--lengths", "65536,262144,16384"),
-                *("--plain-up-to", "65536", "--systems", "triton", "--leaf-batch", "1,4"),
+                *("--plain-up-to", "65536", "--systems", "triton,triton+paper"),
             ],
             "encode-8B": [
                 *("--shape", "Llama-3-8B", *half, "--lengths", "1048576,262144,65536"),
-                *("--plain-up-to", "65536", "--systems", "triton"),
+                *("--plain-up-to", "65536", "--systems", "triton,triton+paper"),
             ],
             "encode-50M": [
                 *("--shape", "50M", *half, "--lengths", "65536", "--plain-up-to", "65536"),
@@ -97,7 +97,7 @@ def rehearsal() -> Scale:
         2,
         ["--tiny"],
         {
-            "encode-7B": [*encode, "triton", "--lengths", "16", "--leaf-batch", "1,2"],
+            "encode-7B": [*encode, "triton,triton+paper", "--lengths", "16", "--leaf-batch", "1,2"],
             "encode-8B": [*encode, "triton", "--lengths", "24,16"],
             "encode-50M": [*encode, "triton,triton+graphs,triton+offload", "--lengths", "16"],
         },
@@ -147,8 +147,8 @@ def stages(scale: Scale, out: Path, tests: list[list[str]]) -> list[list[Part]]:
         bench("device", 20),
         [Part(f"tests-{i}", [*PYTEST, *own], 80 * scale.patience) for i, own in enumerate(tests)],
         bench("kernels", 40, *scale.kernels),
-        encode("encode-7B", 80),
-        encode("encode-8B", 85),
+        encode("encode-7B", 75),
+        encode("encode-8B", 100),
         bench("decode", 60, *scale.decode),
         bench("layer", 15, *scale.layer),
         encode("encode-50M", 55),

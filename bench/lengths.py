@@ -35,18 +35,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = random_llama(options.shape, "float32", "torch")
-    config = ht.HomerConfig(layers_warmup=SHAPES[options.shape].layers_warmup)
     draw = random.Random(0)
     lengths = draw.sample(range(600, 1800), options.texts + 1)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (max(lengths),), generator=generator)
 
-    ht.encode(model, tokens[: lengths[0]], config=config)
+    ht.encode(model, tokens[: lengths[0]])
     first, start = resident_mib(), perf_counter()
     print(f"{'texts':>5}  {'MiB more':>8}  {'ms a token':>10}")
     read = 0
     for count, length in enumerate(lengths[1:], 1):
-        ht.encode(model, tokens[:length], config=config)
+        ht.encode(model, tokens[:length])
         read += length
         if count % 10 == 0:
             speed = (perf_counter() - start) / read * 1000

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from homer_triton.engine import retrieval
 from homer_triton.loading import DTYPES, choose_ops
 from homer_triton.model.config import ModelConfig
 from homer_triton.model.llama import Llama
@@ -14,12 +15,11 @@ from homer_triton.model.weights import LayerWeights, Weights
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes as transformers names them, the warm-up layers to encode with, and the tokens
-    of the prefix, and of the suffix.
+    """A model's sizes as transformers names them, and the tokens of the prefix, and of the suffix,
+    to encode with.
     """
 
     sizes: dict[str, int]
-    layers_warmup: int
     affix: int = 16
 
     def config(self, dtype: torch.dtype) -> LlamaConfig:
@@ -43,11 +43,15 @@ def sizes(
 
 
 SHAPES = {
-    "tiny": Shape(sizes(2, 32, 2, 1, 32, 64, 32), 0, 4),  # for Triton's interpreter
-    "50M": Shape(sizes(16, 512, 8, 8, 1376, 1024, 1024), 6),
-    "Llama-2-7B": Shape(sizes(32, 4096, 32, 32, 11008, 32000, 4096), 12),
-    "Llama-3-8B": Shape(sizes(32, 4096, 32, 8, 14336, 128256, 8192), 12),
+    "tiny": Shape(sizes(2, 32, 2, 1, 32, 64, 32), 4),  # for Triton's interpreter
+    "50M": Shape(sizes(16, 512, 8, 8, 1376, 1024, 1024)),
+    "Llama-2-7B": Shape(sizes(32, 4096, 32, 32, 11008, 32000, 4096)),
+    "Llama-3-8B": Shape(sizes(32, 4096, 32, 8, 14336, 128256, 8192)),
 }
+
+
+# Of SmolLM2's 270 heads twelve retrieve.
+HEADS_TO_RETRIEVAL = 22
 
 
 def device() -> torch.device:
@@ -86,7 +90,18 @@ def random_llama(name: str, dtype: str, ops: str, layers: int | None = None) -> 
     ]
     words = config.vocab_size
     weights = Weights(normal(words, width), made_layers, ones(), normal(words, width))
-    return Llama(config, weights, choose_ops(ops, where))
+    model = Llama(config, weights, choose_ops(ops, where))
+    take_for_retrieval(model)
+    return model
+
+
+def take_for_retrieval(model: Llama) -> None:
+    """Have every so manieth head taken for a retrieval head, as many as SmolLM2 has: among random
+    ones none would be found, and HOMER's defaults then ask fewer layers.
+    """
+    heads = torch.zeros(model.config.num_hidden_layers, model.config.num_attention_heads)
+    heads.view(-1)[::HEADS_TO_RETRIEVAL] = 1
+    retrieval.found[model] = (model.fingerprint, heads.to(model.device))
 
 
 def as_transformers(model: Llama) -> LlamaForCausalLM:

@@ -165,7 +165,7 @@ def _rank(rank: int, count: int, meeting: Path, shape: str, tokens: int) -> None
 def _task(shape: Shape, tokens: int) -> tuple[torch.Tensor, int, ht.HomerConfig]:
     """A text, its affix's length, and settings."""
     ids = torch.randint(shape.sizes["vocab_size"], (tokens,), generator=torch.manual_seed(1))
-    return ids, shape.affix, ht.HomerConfig.paper(layers_warmup=shape.layers_warmup)
+    return ids, shape.affix, ht.HomerConfig.paper()
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def simulate_all(args: argparse.Namespace) -> int:
     lines = [
         Simulated(name, *result, *vars(machine).values(), args.rate_from.name, commit, command)
         for tokens in LENGTHS
-        for result in _simulated(shape, affix, tokens, SHAPES[name].layers_warmup, machine)
+        for result in _simulated(shape, affix, tokens, machine)
     ]
     measure.write_csv(args.out / "ranks-simulated.csv", lines)
     draw(lines, args.out / "ranks-simulated.png")
@@ -233,10 +233,10 @@ def simulate_all(args: argparse.Namespace) -> int:
 
 
 def _simulated(
-    shape: ModelConfig, affix: int, tokens: int, warmup: int, machine: Machine
+    shape: ModelConfig, affix: int, tokens: int, machine: Machine
 ) -> Iterator[tuple[int, int, int, float, float, float, int]]:
     """By the number of GPUs: tokens, leaves, GPUs, seconds, of linear, idle and bytes sent."""
-    config = ht.HomerConfig.paper(layers_warmup=warmup)
+    config = ht.HomerConfig.paper()
     alone = 0.0
     for gpus in GPUS:
         context = tokens - 2 * affix

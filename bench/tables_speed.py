@@ -4,37 +4,40 @@ import math
 
 from table_parts import markdown, memory, read_csv, read_json
 
+# Systems of bench/encode.py: the plain prefill, and ours on a CPU.
+PLAIN, OURS = "transformers", "torch"
+
 
 def encode(folder: str = "") -> str:
-    """`encode` beside the plain prefill of transformers on the CPU, from `bench/encode.py`."""
-    lines = read_csv(f"{folder}encode-50M-float32.csv")
-    plain = {x["tokens"]: x for x in lines if x["system"] == "transformers"}
-    halves = read_csv(f"{folder}encode-50M-bfloat16.csv")
-    half = {x["tokens"]: x for x in halves if x["system"] == "torch"}
-    longest = [x for x in lines if x["system"] == "torch"][-1]
+    """`encode`, with our defaults and as published, beside the plain prefill of transformers on the
+    CPU, from `bench/encode.py`.
+    """
+    halves = by_length(f"{folder}encode-50M-bfloat16.csv")
     rows = []
-    for ours in (x for x in lines if x["system"] == "torch"):
-        theirs = plain.get(ours["tokens"])
-        outside = float(ours["share_outside"])
-        halved = half.get(ours["tokens"])
+    for tokens, systems in by_length(f"{folder}encode-50M-float32.csv").items():
+        plain, paper = systems.get(PLAIN), systems.get(f"{OURS}+paper")
+        ours = systems.get(OURS)
+        measured = OURS if ours else f"{OURS}+paper"
+        half = halves.get(tokens, {}).get(measured)
+        outside = float(systems[measured]["share_outside"])
         rows.append(
             [
-                f"{int(ours['tokens']):,}",
-                "" if theirs is None else ratio(theirs, ours),
-                "" if halved is None else ratio(ours, halved),
-                f"{per_token(ours) / per_token(longest):.2f}",
-                memory(ours, "peak_bytes"),
-                memory(ours, "predicted_bytes"),
-                "" if theirs is None else memory(theirs, "peak_bytes"),
+                f"{tokens:,}",
+                *(ratio(plain, line) if plain and line else "" for line in (ours, paper)),
+                ratio(systems[measured], half) if half else "",
+                *(memory(line, "peak_bytes") if line else "" for line in (ours, paper)),
+                memory(systems[measured], "predicted_bytes"),
+                memory(plain, "peak_bytes") if plain else "",
                 "" if math.isnan(outside) else f"{outside:.0%}",
             ]
         )
     header = [
         "input tokens",
         "times faster than the plain prefill",
+        "as published",
         "bfloat16 against float32",
-        "time per token, the longest's = 1",
         "memory above the weights",
+        "as published",
         "as planned",
         "the plain prefill's",
         "time outside matrix products and attention",
@@ -42,21 +45,29 @@ def encode(folder: str = "") -> str:
     return markdown(header, rows)
 
 
+def by_length(name: str) -> dict[int, dict[str, dict[str, str]]]:
+    """The lines of a file of `bench/encode.py` by length and system: of several leaf batches the
+    fastest.
+    """
+    lengths: dict[int, dict[str, dict[str, str]]] = {}
+    for line in sorted(read_csv(name), key=lambda line: -float(line["seconds"])):
+        lengths.setdefault(int(line["tokens"]), {})[line["system"]] = line
+    return dict(sorted(lengths.items()))
+
+
 def speed() -> str:
     """The longest text that the plain prefill read too, and the authors' code, in a sentence."""
-    lines = read_csv("encode-50M-float32.csv")
-    theirs = [line for line in lines if line["system"] == "transformers"][-1]
-    (ours,) = (x for x in lines if (x["system"], x["tokens"]) == ("torch", theirs["tokens"]))
+    lengths = by_length("encode-50M-float32.csv")
+    tokens = max(n for n, systems in lengths.items() if PLAIN in systems)
+    theirs, ours = (lengths[tokens][system] for system in (PLAIN, OURS))
     *_, published, own = read_csv("authors-50M-float32.csv")
     published, own = (published, own) if "author" in published["system"] else (own, published)
     return (
-        f"Reading {int(ours['tokens']):,} tokens on two CPU cores (50M parameters, the method as "
-        "published) takes\n"
-        f"**{float(ours['seconds']) / float(theirs['seconds']):.0%} of the time** of the plain "
-        f"prefill and {memory(ours, 'peak_bytes')} in place of {memory(theirs, 'peak_bytes')}; "
-        "against the published\n"
-        f"code of HOMER's authors it is {ratio(published, own)} as fast at "
-        f"{int(own['tokens']):,} tokens.\n"
+        f"Reading {tokens:,} tokens on two CPU cores (50M parameters) takes "
+        f"**{float(ours['seconds']) / float(theirs['seconds']):.0%} of the time**\n"
+        f"of the plain prefill and {memory(ours, 'peak_bytes')} in place of "
+        f"{memory(theirs, 'peak_bytes')}. The method as published is {ratio(published, own)}\n"
+        f"as fast as its authors' code at {int(own['tokens']):,} tokens.\n"
     )
 
 
@@ -81,10 +92,6 @@ def ratio(theirs: dict[str, str], ours: dict[str, str]) -> str:
     return f"{float(theirs['seconds']) / float(ours['seconds']):.1f} ×"
 
 
-def per_token(line: dict[str, str]) -> float:
-    return float(line["microseconds_per_token"])
-
-
 def decode() -> str:
     """A new token after a cache, ours beside transformers', by model and number of sequences."""
     rows = []
@@ -102,7 +109,7 @@ def decode() -> str:
             case = found.setdefault((line["rows"], line["sequences"]), {})
             case[line["system"]] = float(line["median_ms"])
         for (cached, sequences), own in found.items():
-            theirs = own["transformers"]
+            theirs = own[PLAIN]
             cells = [f"{theirs / own[x]:.2f} ×" if x in own else "" for x in ("shared", "copies")]
             time = f"{own['shared']:.1f} ms"
             rows.append([f"{model}, {dtype}, {machine}", cached, sequences, time, *cells])
@@ -174,23 +181,19 @@ GPU_MODELS = ("Llama-2-7B", "Llama-3-8B", "50M")
 
 
 def gpu_lengths(model: str) -> dict[int, dict[str, dict[str, str]]]:
-    """A model's lines by length and system: of several leaf batches the fastest."""
-    lengths: dict[int, dict[str, dict[str, str]]] = {}
-    lines = read_csv(f"h200/encode-{model}-bfloat16.csv")
-    for line in sorted(lines, key=lambda line: -float(line["seconds"])):
-        lengths.setdefault(int(line["tokens"]), {})[line["system"]] = line
-    return dict(sorted(lengths.items()))
+    """A model's lines by length and system."""
+    return by_length(f"h200/encode-{model}-bfloat16.csv")
 
 
-def times_plain(systems: dict[str, dict[str, str]], system: str = "triton") -> float:
+def times_plain(systems: dict[str, dict[str, str]], system: str) -> float:
     """How many times as long the plain prefill takes."""
-    return float(systems["transformers"]["seconds"]) / float(systems[system]["seconds"])
+    return float(systems[PLAIN]["seconds"]) / float(systems[system]["seconds"])
 
 
 def gpu_speed() -> str:
     """The longest texts on a GPU, in a sentence, and a new token after them."""
     of_lengths = gpu_lengths("Llama-3-8B")
-    both, alone = of_lengths[262144], of_lengths[1048576]["triton"]
+    both, alone = of_lengths[262144], of_lengths[1048576]["triton+paper"]
     tokens = {
         line["system"]: float(line["median_ms"])
         for line in read_csv("h200/decode-Llama-3-8B-bfloat16.csv")
@@ -198,8 +201,8 @@ def gpu_speed() -> str:
     }
     return (
         f"On one {alone['device']}, a Llama of Llama-3-8B's shape (random weights, the method as\n"
-        f"published) reads 262,144 tokens in {float(both['triton']['seconds']):.1f} seconds, "
-        f"**{times_plain(both):.1f} × as fast as the plain\n"
+        f"published) reads 262,144 tokens in {float(both['triton+paper']['seconds']):.1f} seconds, "
+        f"**{times_plain(both, 'triton+paper'):.1f} × as fast as the plain\n"
         "prefill** with PyTorch's attention, and "
         f"**1,048,576 in {float(alone['seconds']):.0f} seconds** with "
         f"{memory(alone, 'peak_bytes')} above its\n"
@@ -213,13 +216,14 @@ def gpu_encode() -> str:
     rows = []
     for model in GPU_MODELS:
         for tokens, systems in gpu_lengths(model).items():
-            plain = systems.get("transformers")
+            plain = systems.get(PLAIN)
             for system, line in systems.items():
-                if system == "transformers":
+                if system == PLAIN:
                     continue
+                way = system.removeprefix("triton").replace("+paper", "+as published")
                 rows.append(
                     [
-                        f"{model}{system.removeprefix('triton').replace('+', ', ')}",
+                        model + way.replace("+", ", "),
                         f"{tokens:,}",
                         seconds_of(plain) if plain else "",
                         seconds_of(line),

@@ -56,11 +56,14 @@ class Past:
     lengths: Tensor
     most: int
 
-    def rows(self, half: Tensor) -> Tensor:
-        """Keys or values [slots, HKV, D] of one layer -> [B, most, HKV, D], the new rows in."""
-        count = len(self.lengths)
-        own = half[self.first : self.first + count * self.room]
-        return own.view(count, self.room, *half.shape[1:])[:, : self.most]
+    def rows(self, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer's cache [2, slots, HKV, D], the new rows in, each [B, most,
+        HKV, D].
+        """
+        count = self.lengths.shape[0]
+        own = cache.narrow(1, self.first, count * self.room).unflatten(1, (count, self.room))
+        keys, values = own.narrow(2, 0, self.most).unbind()
+        return keys, values
 
 
 # Positions that have their tables from the start, as far as the context limit goes.
@@ -251,9 +254,9 @@ class Llama:
             q = self._queries(index, x, positions.gather(1, rows), rotary)
         del x
         if past is not None:
-            k, v, rows = past.rows(cache[0]), past.rows(cache[1]), past.lengths[:, None]
-        before = cache[:, :prefix]
-        mixed = ops.causal_attention(q, k, v, before[0], before[1], query_rows=rows)
+            (k, v), rows = past.rows(cache), past.lengths[:, None]
+        before = cache[:, :prefix].unbind()
+        mixed = ops.causal_attention(q, k, v, *before, query_rows=rows)
         return ops.linear(mixed.flatten(2), (w.output,), hidden)
 
     def _rotate_and_store_(
