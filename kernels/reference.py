@@ -118,7 +118,7 @@ def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     first, second = x.chunk(2, dim=-1)
     turned = first * cos
     turned.addcmul_(second, sin, value=-1)
-    second.copy_((second * cos).addcmul_(first, sin))
+    second.mul_(cos).addcmul_(first, sin)
     first.copy_(turned)
 
 

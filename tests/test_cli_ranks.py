@@ -15,7 +15,7 @@ import torch
 
 import homer_triton as ht
 from homer_triton.cli.interrupts import AGAIN
-from homer_triton.cli.ranks import _without
+from homer_triton.cli.ranks import _without, joined
 from homer_triton.demo import CHECKPOINT
 
 STORY = "The grass is green. The sky is blue. " * 120
@@ -52,6 +52,15 @@ def hear_interrupts() -> None:
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     stdout, stderr = process.communicate(timeout=120)
     return process.returncode, stdout, stderr
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "3"), ("RANK", "2"), ("LOCAL_RANK", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="process 3 on a machine with 2 GPUs"), joined(None):
+        raise AssertionError("it was let in")
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,8 @@ def begin(devices: int, context_file: str | None = "") -> None:
 def joined(device: str | None) -> Iterator[Ranks | None]:
     """The ranks that this process was started among, None where it is alone.
 
-    device: where the model runs; GPUs talk by nccl, CPUs by gloo.
+    device: where the model runs; GPUs talk by nccl, CPUs by gloo. Raises `ValueError` where this
+    machine has fewer GPUs than processes.
     """
     if not is_rank():
         yield None
@@ -85,7 +86,13 @@ def joined(device: str | None) -> Iterator[Ranks | None]:
 
     on_gpu = torch.cuda.is_available() and (device or "cuda").startswith("cuda")
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        own, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if own >= gpus:
+            raise ValueError(
+                f"This is process {own + 1} on a machine with {gpus} GPU{'s' * (gpus > 1)}; start "
+                "one for each GPU, or set --device cpu."
+            )
+        torch.cuda.set_device(own)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         init_method=os.environ.get(_MEETING, "env://"),
