@@ -45,6 +45,7 @@ def sizes(
 SHAPES = {
     "tiny": Shape(sizes(2, 32, 2, 1, 32, 64, 32), 4),  # for Triton's interpreter
     "50M": Shape(sizes(16, 512, 8, 8, 1376, 1024, 1024)),
+    "SmolLM2-135M": Shape(sizes(30, 576, 9, 3, 1536, 49152, 8192)),
     "Llama-2-7B": Shape(sizes(32, 4096, 32, 32, 11008, 32000, 4096)),
     "Llama-3-8B": Shape(sizes(32, 4096, 32, 8, 14336, 128256, 8192)),
 }
