@@ -98,6 +98,8 @@ def decode() -> str:
     for model, dtype, machine, folder in (
         ("50M", "float32", "AMD, AVX2", "avx2/"),
         ("50M", "bfloat16", "AMD, AVX2", "avx2/"),
+        ("SmolLM2-135M", "float32", "AMD, AVX2", "avx2/"),
+        ("SmolLM2-135M", "bfloat16", "AMD, AVX2", "avx2/"),
         ("50M", "float32", "AMD, AVX-512", "avx512/"),
         ("50M", "bfloat16", "AMD, AVX-512", "avx512/"),
         ("50M", "float32", "Intel, AVX-512", "intel/"),
