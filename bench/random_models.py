@@ -49,8 +49,6 @@ SHAPES = {
     "Llama-2-7B": Shape(sizes(32, 4096, 32, 32, 11008, 32000, 4096)),
     "Llama-3-8B": Shape(sizes(32, 4096, 32, 8, 14336, 128256, 8192)),
 }
-
-
 # Of SmolLM2's 270 heads twelve retrieve.
 HEADS_TO_RETRIEVAL = 22
 
@@ -97,8 +95,8 @@ def random_llama(name: str, dtype: str, ops: str, layers: int | None = None) -> 
 
 
 def take_for_retrieval(model: Llama) -> None:
-    """Have every so manieth head taken for a retrieval head, as many as SmolLM2 has: among random
-    ones none would be found, and HOMER's defaults then ask fewer layers.
+    """Take some heads for retrieval heads, as large a share as in SmolLM2. Among random ones none
+    would be found, and without any HOMER's defaults ask fewer layers.
     """
     heads = torch.zeros(model.config.num_hidden_layers, model.config.num_attention_heads)
     heads.view(-1)[::HEADS_TO_RETRIEVAL] = 1

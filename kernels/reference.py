@@ -35,9 +35,11 @@ from .products import linear as linear
 # Queries that attend at once when they are only some of the rows: bounds the mask to QUERY_BLOCK x
 # keys.
 QUERY_BLOCK = 256
-# Numbers that are rotated at once, and up to which PyTorch's norm is faster than one with fewer
-# copies in float32, or slower than one of fewer operations on a CPU.
-ROTATED_AT_ONCE, NORMED_AT_ONCE, FEW_NORMED = 2**20, 2**18, 2**13
+# Numbers that are rotated at once.
+ROTATED_AT_ONCE = 2**20
+# Numbers up to which PyTorch's norm is faster than one with fewer copies in float32, and up to
+# which one of fewer operations is faster still on a CPU.
+NORMED_AT_ONCE, FEW_NORMED = 2**18, 2**13
 
 
 def widen(x: Tensor) -> Tensor:
