@@ -5,15 +5,34 @@ must be. Only shapes, dtypes, devices and strides are read, never data on a GPU:
 the device. Sizes are those of `kernels.reference`.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 
+Op = TypeVar("Op", bound=Callable[..., Any])
 # The names of a product's arguments; no call has more.
 _WEIGHTS, _BIASES = ([f"{name}[{i}]" for i in range(8)] for name in ("weights", "biases"))
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
 # What a score makes of a logit, and how it joins the heads.
 LOGITS = ("logit", "log_softmax", "softmax")
 JOINS = ("max", "sum")
+
+
+def checked_by(check: Callable[..., None]) -> Callable[[Op], Op]:
+    """Have an op's arguments checked first; `inspect.unwrap` gives the op without that."""
+
+    def checked(op: Op) -> Op:
+        @wraps(op)
+        def asking(*args: Any, **settings: Any) -> Any:
+            check(*args, **settings)
+            return op(*args, **settings)
+
+        return asking  # type: ignore[return-value]
+
+    return checked
 
 
 def require(holds: bool, argument: str, value: object, must: str) -> None:
@@ -37,7 +56,10 @@ def check_norm(x: Tensor, residual: Tensor | None, weight: Tensor) -> None:
 
 
 def check_linear(
-    x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None, biases: tuple[Tensor, ...]
+    x: Tensor,
+    weights: tuple[Tensor, ...],
+    residual: Tensor | None = None,
+    biases: tuple[Tensor, ...] = (),
 ) -> None:
     """x [..., I], weights each [O, I], residual [..., sum of O] or None, biases each [O] or
     none.
@@ -112,9 +134,9 @@ def check_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    prefix_k: Tensor | None,
-    prefix_v: Tensor | None,
-    query_rows: Tensor | None,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
+    query_rows: Tensor | None = None,
 ) -> None:
     """q [B, R, HQ, D]; k, v [B, T, HKV, D]; prefixes [P, HKV, D] or None; query_rows [B, R] or not.
 

@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from .checks import check_linear
+from .checks import check_linear, checked_by
 
 # PyTorch's compiler calls these same ops for frozen models on a CPU.
 _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -54,6 +55,7 @@ WIDE_ROWS = 512
 WIDE_ELEMENTS = 2**21
 
 
+@checked_by(check_linear)
 def linear(
     x: Tensor,
     weights: tuple[Tensor, ...],
@@ -66,16 +68,6 @@ def linear(
     x: [..., I]; weights: each [O, I]; residual: [..., sum of O] or None; biases: each [O], or none;
     returns [..., sum of O]. Raises `ValueError` for arguments that do not fit together.
     """
-    check_linear(x, weights, residual, biases)
-    return _linear(x, weights, residual, biases)
-
-
-def _linear(
-    x: Tensor,
-    weights: tuple[Tensor, ...],
-    residual: Tensor | None = None,
-    biases: tuple[Tensor, ...] = (),
-) -> Tensor:
     if widens(x, weights):
         joined = _in_float32(x, [(weight,) for weight in weights], _linear)
         if biases:
@@ -91,35 +83,30 @@ def _linear(
     return joined if residual is None else joined + residual
 
 
+_linear = unwrap(linear)
+
+
+@checked_by(lambda rows, x, weight: check_linear(x, (weight,), rows, ()))
 def add_linear_(rows: Tensor, x: Tensor, weight: Tensor) -> None:
     """Add x times a matrix transposed to rows, in place. rows: [R, O]; x: [R, I]; weight: [O, I].
 
     Raises `ValueError` for arguments that do not fit together.
     """
-    check_linear(x, (weight,), rows, ())
-    _add_linear_(rows, x, weight)
-
-
-def _add_linear_(rows: Tensor, x: Tensor, weight: Tensor) -> None:
     if x.device.type == "cpu" or not _are_plain((weight,)):
         rows += _linear(x, (weight,))
     else:
         _multiply_into_(rows, x, weight)
 
 
+@checked_by(lambda x, weights: check_linear(x, weights, None, ()))
 def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     """`silu(x Wgᵀ) * (x Wuᵀ)`, the first half of Llama's MLP (Shazeer 2020, SwiGLU).
 
     x: [..., I]; weights: one [2F, I] with the gate first, or gate and up, each [F, I]. Returns
     [..., F].
     """
-    check_linear(x, weights, None, ())
-    return _gated_linear(x, weights)
-
-
-def _gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     if widens(x, weights):
-        return _in_float32(x, [_gate_and_up(weights)], _gated_linear)
+        return _in_float32(x, [_gate_and_up(weights)], gated_linear)
     if fuses(x, weights):
         gate, up = _gate_and_up(weights)
         return _ONEDNN.binary(x, _ONEDNN(x, gate, None, "swish", [], ""), up, None, "mul")

@@ -7,6 +7,8 @@ positions, source indices and slots are int64. Functions whose name ends in an u
 an argument. Every function raises `ValueError` for arguments that do not fit together.
 """
 
+from functools import partial
+from inspect import unwrap
 from types import SimpleNamespace
 
 import torch
@@ -26,8 +28,8 @@ from .checks import (
     check_selection,
     check_silu_mul,
     check_votes,
+    checked_by,
 )
-from .products import _add_linear_, _gated_linear, _linear
 from .products import add_linear_ as add_linear_
 from .products import gated_linear as gated_linear
 from .products import linear as linear
@@ -47,17 +49,13 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+@checked_by(lambda x, weight, eps: check_norm(x, None, weight))
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x²) + eps) * weight` over the last dimension.
 
     x: [..., E]; weight: [E]; returns [..., E] in x's dtype, computed in at least float32 (Zhang &
     Sennrich 2019).
     """
-    check_norm(x, None, weight)
-    return _rms_norm(x, weight, eps)
-
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if x.numel() <= FEW_NORMED and x.device.type == "cpu":
         # With its negative beside it, x has the mean 0, and its mean square for a variance: what
         # takes PyTorch ten operations is one.
@@ -75,7 +73,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """The residual sum and its norm: `(x + residual, rms_norm(x + residual))`, each [..., E]."""
     check_norm(x, residual, weight)
     total = x + residual
-    return total, _rms_norm(total, weight, eps)
+    return total, rms_norm(total, weight, eps)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -88,17 +86,13 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+@checked_by(partial(check_rotary, "x"))
 def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Rotate x in place by its rows' positions (RoPE, Su et al. 2021, with Llama's half-split
     pairs).
 
     x: [B, T, H, D]; positions: [B, T], each below len(cos); cos, sin: [positions, D/2] float32.
     """
-    check_rotary("x", x, positions, cos, sin)
-    _apply_rotary_(x, positions, cos, sin)
-
-
-def _apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
     _rotate_(x, cos[positions][:, :, None], sin[positions][:, :, None])
 
 
@@ -124,6 +118,7 @@ def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     first.copy_(turned)
 
 
+@checked_by(check_rotary_and_store)
 def rotary_and_store_(
     q: Tensor | None,
     k: Tensor,
@@ -140,21 +135,6 @@ def rotary_and_store_(
     q: [B, T, HQ, D] or None; k, v: [B, T, HKV, D]; positions, slots: [B, T]; cos, sin: [positions,
     D/2] float32; keys, values: [slots, HKV, D], written at `slots`.
     """
-    check_rotary_and_store(q, k, v, positions, cos, sin, keys, values, slots)
-    _rotary_and_store_(q, k, v, positions, cos, sin, keys, values, slots)
-
-
-def _rotary_and_store_(
-    q: Tensor | None,
-    k: Tensor,
-    v: Tensor,
-    positions: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slots: Tensor,
-) -> None:
     cos, sin = cos[positions][:, :, None], sin[positions][:, :, None]
     joined = None if q is None else _side_by_side(q, k)
     for x in (q, k) if joined is None else (joined,):
@@ -177,6 +157,7 @@ def _side_by_side(q: Tensor, k: Tensor) -> Tensor | None:
     return q.as_strided(shape, q.stride(), q.storage_offset())
 
 
+@checked_by(check_attention)
 def causal_attention(
     q: Tensor,
     k: Tensor,
@@ -192,18 +173,6 @@ def causal_attention(
     query_rows: [B, R], the ascending rows that the queries stand at, or None for all T rows.
     Returns [B, R, HQ, D]. The scale is 1/sqrt(D).
     """
-    check_attention(q, k, v, prefix_k, prefix_v, query_rows)
-    return _causal_attention(q, k, v, prefix_k, prefix_v, query_rows)
-
-
-def _causal_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_k: Tensor | None,
-    prefix_v: Tensor | None,
-    query_rows: Tensor | None,
-) -> Tensor:
     batch, queries, chunk = k.shape[0], q.shape[1], k.shape[1]
     prefix = 0 if prefix_k is None else len(prefix_k)
     if queries == 1 and query_rows is not None:
@@ -212,7 +181,7 @@ def _causal_attention(
         at = [None] * batch if query_rows is None else query_rows.split(1)
         chunks = zip(q.split(1), k.split(1), v.split(1), at, strict=True)
         return torch.cat(
-            [_causal_attention(x, y, z, prefix_k, prefix_v, rows) for x, y, z, rows in chunks]
+            [causal_attention(x, y, z, prefix_k, prefix_v, rows) for x, y, z, rows in chunks]
         )
     if prefix_k is not None and prefix_v is not None and prefix:
         k = torch.cat([prefix_k[None], k], dim=1)
@@ -487,11 +456,16 @@ def gather_cache_(cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) ->
 # What a layer calls, without the checks: for arguments like those of an earlier layer, which passed
 # them. In decoding they are a tenth of a token's time.
 unchecked = SimpleNamespace(
-    add_linear_=_add_linear_,
-    apply_rotary_=_apply_rotary_,
-    causal_attention=_causal_attention,
-    gated_linear=_gated_linear,
-    linear=_linear,
-    rms_norm=_rms_norm,
-    rotary_and_store_=_rotary_and_store_,
+    **{
+        op.__name__: unwrap(op)
+        for op in (
+            add_linear_,
+            apply_rotary_,
+            causal_attention,
+            gated_linear,
+            linear,
+            rms_norm,
+            rotary_and_store_,
+        )
+    }
 )
