@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from homer_triton import quiet as quiet
 from homer_triton.evaluation.environment import describe_environment
 
 ON_GPU = torch.cuda.is_available()

@@ -1,7 +1,7 @@
 """Imported before PyTorch, this keeps libraries from telling of kernels that they have not:
 transformers imports torchao where it is installed, which does so.
 
-For our command and its processes only: in another program logs are that program's business.
+For our command, its processes and the benchmarks: in another program logs are its own business.
 """
 
 import logging
