@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .attention_blocks import LOG2_E, attend_block, load_block
-from .checks import check_attention, check_head_dim
+from .checks import check_attention, check_head_dim, checked_by
 from .decoding import attend_one
 from .devices import launching_on
 from .tiles import tiles_of
@@ -247,6 +247,7 @@ def _describe(x: Tensor | None, block_n: int) -> TensorDescriptor | None:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), block)
 
 
+@checked_by(check_attention)
 def causal_attention(
     q: Tensor,
     k: Tensor,
@@ -262,7 +263,6 @@ def causal_attention(
     Returns [B, R, HQ, D]. The scale is 1/sqrt(D). D is one of `checks.HEAD_DIMS`. Raises
     `ValueError` for arguments that do not fit together.
     """
-    check_attention(q, k, v, prefix_k, prefix_v, query_rows)
     batch, queries, heads, dim = q.shape
     check_head_dim(dim)
     if prefix_k is not None and not len(prefix_k):

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_norm
+from .checks import check_norm, checked_by
 from .devices import launching_on
 from .rows import as_rows
 
@@ -63,13 +63,13 @@ def _rms_norm_kernel(
     tl.store(out_ptr + out_offsets, (normal * weight[None, :]).to(x.dtype), mask=mask)
 
 
+@checked_by(lambda x, weight, eps: check_norm(x, None, weight))
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x²) + eps) * weight` over the last dimension.
 
     x: [..., E]; weight: [E]; returns [..., E] in x's dtype, computed in float32 (Zhang & Sennrich
     2019). Raises `ValueError` for arguments that do not fit together.
     """
-    check_norm(x, None, weight)
     return _launch(x, None, weight, eps)[1]
 
 

@@ -8,8 +8,6 @@ an argument. Every function raises `ValueError` for arguments that do not fit to
 """
 
 from functools import partial
-from inspect import unwrap
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -451,21 +449,3 @@ def gather_cache_(cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) ->
     for layer, (own_keys, own_values) in enumerate(zip(keys, values, strict=True)):
         own_keys.copy_(cache[layer, 0, slots].transpose(0, 1))
         own_values.copy_(cache[layer, 1, slots].transpose(0, 1))
-
-
-# What a layer calls, without the checks: for arguments like those of an earlier layer, which passed
-# them. In decoding they are a tenth of a token's time.
-unchecked = SimpleNamespace(
-    **{
-        op.__name__: unwrap(op)
-        for op in (
-            add_linear_,
-            apply_rotary_,
-            causal_attention,
-            gated_linear,
-            linear,
-            rms_norm,
-            rotary_and_store_,
-        )
-    }
-)

@@ -6,11 +6,13 @@ x: [B, T, H, D] rotated in place, first and second the halves of D; keys, values
 program takes all heads of a few rows, so cos and sin are read once for all of them.
 """
 
+from functools import partial
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_rotary, check_rotary_and_store
+from .checks import check_rotary, check_rotary_and_store, checked_by
 from .devices import launching_on
 
 # Elements of one program's widest tile, half a head dim counted: rows are batched up to it.
@@ -145,13 +147,13 @@ def _rotary_and_store_kernel(
     tl.store(value_ptrs + half, tl.load(v_ptrs + half, mask=mask, other=0.0), mask=mask)
 
 
+@checked_by(partial(check_rotary, "x"))
 def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Rotate x in place by its rows' positions (RoPE, Su et al. 2021, Llama's half-split pairs).
 
     x: [B, T, H, D]; positions: [B, T], each below len(cos); cos, sin: [positions, D/2] float32.
     Raises `ValueError` for arguments that do not fit together.
     """
-    check_rotary("x", x, positions, cos, sin)
     batch, rows, heads, dim = x.shape
     block_h, block_half = triton.next_power_of_2(heads), triton.next_power_of_2(dim // 2)
     block_r = max(1, TILE // (block_h * block_half))
@@ -174,6 +176,7 @@ def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Non
         )
 
 
+@checked_by(check_rotary_and_store)
 def rotary_and_store_(
     q: Tensor | None,
     k: Tensor,
@@ -191,7 +194,6 @@ def rotary_and_store_(
     D/2] float32; keys, values: [slots, HKV, D], written at `slots`. Raises `ValueError` for
     arguments that do not fit together.
     """
-    check_rotary_and_store(q, k, v, positions, cos, sin, keys, values, slots)
     batch, rows, key_heads, dim = k.shape
     query_heads = 1 if q is None else q.shape[2]
     block_hq, block_hkv = triton.next_power_of_2(query_heads), triton.next_power_of_2(key_heads)

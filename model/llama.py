@@ -13,7 +13,8 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
-from types import ModuleType
+from inspect import unwrap
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,6 +69,16 @@ class Past:
 
 # Positions that have their tables from the start, as far as the context limit goes.
 _ROTARY_ROWS = 2**17
+# What a layer calls.
+_LAYER_OPS = (
+    "add_linear_",
+    "apply_rotary_",
+    "causal_attention",
+    "gated_linear",
+    "linear",
+    "rms_norm",
+    "rotary_and_store_",
+)
 # Every layer's [2, slots, HKV, D].
 Cache = Tensor | Sequence[Tensor]
 
@@ -287,7 +298,8 @@ class Llama:
     def _without_checks(self) -> Llama:
         """The same model, whose layers do not check what they call ops with."""
         same = copy(self)
-        same.ops = getattr(self.ops, "unchecked", self.ops)
+        own = {name: unwrap(getattr(self.ops, name)) for name in _LAYER_OPS}
+        same.ops = SimpleNamespace(**own)  # type: ignore[assignment]
         return same
 
     def logits(self, hidden: Tensor) -> Tensor:

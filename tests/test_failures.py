@@ -61,7 +61,6 @@ def with_fuse(model: ht.Llama, op: str) -> tuple[ht.Llama, Fuse]:
     """The same weights with one op that can be made to fail."""
     fuse = Fuse(getattr(model.ops, op))
     ops: Any = SimpleNamespace(**{**vars(model.ops), op: fuse})
-    del ops.unchecked  # every layer shall meet the fuse
     return ht.Llama(model.config, model.weights, ops), fuse
 
 
@@ -184,7 +183,6 @@ def test_commands_say_one_sentence_and_leave_files_alone(
         fuse = Fuse(reference.causal_attention, 20, error)
         with monkeypatch.context() as patch:
             patch.setattr(reference, "causal_attention", fuse)
-            patch.delattr(reference, "unchecked")
             result = run(*command, *options)
         assert (result.exit_code, result.stdout, fuse.calls) == (code, "", 20)
         assert re.fullmatch(line, result.stderr)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import homer_triton as ht
 from homer_triton.kernels import reference
+from homer_triton.kernels.checks import checked_by
 
 NEW_TOKENS = 20
 DTYPES = ["float16", "bfloat16"]
@@ -133,20 +134,19 @@ def test_arguments_are_checked_in_a_runs_first_layer() -> None:
     """In the others they are alike."""
     model = ht.from_transformers(random_model(num_hidden_layers=4), ops="torch")
     called: list[str] = []
+    layer = ["rms_norm", "linear", "rotary_and_store_", "causal_attention", "linear"]
+    layer += ["rms_norm", "gated_linear", "add_linear_"]
 
     def record(name: str) -> Callable[..., Any]:
+        @checked_by(lambda *_, **settings: called.append(name))
         def op(*args: Any, **settings: Any) -> Any:
-            called.append(name)
             return getattr(reference, name)(*args, **settings)
 
         return op
 
-    recorded = {name: record(name) for name in vars(reference.unchecked)}
-    ops: Any = SimpleNamespace(**{**vars(reference), **recorded})
+    ops: Any = SimpleNamespace(**{**vars(reference), **{name: record(name) for name in layer}})
     logits = our_logits(ht.Llama(model.config, model.weights, ops), tokens(9))
     assert torch.equal(logits, our_logits(model, tokens(9)))
-    layer = ["rms_norm", "linear", "rotary_and_store_", "causal_attention", "linear"]
-    layer += ["rms_norm", "gated_linear", "add_linear_"]
     assert called == [*layer, "rms_norm", "linear"]
 
 
