@@ -1,5 +1,5 @@
-"""Imported before PyTorch, this keeps libraries from telling of kernels that they have not:
-transformers imports torchao where it is installed, which does so.
+"""Imported before transformers, this keeps libraries from telling of kernels that they have
+not: transformers imports torchao where it is installed, which does so.
 
 For our command, its processes and the benchmarks: in another program logs are its own business.
 """

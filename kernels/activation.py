@@ -4,14 +4,12 @@ gate_up: [..., 2F], the gate in the first half -> [..., F]. A program takes a ti
 columns.
 """
 
-from inspect import unwrap
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_linear, check_silu_mul, checked_by
+from .checks import check_silu_mul
 from .devices import launching_on
 from .products import linear
 from .rows import as_rows
@@ -44,13 +42,13 @@ def _silu_mul_kernel(
     tl.store(out_ptr + offs_r[:, None] * width + offs_f[None, :], out.to(gate.dtype), mask=mask)
 
 
-@checked_by(check_silu_mul)
 def silu_mul(gate_up: Tensor) -> Tensor:
     """`silu(gate) * up` of a fused projection (Shazeer 2020, SwiGLU), computed in float32.
 
     gate_up: [..., 2F], the gate in the first half; returns [..., F]. Raises `ValueError` for an odd
     last dimension.
     """
+    check_silu_mul(gate_up)
     x = as_rows("gate_up", gate_up)
     batch, rows, width = x.shape[0], x.shape[1], x.shape[2] // 2
     out = torch.empty(*gate_up.shape[:-1], width, dtype=x.dtype, device=x.device)
@@ -73,11 +71,10 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
-@checked_by(lambda x, weights: check_linear(x, weights, None, ()))
 def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     """`silu(x Wgᵀ) * (x Wuᵀ)`, the first half of Llama's MLP (Shazeer 2020, SwiGLU).
 
     x: [..., I]; weights: one [2F, I] with the gate first, or gate and up, each [F, I]. Returns
     [..., F].
     """
-    return silu_mul(unwrap(linear)(x, weights))
+    return silu_mul(linear(x, weights))

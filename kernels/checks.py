@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-Op = TypeVar("Op", bound=Callable[..., Any])
+_Op = TypeVar("_Op", bound=Callable[..., Any])
 # The names of a product's arguments; no call has more.
 _WEIGHTS, _BIASES = ([f"{name}[{i}]" for i in range(8)] for name in ("weights", "biases"))
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
@@ -21,10 +21,10 @@ LOGITS = ("logit", "log_softmax", "softmax")
 JOINS = ("max", "sum")
 
 
-def checked_by(check: Callable[..., None]) -> Callable[[Op], Op]:
+def checked_by(check: Callable[..., None]) -> Callable[[_Op], _Op]:
     """Have an op's arguments checked first; `inspect.unwrap` gives the op without that."""
 
-    def checked(op: Op) -> Op:
+    def checked(op: _Op) -> _Op:
         @wraps(op)
         def asking(*args: Any, **settings: Any) -> Any:
             check(*args, **settings)

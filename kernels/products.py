@@ -98,7 +98,7 @@ def add_linear_(rows: Tensor, x: Tensor, weight: Tensor) -> None:
         _multiply_into_(rows, x, weight)
 
 
-@checked_by(lambda x, weights: check_linear(x, weights, None, ()))
+@checked_by(check_linear)
 def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     """`silu(x Wgᵀ) * (x Wuᵀ)`, the first half of Llama's MLP (Shazeer 2020, SwiGLU).
 

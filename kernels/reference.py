@@ -134,25 +134,27 @@ def rotary_and_store_(
     D/2] float32; keys, values: [slots, HKV, D], written at `slots`.
     """
     cos, sin = cos[positions][:, :, None], sin[positions][:, :, None]
-    joined = None if q is None else _side_by_side(q, k)
-    for x in (q, k) if joined is None else (joined,):
-        if x is not None:
-            _rotate_(x, cos, sin)
+    for x in _side_by_side(q, k):
+        _rotate_(x, cos, sin)
     keys[slots] = k
     values[slots] = v
 
 
-def _side_by_side(q: Tensor, k: Tensor) -> Tensor | None:
-    """q and k [B, T, HQ + HKV, D] as one, where they are neighbouring views of one product."""
+def _side_by_side(q: Tensor | None, k: Tensor) -> tuple[Tensor, ...]:
+    """q and k, or one [B, T, HQ + HKV, D] of both where they are neighbouring views of a product;
+    k alone where there is no q.
+    """
+    if q is None:
+        return (k,)
     heads = q.shape[2]
     if (
         k.stride() != q.stride()
         or k.storage_offset() - q.storage_offset() != heads * q.stride(2)
         or k.untyped_storage().data_ptr() != q.untyped_storage().data_ptr()
     ):
-        return None
+        return q, k
     shape = (*q.shape[:2], heads + k.shape[2], q.shape[3])
-    return q.as_strided(shape, q.stride(), q.storage_offset())
+    return (q.as_strided(shape, q.stride(), q.storage_offset()),)
 
 
 @checked_by(check_attention)
