@@ -1,4 +1,4 @@
-"""Answers that come side by side, a token of each at a time."""
+"""Answers that are generated side by side, one token of each per step."""
 
 from __future__ import annotations
 
@@ -19,13 +19,20 @@ from .text.stream import TextStream
 
 @dataclass(frozen=True)
 class Generation:
-    """text: the new tokens decoded ("" without a tokenizer); token_ids: the new tokens, an end
-    token included.
+    """An answer, as `generate` returns it.
 
-    finish_reason: "stop" for an end token or a stop string, "length" for as many tokens as were
-    asked for. seconds_to_first: from the call to the first new token, its prompt included; seconds:
-    until its last. logprobs: of each new token, natural logarithms, where they were asked for.
-    encoded: the context with prompt and answer, to go on from, where it was to grow.
+    Attributes:
+        text: The new tokens as text, without special tokens; "" if the model has no tokenizer.
+        token_ids: The new tokens. An end token, if one came, is the last.
+        finish_reason: "stop" for an end token or a stop string, "length" if the answer reached
+            `max_new_tokens`.
+        seconds_to_first: Time to first token: from the call to the first new token, with the
+            reading of the prompt.
+        seconds: From the call to the end of the answer.
+        logprobs: The log-probability of each new token (natural logarithm), if `logprobs=True`
+            asked for them.
+        encoded: The context with prompt and answer added, to continue from, if `grow=True` asked
+            for it.
     """
 
     text: str
@@ -39,10 +46,13 @@ class Generation:
 
 @dataclass(frozen=True)
 class Question:
-    """What an answer is wanted to.
+    """What to answer.
 
-    context: what it goes on from; prompt: [n] int64 on the CPU, the tokens to append first, which
-    may be none; on_text: called with each finished piece of the answer's text as it comes.
+    Attributes:
+        context: The encoding to continue from.
+        prompt: [n] int64 on the CPU, the tokens to append first; n may be 0.
+        decoding: How the tokens of the answer are chosen.
+        on_text: Called with each finished piece of the answer's text.
     """
 
     context: EncodedContext
@@ -51,8 +61,10 @@ class Question:
     on_text: Callable[[str], None] | None = None
 
     def check(self, model: Llama) -> None:
-        """Raise `ValueError` where the model has no room for as many tokens, and no tokenizer that
-        pieces or stop strings need.
+        """Raise `ValueError` if the model cannot answer this.
+
+        That is so where the tokens do not fit its window or cross a change of its RoPE, or where a
+        tokenizer is needed and missing.
         """
         new = len(self.prompt) + self.decoding.max_new_tokens
         remedy = "max_new_tokens, or encode to a smaller target_len"
@@ -65,28 +77,32 @@ class Question:
 
 
 class Answering:
-    """The answers to some questions, side by side: of one encoding, whose rows are then shared, or
-    each of one of its own. They are numbered as their questions were given, and more can join.
+    """Generates answers to several questions side by side.
 
-    The model must have made all encodings, and have room (`Question.check`). Gradients are the
-    caller's to switch off.
+    Either all questions continue from the same encoding, which is then in the cache only once, or
+    each has a copy of its own. The answers are numbered in the order of their questions, and more
+    can join later.
+
+    The model must have made all encodings, and every question must pass `Question.check`. The
+    caller switches off gradients.
     """
 
     def __init__(
         self, model: Llama, questions: Sequence[Question], start: float | None = None
     ) -> None:
-        """Reads the prompts. start: by `perf_counter`, what the answers' times count from: now, if
-        left out.
+        """Read the prompts.
+
+        start: the `perf_counter` time that the answers' times count from. Default: now.
         """
         self._model = model
-        # Of those that have not ended, by number.
+        # The answers that have not ended, by number.
         self._answers = {
             number: _Answer(model, question, start) for number, question in enumerate(questions)
         }
         self._sequences = Sequences(
             model, [each.context for each in questions], [_room(each) for each in questions]
         )
-        # What the prompts leave behind; afterwards every step makes its own.
+        # The logits after the prompts; after the first step, every step computes its own.
         self._logits: dict[int, Tensor] | None = {
             number: self._read(number) for number in self._answers
         }
@@ -94,25 +110,24 @@ class Answering:
 
     @property
     def numbers(self) -> list[int]:
-        """The answers that have not ended."""
+        """The numbers of the answers that have not ended."""
         return list(self._sequences.numbers)
 
     @property
     def room(self) -> int:
-        """Rows that there are for each answer, those of its encoding included where that is its
-        own.
-        """
+        """Capacity in tokens for each answer, with its encoding where that is a copy of its own."""
         return self._sequences.room
 
     @property
     def shared_context(self) -> EncodedContext | None:
-        """The encoding whose rows all see, where there is one."""
+        """The encoding that all answers share, or None."""
         return self._sequences.shared_context
 
     def add(self, question: Question) -> int:
-        """Begin one more answer beside those that come, which must go on from the encoding that
-        they share, if they do; returns its number. It reads the prompt, and where the others have
-        begun, the first token has come.
+        """Start one more answer; returns its number.
+
+        Its prompt is read now. If the others have begun, its first token is chosen now too. Where
+        the answers share an encoding, the question must continue from that one.
         """
         answer = _Answer(self._model, question)
         number = self._sequences.add(question.context, _room(question))
@@ -129,7 +144,7 @@ class Answering:
         return number
 
     def step(self) -> dict[int, Generation]:
-        """One more token of each answer; returns those that ended with it, by number."""
+        """Choose one more token of each answer; returns those that ended with it, by number."""
         numbers = self.numbers
         before, self._logits = self._logits, None
         if before is not None and numbers:
@@ -142,7 +157,7 @@ class Answering:
         return ended
 
     def drop(self, number: int) -> None:
-        """Let an answer end where it is, unheard."""
+        """Stop an answer without a result."""
         if self._ended.pop(number, None) is None:
             self._end(number)
 
@@ -151,15 +166,16 @@ class Answering:
         del self._answers[number]
 
     def _read(self, number: int) -> Tensor:
-        """Run an answer's prompt; returns logits [V] behind it."""
+        """Read an answer's prompt; returns the logits [V] after it."""
         answer = self._answers[number]
         if len(answer.prompt):
             return self._sequences.read(number, answer.prompt)
         return answer.context.logits.to(self._model.device)
 
     def _choose(self, numbers: list[int], logits: Tensor) -> None:
-        """Take the next token of some answers by their logits [B, V]; they may end with it. The
-        device is waited for once for all that take the likeliest.
+        """Choose the next token of some answers by their logits [B, V]; it may end them.
+
+        All that take the likeliest token wait for the device once, together.
         """
         answers = [self._answers[number] for number in numbers]
         likeliest = [-1] * len(answers)
@@ -173,7 +189,7 @@ class Answering:
                 self._end(number)
 
     def _grow(self, number: int) -> EncodedContext:
-        """The context with prompt and answer in it, whose last token has not been run yet."""
+        """The context with prompt and answer added. The answer's last token is run for it."""
         answer = self._answers[number]
         ids = answer.ids
         logits = self._sequences.read(number, ids[-1:])
@@ -187,14 +203,14 @@ def _room(question: Question) -> int:
 
 
 class _Answer:
-    """One of the answers, while it comes.
+    """One answer while it is generated.
 
-    prompt: [n] on the model's device; token_ids: its own so far; takes_likeliest: the next token is
-    the one with the largest logit.
+    prompt: [n] on the model's device; token_ids: the new tokens so far; takes_likeliest: whether
+    the next token is always the one with the largest logit.
     """
 
     def __init__(self, model: Llama, question: Question, start: float | None = None) -> None:
-        """start: by `perf_counter`, what its times count from: now, if left out."""
+        """start: the `perf_counter` time that its times count from. Default: now."""
         self._start = perf_counter() if start is None else start
         self.context, self.decoding = question.context, question.decoding
         self.prompt = question.prompt.to(model.device)
@@ -217,11 +233,11 @@ class _Answer:
 
     @property
     def ids(self) -> Tensor:
-        """The prompt's and its own, on the model's device."""
+        """The tokens of prompt and answer so far, on the model's device."""
         return torch.cat([self.prompt, self.prompt.new_tensor(self.token_ids)])
 
     def add(self, logits: Tensor, likeliest: int) -> None:
-        """Choose the next token by its logits [V], whose largest is known where that is taken."""
+        """Choose the next token by its logits [V]; `likeliest` is their argmax, if it is needed."""
         fresh = likeliest
         if not self.takes_likeliest:
             shaped = logits[None]
@@ -244,7 +260,7 @@ class _Answer:
             self.finish_reason = "length"
 
     def finished(self, grown: EncodedContext | None) -> Generation:
-        """What has come."""
+        """The finished answer."""
         if self._stream is not None:
             self._stream.end()
         assert self.finish_reason is not None
@@ -261,8 +277,10 @@ class _Answer:
         return perf_counter() - self._start
 
     def _stops(self) -> bool:
-        """Whether the answer has come to a stop string, in its last tokens: a letter has at most
-        four. (transformers' own criterion knows byte-level vocabularies and few others.)
+        """Whether the answer now contains a stop string.
+
+        Only its last tokens are decoded: a character takes at most four. (transformers' own
+        stopping criterion supports byte-level vocabularies and few others.)
         """
         stops, tokenizer = self.decoding.stops, self._model.tokenizer
         if not stops or tokenizer is None:

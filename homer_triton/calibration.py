@@ -1,5 +1,7 @@
-"""The bias that makes near and far tokens comparable: what a last token pays to a distance,
-whatever stands there.
+"""Calibration of the paper's score: what a last token's attention owes to distance alone.
+
+Near tokens get larger scores than far ones, whatever they are. Subtracting the mean score at each
+distance makes them comparable.
 """
 
 from __future__ import annotations
@@ -25,12 +27,22 @@ _KIND = "homer_triton.calibration"
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """bias: [L, distances] float32, the mean score before calibration at each distance from the
-    last row, by layer.
+    """The mean score at each distance, to subtract from the paper's scores.
 
-    It corrects the paper's score, the largest logit over heads. One made by `calibrate` is stamped
-    with its model's fingerprint; one made from a raw tensor has no stamp and fits every model with
-    as many layers. file: where it was loaded from, if it was.
+    The paper scores a token by the largest attention logit over heads that the chunk's last token
+    gives it. Use a calibration with the paper's selection: `HomerConfig.paper(calibration=...)`.
+
+    One made by `calibrate` belongs to its model. One made from a raw tensor has no fingerprint, and
+    any model with as many layers accepts it.
+
+    Attributes:
+        bias: [L, distances], floating point: for each layer, the mean score at each distance from
+            the last token.
+        model: The fingerprint of the model it was measured on, or None.
+        file: The file it was loaded from, or None.
+
+    Raises:
+        ValueError: `bias` is of another shape or type, or holds NaN or infinity.
     """
 
     bias: Tensor
@@ -48,8 +60,10 @@ class Calibration:
             raise ValueError("The calibration holds NaN or infinite values.")
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whose name must end so; raises `ValueError` where that is not
-        possible.
+        """Write the calibration to a safetensors file; its name must end in ".safetensors".
+
+        Raises:
+            ValueError: The name ends otherwise, or the file cannot be written.
         """
         if Path(path).suffix != ".safetensors":
             raise ValueError(f"{path} must end in .safetensors: other files are read as torch's.")
@@ -57,9 +71,11 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """Read a file written by `save`, or a torch file that holds one [layers, distances] tensor.
+        """Read a file written by `save`, or a torch file with one tensor [layers, distances].
 
-        Raises `FileNotFoundError`, or `ValueError` for a file that is neither.
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is neither, or is damaged.
         """
         path = Path(path)
         if not os.path.isfile(path):
@@ -80,7 +96,11 @@ class Calibration:
             ) from error
 
     def check(self, model: Llama, plan: Plan) -> None:
-        """Raise `ValueError` if this calibration does not serve a model and a plan's chunks."""
+        """Raise `ValueError` if this calibration does not fit a model and a plan.
+
+        It must have the model's layers and fingerprint, and cover all distances in the plan's
+        chunks.
+        """
         layers, distances = self.bias.shape
         if layers != model.config.num_hidden_layers:
             raise ValueError(
@@ -110,13 +130,30 @@ def calibrate(
     num_segments: int = 100,
     progress: bool = False,
 ) -> Calibration:
-    """Measure the bias on ordinary text (HOMER, section 3.3 and appendix A).
+    """Measure a model's calibration on ordinary text (HOMER, section 3.3 and appendix A).
 
-    The texts, joined, are cut into `num_segments` segments of `segment_len` tokens (the default
-    length of chunks) at even spacing, each run by the plain model; `bias[layer][d]` is the mean,
-    over segments, of the score at distance d from the last token. With fewer
-    tokens than all segments need, segments overlap. Raises `ValueError` for texts shorter than one
-    segment, and for a text in place of a list.
+        bias = ht.calibrate(model, [text])
+        config = ht.HomerConfig.paper(calibration=bias)
+
+    The texts are joined and cut into segments at even spacing. The plain model reads each segment.
+    `bias[layer][d]` is the mean, over segments, of the score at distance d from the last token: the
+    largest attention logit over heads.
+
+    Args:
+        model: From `load` or `from_transformers`.
+        texts: A list of texts, or of lists of token ids.
+        segment_len: Tokens in a segment, from 2 to the model's context limit. Default: the default
+            length of a chunk. In an encoding, a chunk's context and suffix must not be longer than
+            this.
+        num_segments: How many segments to read. They overlap if the texts are short.
+        progress: Show a progress bar.
+
+    Returns:
+        The calibration, with a bias [L, segment_len].
+
+    Raises:
+        ValueError: The texts are shorter than one segment, a number is out of range, or `texts` is
+            a text instead of a list.
     """
     if isinstance(texts, str):
         raise ValueError("texts is a list of texts, not a text; give [text].")
@@ -144,19 +181,17 @@ def calibrate(
 
 
 def _segment_scores(model: Llama, tokens: Tensor) -> Tensor:
-    """The last row's score of every row, by layer, in the plain model: [L, T] float32 on the
-    CPU.
-    """
+    """Each token's score by the last one, in the plain model: [L, T] float32 on the CPU."""
     scores: list[Tensor] = []
     model.watch(tokens, 1, lambda layer, q, k: scores.append(score_rows(q, k)[0]))
     return torch.stack(scores).cpu()
 
 
 def _load_torch(path: Path) -> Tensor:
-    """The single tensor in a torch file, such as the authors' published biases."""
+    """The single tensor in a torch file, such as the paper's authors' published biases."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is not its own
+    except Exception as error:  # torch raises many kinds of error for other files
         raise ValueError(
             f"{path} is neither a safetensors nor a torch file of one tensor."
         ) from error
@@ -165,6 +200,6 @@ def _load_torch(path: Path) -> Tensor:
     if not isinstance(bias, Tensor):
         raise ValueError(f"{path} must hold exactly one tensor [layers, distances].")
     if bias.layout != torch.strided or bias.nbytes > bias.untyped_storage().nbytes():
-        # Written out, it would be as large as it claims, whatever the file's size.
+        # A small file may claim a huge tensor, which copying would allocate.
         raise ValueError(f"{path} must hold a tensor with all of its numbers.")
     return bias.float()

@@ -1,4 +1,4 @@
-"""What a chat template puts around a text, so that a model that chats reads it as the user's."""
+"""What a chat template puts around a text, so that a chat model reads it as the user's message."""
 
 from __future__ import annotations
 
@@ -11,21 +11,35 @@ from transformers import PreTrainedTokenizerBase
 from .model.errors import shorten
 from .text.controls import Affix, words
 
-# What templates call the switch.
+# The name of the switch in templates.
 _THINKING = "enable_thinking"
 
 
 def chat_affixes(
     tokenizer: PreTrainedTokenizerBase, question: str = "", thinking: bool | None = None
 ) -> tuple[str, Affix]:
-    """The prefix and the suffix that make a context and a question after it the user's turn, up to
-    where the reply begins.
+    """Make the prefix and suffix for `encode` from a chat template, for a model that chats.
 
-    The prefix holds the beginning-of-sequence token where the template has it. Control tokens count
-    in what is the template's; those that the question spells do not. thinking: whether the model
-    thinks before it answers, for a template that asks (Qwen3's, SmolLM3's); its own choice if left
-    out. Raises `ValueError` for a tokenizer without a chat template, for a template that does not
-    take a plain user turn, and for one that does not ask about thinking.
+    Together with the context they form the user's turn, up to where the reply begins:
+
+        prefix, suffix = ht.chat_affixes(model.tokenizer, "Who tells the story?")
+        encoded = ht.encode(model, text, prefix, suffix)
+
+    Special tokens count in the template's parts. Those that the question spells are read as plain
+    text.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        question: What to ask about the context. It is placed after it.
+        thinking: Whether the model thinks before it answers, for templates with such a switch
+            (those of Qwen3 and SmolLM3). Default: the template decides.
+
+    Returns:
+        The prefix (with the beginning-of-sequence token where the template has it) and the suffix.
+
+    Raises:
+        ValueError: The tokenizer has no chat template, the template does not accept a single user
+            turn, or `thinking` is given and the template has no such switch.
     """
     opening, closing = around(tokenizer, ["user"], thinking)
     return opening, "\n" + words(question) + closing if question else Affix(closing)
@@ -34,10 +48,12 @@ def chat_affixes(
 def next_turn(
     tokenizer: PreTrainedTokenizerBase, question: str, ended: bool, thinking: bool | None = None
 ) -> Affix:
-    """What to append to a conversation for the user's next turn, from the end of the model's reply
-    to where the next one begins.
+    """What to append to a conversation for the user's next turn, up to where the next reply begins.
 
-    ended: whether the reply has its end token already. Raises as `chat_affixes` does.
+    ended: whether the model's reply already has its end token.
+
+    Raises:
+        ValueError: As in `chat_affixes`.
     """
     _, _, between, closing = around(tokenizer, ["user", "assistant", "user"], thinking)
     end = str(tokenizer.eos_token or "")
@@ -49,17 +65,19 @@ def next_turn(
 def around(
     tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], thinking: bool | None = None
 ) -> list[str]:
-    """What a template puts around messages of these roles, up to where the reply begins: as many
-    texts, and one more.
+    """What a template puts around messages of these roles, up to where the reply begins.
 
-    Raises `ValueError` as `chat_affixes` does, for a template that does not take such messages too.
+    Returns one text more than there are roles: before, between and after the messages.
+
+    Raises:
+        ValueError: As in `chat_affixes`; also if the template does not accept these messages.
     """
     if not tokenizer.chat_template:
         raise ValueError("The tokenizer has no chat template.")
     switches: dict[str, Any] = {} if thinking is None else {_THINKING: thinking}
     if switches and _THINKING not in str(tokenizer.chat_template):
         raise ValueError("The chat template does not ask whether to think.")
-    # Stand for the messages; no template has such words of its own.
+    # Placeholders for the messages; no template contains such words itself.
     texts = [f"⟦message {index} goes here⟧" for index in range(len(roles))]
     messages = [{"role": role, "content": x} for role, x in zip(roles, texts, strict=True)]
     try:
@@ -68,7 +86,7 @@ def around(
                 messages, tokenize=False, add_generation_prompt=True, **switches
             )
         )
-    except Exception as error:  # a template is a program of the checkpoint's
+    except Exception as error:  # a template is a program from the checkpoint
         turns = "a user turn" if set(roles) == {"user"} else f"these turns ({', '.join(roles)})"
         raise ValueError(f"The chat template fails on {turns} ({shorten(error)}).") from error
     any_text = re.compile("|".join(map(re.escape, texts)))

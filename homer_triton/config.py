@@ -1,4 +1,4 @@
-"""The settings of an encoding, and the plan that they make for an input of a given length."""
+"""The settings of an encoding (`HomerConfig`), and the merge tree that they give (`plan`)."""
 
 from __future__ import annotations
 
@@ -26,33 +26,60 @@ from .selection import PAPER, VOTES, Selection
 
 @dataclass(frozen=True)
 class HomerConfig:
-    """How to encode; settings left out come from the model.
+    """Settings for `encode`. What is left at None gets a default that fits the model.
 
-    max_chunk_len: tokens that run through a layer at once, by default a quarter of the context
-    limit, but at least 1024 (or half of a short limit) and at most 8192. Beyond the limit the model
-    meets positions that it was not trained on.
-    target_len: the most tokens in the finished cache; by default an eighth of a chunk, but at least
-    384, beside prefix and suffix, and a whole chunk where not all is recomputed. selection: what
-    decides which tokens a prune keeps, a `Selection` or a text that names one, such as "paper" or
-    "votes,window=7"; the question's votes by default, the paper's where there is a calibration,
-    which corrects that one alone. recompute: what is read once more in the end, "all" (the
-    default: the survivors, as one ordinary prompt; the tree then only chooses them), "suffix" (over
-    the tree's cache, so that the question reads all of it directly), or "none" (the paper's: the
-    answer comes from the chunks' averaged suffix). layers_tree: the layers that the tree runs; all
-    of them, but four fifths where everything is recomputed, since the last layers choose badly.
-    layers_warmup: layers that leaves run before the first merge beyond their even share, by default
-    half of the layers (3/8 where the tree runs all), and fewer where it needs more levels.
-    calibration: the bias that makes near and far tokens comparable, from `calibrate`.
+    The input is `prefix ‖ context ‖ suffix`. The prefix is its start (a chat template's opening, or
+    the beginning-of-sequence token), the suffix its end (usually the question). The context between
+    them is cut into chunks, the leaves of a binary tree. Every chunk holds the prefix, its part of
+    the context, and the suffix. At each level of the tree, chunks run through some of the model's
+    layers, lose the context tokens that matter least, and are merged in pairs.
 
-    The numbers do not depend, but for rounding, on how it is run. leaf_batch: leaves that run at
-    once, a power of two; by default as many as keep the chip busy, at most twice the memory of one
-    at a time (or 256 MiB). offload: "cpu" lets chunks wait in host memory, so that a GPU's peak
-    does not depend on the length. memory_budget: bytes, or a text such as "12GiB", that encoding
-    may take beside the weights; `plan` then picks `leaf_batch` and `offload` by it where they are
-    left out. cuda_graphs: replay a level's steps from CUDA graphs, which the model keeps for the
-    next texts of the same lengths, with the memory that they run in (`drop_graphs` frees it).
+        config = ht.HomerConfig(max_chunk_len=2048, memory_budget="12GiB")
+        encoded = ht.encode(model, text, suffix="What is the pass key?", config=config)
 
-    `HomerConfig.paper()` is the paper's method. Raises `ValueError` for values out of range.
+    Attributes:
+        max_chunk_len: The most tokens in a chunk, prefix and suffix included. Default: a quarter of
+            the model's context limit, but at least 1024 (or half of the limit where that is less)
+            and at most 8192. Beyond the limit, the model meets positions that it was not trained
+            on.
+        target_len: The most tokens in the finished cache, prefix and suffix included. Default with
+            `recompute="all"`: prefix and suffix plus an eighth of a chunk (at least 384 tokens),
+            but never more than a chunk. Default otherwise: a chunk.
+        layers_warmup: Warm-up layers: layers that the leaves run alone before the first merge, on
+            top of the equal share of layers that each level runs. Default: half of the model's
+            layers (3/8 where the tree runs all layers), or fewer where the tree has many levels.
+        calibration: Corrects the paper's score for distance (see `calibrate`). It goes with the
+            paper's selection only.
+        selection: How a prune chooses the tokens it keeps: a `Selection`, or a text that names one,
+            such as "paper" or "votes,window=7". Default: "votes", the attention that the suffix's
+            tokens pay to each context token in the model's retrieval heads (the heads that look up
+            what a question repeats); "paper" if there is a calibration.
+        recompute: What the model reads once more at the end. "all" (default): everything that
+            survived, as one ordinary prompt; the tree then only chooses the tokens. "suffix": the
+            suffix, over the tree's cache, so that the question attends directly to all that was
+            kept. "none": nothing, as in the paper; the logits then come from the suffix as averaged
+            over the chunks. An input that fits `target_len` in one chunk is read only once in any
+            case.
+        layers_tree: How many of the model's layers the tree runs. Default with `recompute="all"`:
+            four fifths, because the last layers choose tokens badly (more if the tree's levels need
+            them). Default otherwise: all, which "suffix" and "none" require.
+        leaf_batch: How many leaves run at once, a power of two. Default: as many as keep the device
+            busy, in at most twice the memory of one at a time (or 256 MiB, if that is more).
+        offload: "cpu" lets finished chunks wait in host memory, so that the peak of a GPU's memory
+            hardly grows with the input. Default: they wait on the device.
+        memory_budget: How much memory encoding may take beside the weights, in bytes or as a text
+            such as "12GiB". `plan` then chooses `leaf_batch` and, on a GPU, `offload` to fit,
+            unless you set them. Default: no budget.
+        cuda_graphs: Replay the steps of a level from CUDA graphs, which helps small models. Needs a
+            model on a CUDA device. The model keeps the graphs, and the memory they run in, for
+            later inputs of the same lengths; `drop_graphs` frees both. Default: False.
+
+    `leaf_batch`, `offload`, `memory_budget` and `cuda_graphs` change speed and memory only. The
+    results are the same up to rounding.
+
+    Raises:
+        ValueError: A value is of the wrong kind or out of range, or a calibration is given with
+            another selection than the paper's.
     """
 
     max_chunk_len: int | None = None
@@ -69,7 +96,11 @@ class HomerConfig:
 
     @classmethod
     def paper(cls, **settings: Any) -> HomerConfig:
-        """The method as published, with other settings as given."""
+        """The method as published: the paper's selection, and nothing read once more.
+
+        settings: any other settings of `HomerConfig`, such as `calibration`. They win over these
+        two.
+        """
         return cls(**{"selection": PAPER, "recompute": "none", **settings})
 
     def __post_init__(self) -> None:
@@ -111,17 +142,20 @@ class HomerConfig:
 
     @property
     def selected_by(self) -> Selection:
-        """`selection`, or its default."""
+        """`selection` as a `Selection`, or its default."""
         if isinstance(self.selection, Selection):
             return self.selection
         return VOTES if self.calibration is None else PAPER
 
     def chunk_len(self, model: ModelConfig) -> int:
-        """`max_chunk_len`, or its default for a model."""
+        """`max_chunk_len`, or its default for this model, in tokens."""
         return self.max_chunk_len or default_chunk_len(model.context_limit)
 
     def most_rows(self, model: ModelConfig, affix: int) -> int:
-        """`target_len`, or its default for a model and so many tokens of prefix and suffix."""
+        """`target_len`, or its default for this model, in tokens.
+
+        affix: the number of tokens in prefix and suffix together.
+        """
         chunk_len = self.chunk_len(model)
         return self.target_len or default_target_len(chunk_len, affix, self.reread)
 
@@ -142,16 +176,32 @@ def plan(
     on_gpu: bool = True,
     ranks: int = 1,
 ) -> Plan:
-    """The merge tree for an input of these lengths, in tokens, before anything is run.
+    """Lay out the merge tree for an input of these lengths, without running anything.
 
-    How many leaves run at once, and what a memory budget allows, depends on the rest: itemsize, the
-    bytes of a number in the model's dtype, the checkpoint's own when left out; documents, how many
-    run side by side; on_gpu, where rows go through the layers as a GPU wants them, and host memory
-    is another than the model's, so that moving chunks there helps; ranks, how many processes share
-    the leaves.
+    The result tells how many chunks there are, which layers they run, how many tokens survive, and
+    what all of it costs in operations and memory.
 
-    Raises `ValueError` where the lengths or settings do not fit together, or no way to run them
-    fits the budget; the message says what to change.
+    Args:
+        model: A loaded model or its config.
+        context_len: Tokens of the context, at least 1.
+        prefix_len: Tokens of the prefix, which every chunk starts with.
+        suffix_len: Tokens of the suffix, which every chunk ends with; at least 1.
+        config: The settings; the defaults of `HomerConfig` if left out.
+        itemsize: Bytes per number in the dtype that the model runs in. Default: that of the
+            checkpoint's own dtype, even if `model` was loaded in another.
+        documents: How many documents of these lengths run side by side.
+        on_gpu: Whether the model runs on a GPU. It decides how many leaves keep the device busy,
+            and whether moving chunks to host memory can save memory.
+        ranks: How many processes share the leaves.
+
+    The last four matter only for how many leaves run at once and for what fits a memory budget.
+
+    Returns:
+        The merge tree, a `Plan`.
+
+    Raises:
+        ValueError: The lengths and settings do not fit together or do not fit the model, or nothing
+            fits the memory budget. The message says what to change.
     """
     context_len = whole_number("context_len", context_len, 0)
     prefix_len = whole_number("prefix_len", prefix_len, 0)
@@ -171,7 +221,7 @@ def plan(
         fewest = min(levels + (config.layers_warmup or 0), layers)
         layers_tree = max(4 * layers // 5, fewest) if recompute == "all" else layers
     if levels == 1 and prefix_len + context_len + suffix_len <= target_len:
-        # Nothing is pruned: to read it once is to read it again.
+        # Nothing is pruned: the tree's one chunk already is the ordinary prompt.
         recompute, layers_tree = "none", layers
     warmup = config.layers_warmup
     if warmup is None:
@@ -235,7 +285,8 @@ def plan(
 def parse_bytes(size: int | str) -> int:
     """Bytes from a number or a text such as "12GiB", "900MB" or "1.5 GiB".
 
-    Raises `ValueError` for anything else.
+    Raises:
+        ValueError: It is anything else.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(size), re.IGNORECASE)
     if match is None:

@@ -1,4 +1,4 @@
-"""What an encoding leaves behind: a short, ordinary KV cache that new tokens go on from."""
+"""What an encoding leaves behind: a short, ordinary KV cache that new tokens continue from."""
 
 from __future__ import annotations
 
@@ -23,9 +23,20 @@ from .text.survivors import GAP, Unit, surviving_text
 
 @dataclass(frozen=True)
 class EncodeStats:
-    """What an encoding took. seconds_by_height: the nodes' time, leaves first; flops: operations;
-    peak_slots: the most tokens alive at once; documents: how many ran side by side, whose time all
-    seconds and whose slots all peak_slots are.
+    """What an encoding took.
+
+    Attributes:
+        tokens: Tokens of the input, `prefix ‖ context ‖ suffix`.
+        kept_tokens: Tokens of the finished cache.
+        seconds: The total time.
+        seconds_by_height: The time spent on the chunks of each height of the merge tree, leaves
+            first. What comes after the tree, such as reading the survivors once more, counts in
+            `seconds` only.
+        flops: Floating-point operations of one document, computed from its plan; a multiply and an
+            add are two.
+        peak_slots: The most tokens held at once.
+        documents: How many documents ran side by side. The seconds and `peak_slots` are those of
+            all of them together.
     """
 
     tokens: int
@@ -38,6 +49,7 @@ class EncodeStats:
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens read per second, over all documents that ran side by side."""
         return self.documents * self.tokens / self.seconds if self.seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,7 +58,11 @@ class EncodeStats:
 
     @classmethod
     def from_dict(cls, figures: Any) -> EncodeStats:
-        """The stats of these fields. Raises `ValueError` for anything else."""
+        """The stats with these fields.
+
+        Raises:
+            ValueError: The fields are not those of `EncodeStats`, or out of range.
+        """
         names = {field.name for field in fields(cls)}
         if not isinstance(figures, dict) or figures.keys() != names:
             raise ValueError(f"stats must be {', '.join(sorted(names))}")
@@ -62,16 +78,35 @@ class EncodeStats:
 
 @dataclass(frozen=True, eq=False)
 class EncodedContext:
-    """A merged context as `encode` returns it. Nothing that reads it changes it: one encoding
-    serves many prompts.
+    """A long input as a short KV cache: what `encode` returns.
 
-    keys, values: [L, HKV, T', D], keys after RoPE; positions, source_indices: [T'], every kept
-    token's RoPE position and its index in `prefix ‖ context ‖ suffix`; token_ids: [tokens], that
-    whole input; pruned_at: [tokens] int8, the height at which each of its tokens was pruned, -1 for
-    kept ones; next_position: the position at which new tokens go on, not T'; logits: [V] float32,
-    for the token after the last one; plan: the merge tree; stats: what it took; model: the
-    fingerprint of the model that made it; appended: how many tokens came after that input, the
-    prompts and answers of `generate(..., grow=True)`: the last of `token_ids` and of the rows.
+    It answers the question that it was encoded for (its suffix); other prompts only find what that
+    question kept. Nothing that reads an encoding changes it, so one encoding serves many prompts.
+
+        encoded.save("book.safetensors")
+        encoded = ht.EncodedContext.load("book.safetensors", device="cuda")
+        answer = ht.generate(model, encoded, "The narrator is")
+
+    The input is `prefix ‖ context ‖ suffix`: its start, the long text, and its end (usually the
+    question). Sizes: L layers, HKV key-value heads of D elements, T' kept tokens, V token ids in
+    the vocabulary.
+
+    Attributes:
+        keys: [L, HKV, T', D] in the model's dtype, after RoPE.
+        values: [L, HKV, T', D] in the model's dtype.
+        positions: [T'] int64, the RoPE position of each kept token.
+        source_indices: [T'] int64, the index of each kept token in `token_ids`.
+        token_ids: [tokens] int64, the whole input, and what was appended to it.
+        pruned_at: [tokens] int8, the height of the merge tree at which each of `token_ids` was
+            pruned (0 for leaves), or -1 if it was kept.
+        next_position: The RoPE position of the next token. With `recompute="all"`, the default, it
+            is T'; otherwise it is the first one after those of a chunk.
+        logits: [V] float32, for the token that follows the last one.
+        plan: The merge tree.
+        stats: What the encoding took.
+        model: The fingerprint of the model that made it; `generate` takes no other.
+        appended: How many tokens were added after the input, by `generate(..., grow=True)`: prompts
+            and answers. They are the last of `token_ids` and of the kept tokens.
     """
 
     keys: Tensor
@@ -88,7 +123,7 @@ class EncodedContext:
     appended: int = 0
 
     def __len__(self) -> int:
-        """Rows of the cache."""
+        """Tokens in the cache, T'."""
         return len(self.positions)
 
     def __repr__(self) -> str:
@@ -99,13 +134,20 @@ class EncodedContext:
         )
 
     def to(self, device: str | torch.device) -> EncodedContext:
-        """The same on another device; tensors that are there already are shared."""
+        """The same encoding on another device. Tensors that are there already are shared."""
         parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {name: x.to(device) for name, x in parts.items() if isinstance(x, Tensor)}
         return EncodedContext(**{**parts, **tensors})
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file; raises `ValueError` where that is not possible."""
+        """Write the encoding to one safetensors file.
+
+        The file holds the whole input as token ids, not only what was kept, and it is not
+        encrypted.
+
+        Raises:
+            ValueError: The file cannot be written.
+        """
         described = {
             "plan": self.plan.to_dict(),
             "stats": asdict(self.stats),
@@ -117,8 +159,15 @@ class EncodedContext:
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> EncodedContext:
-        """Read a file written by `save`. Raises `FileNotFoundError`, or `ValueError` for any other
-        file, and for one of which a single bit has changed.
+        """Read a file written by `save`.
+
+        Args:
+            path: The file.
+            device: Where the tensors go.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is not an encoding, or is damaged: its checksum covers every bit.
         """
         path = Path(path)
         if not os.path.isfile(path):
@@ -136,22 +185,35 @@ class EncodedContext:
 
     @property
     def kept_ids(self) -> Tensor:
-        """The kept tokens' ids in their order, [T'] int64, prefix and suffix among them: a prompt
-        that any engine can read for itself.
+        """The ids of the kept tokens in their order, [T'] int64, with those of prefix and suffix.
+
+        They are a prompt that any engine with the same tokenizer can read.
         """
         return self.token_ids[self.source_indices]
 
     def to_transformers(
         self, new_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], copies: int = 1
     ) -> dict[str, Any]:
-        """The keyword arguments with which the model goes on from here in transformers' own
-        class, called or by `generate`.
+        """Arguments to continue from this cache with the same model in `transformers`.
 
-        new_ids: at least one token id, [n], or equally many for each of a batch, [B, n]. copies: of
-        the cache for each of the batch, for a `generate` that goes on in several ways: as many as
-        its `num_beams` or `num_return_sequences`, whichever is more (it copies all the rest
-        itself). Returns input_ids, past_key_values (a copy), attention_mask and position_ids.
-        Raises `ValueError` for no new ids, or for other ones.
+        Pass them to the model itself or to its `generate`.
+
+            first = encoded.logits.argmax()[None]
+            ids = hf_model.generate(**encoded.to_transformers(first), max_new_tokens=20)
+
+        Args:
+            new_ids: Ids of the tokens to continue with, at least one: [n], or [B, n] for a batch.
+            copies: Copies of the cache for each sequence of the batch. For a `generate` that
+                continues in several ways, give its `num_beams` or `num_return_sequences`, whichever
+                is larger; it repeats the other arguments itself.
+
+        Returns:
+            A dictionary with `input_ids` [B, n], `past_key_values` (a copy of the cache),
+            `attention_mask` [B, T' + n] and `position_ids` [B, n].
+
+        Raises:
+            ValueError: `new_ids` is empty or not a tensor or list of token ids, or `copies` is
+                below 1.
         """
         return continuation(self.keys, self.values, self.next_position, new_ids, copies)
 
@@ -164,15 +226,27 @@ class EncodedContext:
         with_suffix: bool = False,
         source: str | None = None,
     ) -> str:
-        """The kept tokens of the context as text in their order, for any other model to read: whole
-        words (unit="word"), whole sentences ("sentence") or just the tokens ("token"), with a mark
-        where some are left out.
+        """The kept tokens of the context as text, for any other model to read.
 
-        target_len: the most tokens of `tokenizer` in the text, the plan's when left out.
-        with_suffix: count the suffix as context, which it is where `encode` was given none and took
-        the text's own end. source: the text that was encoded, for its white space where the
-        tokenizer does not keep it. More is said, and what is raised, at
-        `survivors.surviving_text`. Prefix and suffix are otherwise left out.
+        They come in their order, with a mark wherever something is left out. Prefix, suffix and
+        what was appended later are left out.
+
+        Args:
+            tokenizer: Decodes the tokens, and counts those of the result.
+            target_len: The most tokens of `tokenizer` in the text, marks included. Default: the
+                plan's `target_len`. What does not fit is dropped, beginning with the units of which
+                the smallest share was kept.
+            unit: "word" (default) completes every kept token to its word, "sentence" to its
+                sentence, "token" to whole characters only.
+            gap: The mark.
+            with_suffix: Count the suffix as context. Use it if `encode` was given no suffix and
+                took the text's own end.
+            source: The text that was encoded. Needed where the tokenizer does not keep all white
+                space and you want it back.
+
+        Raises:
+            ValueError: A setting is out of range, `source` does not have these tokens, or not a
+                single unit fits `target_len`.
         """
         before, length = self.plan.prefix_len, self.plan.context_len
         stop = self.plan.input_len if with_suffix else before + length
@@ -188,10 +262,13 @@ class EncodedContext:
         )
 
     def grown(self, token_ids: Tensor, keys: Tensor, values: Tensor, logits: Tensor) -> Self:
-        """The same with more tokens at its end.
+        """The same encoding with more tokens at its end.
 
-        token_ids: [n], the new ones; keys, values: [L, HKV, T' + n, D], of all rows; logits: [V],
-        after the last of them.
+        Args:
+            token_ids: [n], the new tokens.
+            keys: [L, HKV, T' + n, D], of all tokens, old and new.
+            values: [L, HKV, T' + n, D], of all tokens, old and new.
+            logits: [V] float32, for the token that follows the new ones.
         """
         count, device = len(token_ids), self.token_ids.device
         new = torch.arange(count, device=device)
@@ -209,10 +286,17 @@ class EncodedContext:
         )
 
     def open_cache(self, model: Llama, room: int) -> Tensor:
-        """A copy of the cache as `Llama.forward` takes it, [L, 2, T' + room, HKV, D], with room for
-        new tokens.
+        """A copy of the cache as `Llama.forward` takes it, with free slots for new tokens.
 
-        Raises `ValueError` if another model made this encoding.
+        Args:
+            model: The model that made the encoding.
+            room: Free slots, in tokens.
+
+        Returns:
+            [L, 2, T' + room, HKV, D]: keys (0) and values (1). The free slots are uninitialised.
+
+        Raises:
+            ValueError: Another model made this encoding.
         """
         self.check_maker(model.fingerprint)
         cache = model.new_cache(len(self) + room, to_grow=True)
@@ -220,17 +304,19 @@ class EncodedContext:
         return cache
 
     def check_maker(self, fingerprint: str) -> None:
-        """Raise `ValueError` unless the model of this fingerprint made this encoding."""
+        """Raise `ValueError` unless the model with this fingerprint made the encoding."""
         if self.model != fingerprint:
             raise ValueError(
                 f"The context was encoded by another model ({self.model}, this is {fingerprint})."
             )
 
     def copy_rows_(self, cache: Tensor) -> None:
-        """Copy the rows to the first slots of a cache [L, 2, slots, HKV, D] of the model that made
-        them.
+        """Copy the kept tokens' keys and values to the first slots of a cache.
 
-        Raises `ValueError` for a cache of another shape.
+        cache: [L, 2, slots, HKV, D] with at least T' slots, of the model that made the encoding.
+
+        Raises:
+            ValueError: The cache has other layers, heads or head sizes.
         """
         layers, _, _, heads, dim = cache.shape
         if self.keys.shape != (layers, heads, len(self), dim):

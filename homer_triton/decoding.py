@@ -20,21 +20,38 @@ from transformers import (
 from .checks import SEEDS, whole_number
 from .model.llama import Llama
 
-# Logits over less overflow, and their likeliest token is the only one long before.
+# Logits divided by less would overflow. Well above it, sampling already gives the likeliest token.
 LEAST_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen and when an answer ends, under the names of transformers'
-    `GenerationConfig`, whose processors do it.
+    """How to choose the tokens of an answer, and when to end it.
 
-    temperature: 0 takes the likeliest token; above 0 samples, within the `top_k` likeliest, the
-    smallest set with probability `top_p`, or those with `min_p` times the likeliest's probability,
-    if given; repeatable by `seed`. min_new_tokens: no end token before. repetition_penalty,
-    no_repeat_ngram_size: of what the prompt and the answer hold already, the context left out.
-    stop_strings: the answer ends with any of them. logprobs: tell each token's. grow: make the
-    encoding that goes on behind the answer.
+    `generate` takes these as keyword arguments. What transformers' `GenerationConfig` has too, has
+    the same name here, and transformers' processors do the work.
+
+    Attributes:
+        max_new_tokens: The most tokens in the answer.
+        temperature: 0 always takes the likeliest token; above 0, tokens are sampled.
+        top_k: Sample from the k likeliest tokens only.
+        top_p: Sample from the smallest set of tokens with this total probability.
+        min_p: Sample only from tokens whose probability is at least this fraction of the likeliest
+            one's.
+        seed: Makes sampling repeatable.
+        min_new_tokens: Choose no end token before this many tokens.
+        repetition_penalty: Above 1, tokens that the prompt or the answer already has become less
+            likely. The encoded context does not count.
+        no_repeat_ngram_size: Never repeat this many tokens in a row, of prompt and answer; the
+            encoded context does not count. 0: no such limit.
+        stop_strings: End the answer once it contains one of these strings, which stays in the text.
+        logprobs: Return each new token's log-probability: the natural logarithm, from the model's
+            own logits, before any of these settings change them.
+        grow: Return the context with prompt and answer added, as the answer's `encoded`.
+
+    Raises:
+        ValueError: A setting is out of range, or `top_k`, `top_p` or `min_p` is given without a
+            temperature.
     """
 
     max_new_tokens: int = 64
@@ -66,12 +83,12 @@ class Decoding:
 
     @property
     def stops(self) -> list[str]:
-        """The stop strings."""
+        """The stop strings as a list."""
         strings = self.stop_strings
         return [strings] if isinstance(strings, str) else list(strings)
 
     def processors(self, model: Llama, prompt_len: int) -> LogitsProcessorList:
-        """What shapes the logits after a prompt of so many tokens."""
+        """The processors that shape the logits after a prompt of `prompt_len` tokens."""
         processors = LogitsProcessorList()
         if self.repetition_penalty != 1.0:
             processors.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty)))
@@ -90,9 +107,12 @@ class Decoding:
 def make_warpers(
     temperature: float, top_k: int | None, top_p: float | None, min_p: float | None = None
 ) -> LogitsProcessorList:
-    """What shapes the logits for these settings of `Decoding`; empty for the likeliest token.
+    """The processors that shape the logits for sampling; none for the likeliest token.
 
-    Raises `ValueError` for settings out of range.
+    The arguments are settings of `Decoding`.
+
+    Raises:
+        ValueError: A setting is out of range.
     """
     warpers = LogitsProcessorList()
     if not 0 <= temperature < math.inf:

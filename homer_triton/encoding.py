@@ -25,7 +25,11 @@ Parts = tuple[Tensor, Tensor, Tensor]
 
 
 class DocumentsError(ValueError):
-    """Some documents of a batch failed; `encoded` has the others, None for each of these."""
+    """Some documents of a batch that several ranks shared have failed.
+
+    Attributes:
+        encoded: The results in the order of the documents; None for those that failed.
+    """
 
     def __init__(self, message: str, encoded: list[EncodedContext | None]) -> None:
         super().__init__(message)
@@ -68,25 +72,49 @@ def encode(
     special_tokens: bool = False,
     ranks: Ranks | None = None,
 ) -> EncodedContext | None:
-    """Merge a long input into a cache of at most `config.target_len` rows (HOMER, Song et al., ICLR
-    2024).
+    """Read a long input into a short KV cache (HOMER, Song et al., ICLR 2024).
 
-    context, prefix, suffix: text or token ids (a list or a 1-D tensor). The prefix, left out, is
-    the tokenizer's beginning-of-sequence token; one that is given takes its place, so that a text
-    begins with "<s>" or whatever the model's is. The suffix, left out, is the context's own end.
-    `chat_affixes` makes both for a model that chats.
-    progress: show a bar over the tree's nodes, or call a function with each finished one.
-    scheduler: another walk of the tree, for experiments on the method.
-    special_tokens: let control tokens that the context spells, such as those that end a chat's
-    turn, be control tokens. Left out, it is read as nothing but text; in prefix and suffix they
-    always count, but for the question that `chat_affixes` was given.
-    ranks: processes that share the input, each of which calls this with the same arguments: every
-    one walks subtrees of its own. The first one gets the result, the others None or, if the ranks
-    say so, a copy.
+    The input is `prefix ‖ context ‖ suffix`: a short start, the long text, and an end, usually the
+    question. The context is cut into chunks short enough for the model; each also holds the prefix
+    and the suffix. The chunks run through the model, lose the tokens that the suffix attends to
+    least, and are merged in pairs, until at most `config.target_len` tokens are left. By default
+    these are read once more, as one ordinary prompt.
 
-    Raises `ValueError` for inputs and settings that do not fit the model or each other, for a
-    calibration made for something else, for a model whose weights yield NaN, and for ranks that
-    were given different things; `RankError` where another rank is gone.
+    Put the question into the suffix: the encoding answers that question, and later ones only find
+    what it kept.
+
+        encoded = ht.encode(model, text, suffix="What is the pass key? The pass key is")
+        print(ht.generate(model, encoded, max_new_tokens=6).text)
+
+    For a chat model, `chat_affixes` makes prefix and suffix.
+
+    Args:
+        model: From `load` or `from_transformers`.
+        context: The long text, or its token ids (a list or a 1-D tensor).
+        prefix: What the input starts with, text or token ids. Default: the beginning-of-sequence
+            token, if the model has one. A prefix that you give replaces that token, so begin it
+            with "<s>" or whatever the model's is.
+        suffix: What the input ends with, text or token ids; usually the question. Default: the
+            context's own end, 100 tokens of it or an eighth of a chunk if that is less.
+        config: The settings; the defaults of `HomerConfig` if left out.
+        progress: True shows a progress bar. A function is called with each chunk (a `Node` of the
+            merge tree) when it is finished.
+        scheduler: Another class to walk the tree, for experiments on the method.
+        special_tokens: Whether special tokens that the context spells, such as the one that ends a
+            chat turn, count as special tokens. Default: no, they are read as plain text. In prefix
+            and suffix they always count, except in the question that `chat_affixes` was given.
+        ranks: Processes that share the work on this input. Each calls this with the same arguments
+            and runs its own subtrees.
+
+    Returns:
+        The encoding. With ranks, the first rank gets it; the others get None, or a copy if
+        `ranks.everywhere`.
+
+    Raises:
+        ValueError: The input or the settings do not fit the model or each other, the calibration
+            was made for something else, the model's logits are not finite, or the ranks were given
+            different things.
+        RankError: Another rank has ended or does not answer.
     """
     if ranks is None:
         suffixes = None if suffix is None else [suffix]
@@ -153,14 +181,31 @@ def encode_batch(
     special_tokens: bool = False,
     ranks: Ranks | None = None,
 ) -> list[EncodedContext] | None:
-    """`encode` of several documents, in their order; each as if it were alone, to rounding.
+    """Encode several documents in one call; each as `encode` would alone, up to rounding.
 
-    Documents of equal lengths share a tree and run side by side, at most `batch_size` of them;
-    others run one after another. suffixes: one for each context. The other arguments are
-    `encode`'s, and so is what is raised.
-    ranks: processes among which whole documents are dealt out by what they cost; each of them calls
-    this with the same arguments, and gets what `encode` says. A document that fails on its rank
-    ends no other: `DocumentsError` names it where all are there.
+    Documents of equal lengths share a merge tree and run side by side. The others run one after
+    another.
+
+        encoded = ht.encode_batch(model, texts, suffixes=questions)
+
+    Args:
+        model: As in `encode`, like the other arguments that are not listed here.
+        contexts: The documents, each a text or token ids.
+        prefix: One prefix for all of them.
+        suffixes: A suffix for each document. Default: each one's own end.
+        batch_size: The most documents that run side by side; fewer if a memory budget requires it.
+        ranks: Processes to share the documents. Each calls this with the same arguments and encodes
+            whole documents, dealt out so that all have about equal work.
+
+    Returns:
+        The encodings, in the order of the documents. With ranks, the first rank gets them; the
+        others get None, or copies if `ranks.everywhere`.
+
+    Raises:
+        ValueError: As in `encode`; also if there are not as many suffixes as contexts.
+        DocumentsError: With ranks only, wherever results are returned: some documents failed. The
+            others are in its `encoded`.
+        RankError: Another rank has ended or does not answer.
     """
     check_model(model)
     if isinstance(contexts, str) or isinstance(suffixes, str):
@@ -199,7 +244,7 @@ def encode_batch(
     for tree, batch in _deal(model, batches, ranks):
         try:
             encoded |= zip(batch, run(tree, batch), strict=True)
-        except Exception as error:  # the other documents are none the worse
+        except Exception as error:  # does not stop the other documents
             failed |= dict.fromkeys(batch, f"{type(error).__name__}: {error}")
     given = ranks.collect(({i: one.to("cpu") for i, one in encoded.items()}, failed))
     if given is not None:
@@ -221,7 +266,7 @@ def encode_batch(
 def _batches(
     model: Llama, inputs: list[Parts], config: HomerConfig, batch_size: int
 ) -> list[tuple[Plan, list[int]]]:
-    """Documents of equal lengths, as many as run side by side, each with their plan."""
+    """Groups of documents of equal lengths that run side by side, each with its plan."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (_, context, suffix) in enumerate(inputs):
         groups.setdefault((len(context), len(suffix)), []).append(index)
@@ -237,14 +282,17 @@ def _batches(
 def _shown(
     progress: bool | Callable[[Node], None], ranks: Ranks | None
 ) -> bool | Callable[[Node], None]:
-    """What shows the progress: of ranks, only the first has a bar."""
+    """What shows the progress. Of several ranks, only the first has a bar."""
     return progress if callable(progress) or ranks is None or not ranks.rank else False
 
 
 def _deal(
     model: Llama, batches: list[tuple[Plan, list[int]]], ranks: Ranks
 ) -> list[tuple[Plan, list[int]]]:
-    """This rank's batches: the dearest first, each to the rank that has the least to do so far."""
+    """This rank's share of the batches.
+
+    The most expensive come first, each to the rank that has the least work so far.
+    """
     work = [0] * ranks.size
     own = []
     costs = [tree.flops(model.config) * len(batch) for tree, batch in batches]
@@ -274,7 +322,7 @@ def _facts(
 
 
 def _hand_out(ranks: Ranks, model: Llama, encoded: EncodedContext | None) -> EncodedContext | None:
-    """The first rank's encoding, on the others too where they want it."""
+    """The first rank's encoding, and copies of it for the other ranks if they want them."""
     if not ranks.everywhere:
         return encoded
     given = ranks.share(None if encoded is None else encoded.to("cpu"))

@@ -1,4 +1,4 @@
-"""Going on from encoded contexts: greedy decoding or sampling, one prompt or many side by side."""
+"""Generate text from encoded contexts: one prompt, or many side by side."""
 
 from __future__ import annotations
 
@@ -27,16 +27,33 @@ def generate(
     on_text: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Generation:
-    """Continue after an encoded context, which stays as it is.
+    """Generate text that continues an encoded context. The context does not change.
 
-    prompt: text or token ids to append at `encoded.next_position` first; control tokens count in
-    it, as in a suffix. on_text: called with each finished piece of text as it comes. settings:
-    those of `Decoding`, such as `temperature=0.7, top_p=0.9, stop_strings=["\\n"]`. Stops at the
-    model's end tokens. With `grow=True`, the answer's `encoded` goes on behind it, as one long run
-    would.
+        answer = ht.generate(model, encoded, " Who is she?", max_new_tokens=40, temperature=0.7)
+        print(answer.text)
 
-    Raises `ValueError` for settings out of range, for more tokens than the model's window has room
-    for, or than its RoPE leaves as it is (longrope), and for a context that another model encoded.
+    An encoding answers the question that it was encoded for. A prompt that asks something else only
+    finds what that question kept.
+
+    Args:
+        model: The model that made the encoding.
+        encoded: What to continue from.
+        prompt: Text or token ids to append first. Default: nothing; the answer then follows the
+            encoding's suffix. Special tokens count in it, as in a suffix.
+        max_new_tokens: The most tokens in the answer.
+        on_text: Called with each finished piece of the answer's text, for streaming.
+        settings: Any field of `Decoding`, such as `top_p=0.9` or `stop_strings=["\\n"]`. Default:
+            always the likeliest token. With `grow=True`, the answer's `encoded` is the context with
+            prompt and answer added, as one long run would have made it.
+
+    Returns:
+        The answer, a `Generation`. It ends with one of the model's end tokens, with a stop string,
+        or after `max_new_tokens`.
+
+    Raises:
+        ValueError: A setting is out of range, another model made the encoding, the tokens do not
+            fit the model's sliding window or cross the length where its RoPE changes (longrope), or
+            a text prompt, `on_text` or `stop_strings` needs a tokenizer and the model has none.
     """
     hear = None if on_text is None else lambda number, text: on_text(text)
     settings["max_new_tokens"] = max_new_tokens
@@ -52,14 +69,28 @@ def generate_batch(
     on_text: Callable[[int, str], None] | None = None,
     **settings: Any,
 ) -> list[Generation]:
-    """Answers to many prompts side by side: all after one encoding, whose rows are then shared, or
-    each after one of its own.
+    """Generate answers to many prompts side by side.
 
-    encoded: one for all, or as many as prompts; prompts: as in `generate`, none at all for every
-    encoding by itself; samples: answers to each, one after the other in the result. on_text: called
-    with the answer's index and each piece of its text. settings: those of `Decoding`; answers are
-    seeded one by one (`seed`, `seed + 1`, …), so that sampling, too, gives what one at a time does.
-    Raises as `generate` does, and `ValueError` where numbers of encodings and prompts differ.
+    Either all prompts continue from one encoding, which is then in memory only once, or each
+    continues from an encoding of its own.
+
+        answers = ht.generate_batch(model, encoded, [" Who is she?", " Where is she?"])
+
+    Args:
+        model: The model that made the encodings.
+        encoded: One encoding for all prompts, or a list with one for each.
+        prompts: A list of prompts as in `generate`. Default: none; every encoding is continued as
+            it is.
+        samples: How many answers to generate for each prompt. They follow each other in the result.
+        on_text: Called with an answer's index and each finished piece of its text.
+        settings: Any field of `Decoding`. With a `seed`, the answer with index i is sampled with
+            `seed + i`, which gives the same as `generate` with that seed.
+
+    Returns:
+        The answers: `samples` for the first prompt, then for the second, and so on.
+
+    Raises:
+        ValueError: As in `generate`; also if there are not as many encodings as prompts.
     """
     start = perf_counter()
     decoding = _settings(settings)
@@ -84,14 +115,14 @@ def generate_batch(
 
 
 def _seeded(decoding: Decoding, number: int) -> Decoding:
-    """The settings of one answer of several, which draws otherwise than the others."""
+    """The settings of one answer of several, with a seed of its own."""
     if decoding.seed is None:
         return decoding
     return replace(decoding, seed=(decoding.seed + number) % (SEEDS[1] + 1))
 
 
 def _settings(settings: dict[str, Any]) -> Decoding:
-    """Raises `ValueError` for a setting that there is not."""
+    """The `Decoding` with these settings. Raises `ValueError` for one that does not exist."""
     known = Decoding.__dataclass_fields__
     for wrong in (name for name in settings if name not in known):
         raise ValueError(f"{wrong} is no setting of generate; known are {', '.join(known)}.")

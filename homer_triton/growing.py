@@ -1,6 +1,4 @@
-"""Contexts that grow: more text behind what has been read, and a new choice where it became too
-much.
-"""
+"""Contexts that grow: more text after what has been read, and pruning again when it is too much."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ from .engine.tree import Node
 from .model.llama import Llama
 from .text.tokens import TokensLike, tokenize
 
-# The last tokens of a conversation that `compact` keeps, and chooses the others by, where nobody
-# says another number: these, but at most a quarter of a chunk.
+# How many of the last tokens `compact` takes as its suffix by default, but at most a quarter of a
+# chunk.
 RECENT = 256
 
 
@@ -32,15 +30,30 @@ def append(
     progress: bool | Callable[[Node], None] = False,
     special_tokens: bool = False,
 ) -> EncodedContext:
-    """Read more of a text that grows (a log, a transcript) into an encoding of what came before.
+    """Read more of a text that grows, such as a log or a transcript, into an encoding.
 
-    The tokens that survived so far are read with the new text, in its order and under the same
-    prefix and suffix: what it costs depends on these alone, not on all that was read before. What
-    was pruned stays so, and the result knows no more of it: its `token_ids` are those survivors and
-    the new text. text, config, progress, special_tokens: as `encode` takes them.
+        encoded = ht.append(model, encoded, new_lines, config)
 
-    Raises `ValueError` as `encode` does, for an encoding of another model, and for one that has
-    prompts and answers behind its text already.
+    The new text is read together with the tokens that have survived so far, in their order and
+    under the same prefix and suffix (the start and the end of the encoded input; the suffix is
+    usually the question). The cost depends on these tokens alone, not on everything that was read
+    before. What was pruned earlier stays lost: the result's `token_ids` are the survivors and the
+    new text.
+
+    Args:
+        model: The model that made the encoding.
+        encoded: The encoding of the earlier text. It does not change.
+        text: The new text, or its token ids.
+        config: The settings; the defaults of `HomerConfig` if left out.
+        progress: As in `encode`.
+        special_tokens: As in `encode`, for `text`.
+
+    Returns:
+        The encoding of the longer text.
+
+    Raises:
+        ValueError: As in `encode`; also if another model made the encoding, if `text` is empty, or
+            if prompts and answers were already added with `grow=True`.
     """
     encoded.check_maker(model.fingerprint)
     if encoded.appended:
@@ -62,15 +75,29 @@ def compact(
     recent: int | None = None,
     progress: bool | Callable[[Node], None] = False,
 ) -> EncodedContext:
-    """Make room in an encoding that prompts and answers have made too long, by the same selection.
+    """Shrink an encoding that prompts and answers have made too long, by pruning it again.
 
-    Its last `recent` tokens (256, but at most a quarter of a chunk, if left out) are the suffix:
-    they stay, and choose what stays of all others, the prefix excepted, which stays whole. The
-    result's `token_ids` are the rows' alone. config, progress: as `encode` takes them;
-    `config.target_len` says how much is left.
+        encoded = ht.generate(model, encoded, question, grow=True).encoded
+        encoded = ht.compact(model, encoded, config)
 
-    Raises `ValueError` as `encode` does, for an encoding of another model, and for one of so few
-    rows that nothing stands before the recent ones.
+    The last `recent` tokens become the suffix, the end of the new input: they are kept, and their
+    attention decides which of the other tokens stay. The prefix, the start of the input, is kept
+    too. `config.target_len` is the most that are left.
+
+    Args:
+        model: The model that made the encoding.
+        encoded: The encoding to shrink. It does not change.
+        config: The settings; the defaults of `HomerConfig` if left out.
+        recent: How many of the last tokens become the suffix. Default: 256, but at most a quarter
+            of a chunk.
+        progress: As in `encode`.
+
+    Returns:
+        The shorter encoding. Its `token_ids` are the tokens that were in the cache before.
+
+    Raises:
+        ValueError: As in `encode`; also if another model made the encoding, or if it has no token
+            between the prefix and the recent ones.
     """
     encoded.check_maker(model.fingerprint)
     config = config or HomerConfig()
@@ -83,12 +110,12 @@ def compact(
 
 
 def recent_of(model: Llama, config: HomerConfig, most: int) -> int:
-    """How many of `most` last tokens choose what stays of those before, if nobody says."""
+    """The default of `recent`, where at most `most` tokens can be recent."""
     return max(min(RECENT, config.chunk_len(model.config) // 4, most), 1)
 
 
 def split_rows(encoded: EncodedContext, last: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The tokens of a cache's rows, on the CPU: the prefix, what stands between, and the last."""
+    """The ids of a cache's tokens, on the CPU: the prefix, the middle, and the `last` ones."""
     ids = encoded.kept_ids.cpu()
     before = encoded.plan.prefix_len
     return ids[:before], ids[before : len(ids) - last], ids[len(ids) - last :]
@@ -96,13 +123,23 @@ def split_rows(encoded: EncodedContext, last: int) -> tuple[Tensor, Tensor, Tens
 
 @torch.no_grad()
 def close_up(model: Llama, encoded: EncodedContext) -> EncodedContext:
-    """The same rows at the positions 0 … T' - 1, as those of an ordinary prompt: what an engine
-    needs that numbers rows by their place in the cache.
+    """Move the kept tokens to the positions 0 … T' - 1, like those of an ordinary prompt.
 
-    Keys are turned from where they stand to where they shall (RoPE, Su et al. 2021), and the last
-    token is read once more for its logits. What `recompute="all"` made, the default, stands so
-    already, and is returned as it is. Raises `ValueError` for a context that another model encoded,
-    and for a model whose RoPE follows the length (dynamic NTK, longrope).
+    Some engines number tokens by their place in the cache and need this. The keys are rotated from
+    their old positions to the new ones (RoPE, Su et al. 2021), and the last token is read once more
+    for its logits. What `recompute="all"` made, the default, has these positions already and is
+    returned as it is.
+
+    Args:
+        model: The model that made the encoding.
+        encoded: The encoding. It does not change.
+
+    Returns:
+        An encoding of the same tokens, on the model's device.
+
+    Raises:
+        ValueError: Another model made the encoding, or the model's RoPE depends on the length of
+            the text (dynamic NTK, longrope).
     """
     encoded.check_maker(model.fingerprint)
     rows = torch.arange(len(encoded), device=model.device)
@@ -117,7 +154,7 @@ def close_up(model: Llama, encoded: EncodedContext) -> EncodedContext:
         )
     turn = rows - encoded.positions
     cos, sin = (table[turn.abs()] for table in model.rotary(int(turn.abs().max()) + 1))
-    # Some kinds of RoPE stretch what they turn, which has been done.
+    # Some kinds of RoPE also scale the keys, which must not happen twice.
     stretch = torch.hypot(cos, sin)
     cos, sin = cos / stretch, sin / stretch * turn.sign()[:, None]
     keys, values = encoded.keys.clone(), encoded.values.clone()

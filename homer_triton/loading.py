@@ -1,4 +1,4 @@
-"""`load` and `from_transformers`: models ready to encode and generate."""
+"""`load` and `from_transformers`: get a model that is ready to encode and generate."""
 
 from __future__ import annotations
 
@@ -33,17 +33,34 @@ def load(
     ops: OpsName = "auto",
     quantize: Quantize | None = None,
 ) -> Llama:
-    """Load a checkpoint of a known family (`model.families`) from a folder or a hub id, with its
-    tokenizer if it has one.
+    """Load a checkpoint, with its tokenizer if it has one.
 
-    device: "cuda" where there is a GPU and "cpu" elsewhere, when left out. dtype: "float32",
-    "float16", "bfloat16", or "auto" for the checkpoint's own. rope_scaling: RoPE parameters in
-    place of the checkpoint's, for example `{"rope_type": "yarn", "factor": 4.0}`. ops: "triton" or
-    "torch"; "auto" is Triton on a GPU where it is installed, and PyTorch elsewhere. quantize: hold
-    the layers' matrices as "int8" (anywhere) or "fp8" (on a GPU that multiplies it), by torchao.
+        model = ht.load("meta-llama/Llama-3.2-1B-Instruct", device="cuda", dtype="bfloat16")
+        encoded = ht.encode(model, text, suffix="Who tells the story? It is told by")
 
-    Raises `FileNotFoundError` or `ValueError` for a checkpoint that is missing, damaged or of
-    another architecture, and `ValueError` for what cannot be quantised here.
+    Supported models: Llama, Mistral, Qwen2, Qwen3, SmolLM3 and Phi-3
+    (`homer_triton.model.families`). Weights are read from safetensors only, and code that a
+    checkpoint brings along is never run.
+
+    Args:
+        path_or_id: A folder, or a Hugging Face hub id, which is downloaded unless cached.
+        device: Such as "cuda", "cuda:1" or "cpu". Default: "cuda" if there is a GPU, else "cpu".
+        dtype: "float32", "float16", "bfloat16", or "auto" for the checkpoint's own.
+        rope_scaling: RoPE parameters that replace the checkpoint's, for example `{"rope_type":
+            "yarn", "factor": 4.0}`.
+        ops: What computes: "triton", "torch" (plain PyTorch, on any device), or "auto": Triton on a
+            GPU if it is installed, else PyTorch.
+        quantize: Hold the layers' matrices in a byte per number: "int8" (on any device) or "fp8"
+            (on NVIDIA GPUs of compute capability 8.9 or more; not tested there yet). Needs torchao,
+            `pip install 'homer_triton[quantized]'`. Default: no.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint, or one of its files is missing.
+        ValueError: The checkpoint is damaged or of another architecture, an argument is not known
+            or cannot be used here, or torchao is missing.
     """
     target = _device(device)
     folder = resolve(path_or_id)
@@ -62,12 +79,25 @@ def from_transformers(
     tokenizer: PreTrainedTokenizerBase | None = None,
     ops: OpsName = "auto",
 ) -> Llama:
-    """Wrap an already loaded transformers model of a known family; its weights are shared, not
-    copied, and it stays usable. What torchao has quantised in it stays so, and what bitsandbytes
-    holds in 4 bits.
+    """Use a model that transformers has loaded. Its weights are shared, not copied.
 
-    Raises `ValueError` for models of another class, ones that are quantised in another way, and
-    ones spread over several devices.
+        hf_model = AutoModelForCausalLM.from_pretrained(name)
+        model = ht.from_transformers(hf_model, AutoTokenizer.from_pretrained(name))
+
+    The transformers model stays usable. Weights quantised by torchao, or by bitsandbytes in 4 bits,
+    stay quantised.
+
+    Args:
+        hf_model: A model of one of the families that `load` supports.
+        tokenizer: Needed for text; without one, give token ids.
+        ops: As in `load`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The model is of another class, quantised in another way, or spread over several
+            devices or dtypes.
     """
     weights = share_weights(hf_model)
     generation = hf_model.generation_config
@@ -77,33 +107,46 @@ def from_transformers(
 
 
 def with_rope(model: Llama, rope_scaling: Mapping[str, Any]) -> Llama:
-    """The same weights under another RoPE; nothing is copied and `model` stays as it is.
+    """A model with the same weights and other RoPE parameters. Nothing is copied.
 
-    rope_scaling: as in `load`. Raises `ValueError` for parameters that give no tables.
+    `model` stays as it is. Models whose RoPE parameters differ have different fingerprints: neither
+    takes the other's encodings.
+
+    rope_scaling: as in `load`.
+
+    Raises:
+        ValueError: The parameters cannot be used.
     """
     return Llama(model.config.with_rope(rope_scaling), model.weights, model.ops, model.tokenizer)
 
 
 def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase | None:
-    """A checkpoint's tokenizer without its weights, or None if it has none.
+    """A checkpoint's tokenizer, or None if it has none. The weights are not loaded.
 
-    Raises `FileNotFoundError` or `ValueError` as `load` does.
+    Raises:
+        FileNotFoundError: As in `load`.
+        ValueError: As in `load`.
     """
     return _tokenizer(resolve(path_or_id, weights=False))
 
 
 def fingerprint_of(path_or_id: str | Path, rope_scaling: Mapping[str, Any] | None = None) -> str:
-    """The fingerprint that a checkpoint's model has under these RoPE parameters, without loading
-    it.
+    """The fingerprint that a checkpoint's model has with these RoPE parameters, without loading it.
 
-    Raises `FileNotFoundError` or `ValueError` as `load` does.
+    Raises:
+        FileNotFoundError: As in `load`.
+        ValueError: As in `load`.
     """
     folder = resolve(path_or_id)
     return stored_fingerprint(load_config(folder, rope_scaling), folder)
 
 
 def choose_ops(name: OpsName, device: torch.device) -> ModuleType:
-    """The module that runs the ops: `kernels` (Triton) or `kernels.reference` (PyTorch)."""
+    """The module that runs the ops: `kernels` (Triton) or `kernels.reference` (PyTorch).
+
+    Raises:
+        ValueError: The name is not known, or Triton is not installed.
+    """
     if name not in ("auto", "triton", "torch"):
         raise ValueError(f"ops={name!r} is not known; choose auto, triton or torch.")
     installed = find_spec("triton") is not None
@@ -134,9 +177,9 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False
         )
-        tokenizer("a word")  # some settings are first read when a text is
+        tokenizer("a word")  # some settings are not read before the first text
         return tokenizer
-    except BaseException as error:  # of many kinds, for a damaged file
+    except BaseException as error:  # a damaged file raises many kinds
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         reason = shorten(" ".join(str(error).split()))
@@ -144,8 +187,10 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
 
 
 def _refuse_own_code(folder: Path) -> None:
-    """Raise `ValueError` for a tokenizer that is a program of the checkpoint's: none is ever run,
-    and what transformers would load in its place may read texts otherwise.
+    """Raise `ValueError` if the checkpoint brings its own code for the tokenizer.
+
+    Such code is never run, and the tokenizer that transformers would load instead may read texts
+    differently.
     """
     for name in ("tokenizer_config.json", "config.json"):
         asked = read_json(folder / name).get("auto_map") if (folder / name).is_file() else None

@@ -1,6 +1,4 @@
-"""Several processes (ranks of `torch.distributed`) that share the work, and what they tell each
-other.
-"""
+"""Several processes (ranks of `torch.distributed`) that share the work."""
 
 from __future__ import annotations
 
@@ -15,16 +13,26 @@ from torch import Tensor
 
 
 class RankError(RuntimeError):
-    """Another rank is gone, or does not answer within the process group's time-out."""
+    """Another rank has ended, or did not answer within the process group's timeout."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that share an encoding, each with the same model and the same arguments.
+    """The processes that share an encoding.
 
-    group: a process group that is initialised on all of them, gloo for CPUs and nccl for GPUs; all
-    processes if left out. everywhere: every rank gets a copy of what comes out; left out, it is the
-    first rank's alone and the others get None.
+    Start them with torchrun. Each needs the same model and makes the same call with the same
+    arguments:
+
+        torch.distributed.init_process_group()
+        encoded = ht.encode(model, text, config=config, ranks=ht.Ranks())
+
+    Attributes:
+        group: An initialised process group, gloo for CPUs or nccl for GPUs. Default: all processes.
+        everywhere: Whether every rank gets a copy of the result. Default: only the first rank gets
+            it, and the others get None.
+
+    Raises:
+        ValueError: `torch.distributed` is not initialised.
     """
 
     group: dist.ProcessGroup | None = None
@@ -44,14 +52,19 @@ class Ranks:
 
     @property
     def size(self) -> int:
-        """How many processes there are."""
+        """The number of processes in the group."""
         return dist.get_world_size(self.group)
 
     @contextmanager
     def agreeing(self) -> Iterator[dict[str, Any]]:
-        """Run what must be alike on all ranks, which notes the facts of it in a dictionary.
+        """A context for work that must come out the same on all ranks.
 
-        Raises `ValueError` on all of them where one has other facts than another, or failed.
+        The body stores what must be equal in the dictionary that it gets, under a name for each
+        thing. At the end the ranks compare.
+
+        Raises:
+            ValueError: On all ranks, if some have different things. If the body fails on one rank,
+                its own error is raised there and a `ValueError` on the others.
         """
         facts: dict[str, Any] = {}
         try:
@@ -70,29 +83,51 @@ class Ranks:
                 )
 
     def gather(self, own: Any) -> list[Any]:
-        """What every rank gives, by rank, on all of them; plain values, or tensors on the CPU."""
+        """What each rank gives, in the order of the ranks, on all of them.
+
+        own: plain values, or tensors on the CPU.
+
+        Raises:
+            RankError: Another rank has ended or does not answer.
+        """
         given: list[Any] = [None] * self.size
         with _heard():
             dist.all_gather_object(given, own, group=self.group)
         return given
 
     def collect(self, own: Any) -> list[Any] | None:
-        """What every rank gives, by rank, on the first one; None on the others."""
+        """What each rank gives, in the order of the ranks, on the first one; None on the others.
+
+        own: plain values, or tensors on the CPU.
+
+        Raises:
+            RankError: Another rank has ended or does not answer.
+        """
         given: list[Any] | None = None if self.rank else [None] * self.size
         with _heard():
             dist.gather_object(own, given, group=self.group, group_dst=0)
         return given
 
     def share(self, own: Any) -> Any:
-        """What the first rank gives, on all of them."""
+        """What the first rank gives, on all of them.
+
+        own: plain values, or tensors on the CPU; read on the first rank only.
+
+        Raises:
+            RankError: Another rank has ended or does not answer.
+        """
         given = [own]
         with _heard():
             dist.broadcast_object_list(given, group_src=0, group=self.group)
         return given[0]
 
     def send(self, tensors: list[Tensor], to: int) -> Sent:
-        """Begin to send tensors to a rank that knows their shapes and types; the caller may change
-        them at once.
+        """Start to send tensors to another rank, which must know their shapes and dtypes.
+
+        They are copied first, so the caller may change them at once. Call `wait` on the result.
+
+        Raises:
+            RankError: Another rank has ended or does not answer.
         """
         flat = [x.contiguous().view(-1).view(torch.uint8) for x in tensors]
         packed = self._place(torch.cat(flat))
@@ -102,39 +137,54 @@ class Ranks:
         return Sent(work, packed)
 
     def receive(self, like: list[tuple[tuple[int, ...], torch.dtype]], source: int) -> list[Tensor]:
-        """The tensors of these shapes and types that a rank sends."""
+        """Receive the tensors that another rank sends.
+
+        Args:
+            like: The shape and dtype of each.
+            source: The rank that sends them.
+
+        Returns:
+            The tensors, on the GPU with nccl and on the CPU otherwise.
+
+        Raises:
+            RankError: Another rank has ended or does not answer.
+        """
         lengths = [torch.Size(shape).numel() * dtype.itemsize for shape, dtype in like]
         packed = self._place(torch.empty(sum(lengths), dtype=torch.uint8))
         with _heard():
             dist.recv(packed, group=self.group, group_src=source)
         parts = packed.split(lengths)
-        # A view needs numbers that begin where their type wants them to.
+        # A view as another dtype needs memory that is aligned for it.
         return [
             part.clone().view(dtype).view(shape)
             for part, (shape, dtype) in zip(parts, like, strict=True)
         ]
 
     def _place(self, packed: Tensor) -> Tensor:
-        """Bytes where the backend sends from and receives to."""
+        """Bytes on the device that the backend sends from and receives to."""
         return packed.cuda() if dist.get_backend(self.group) == "nccl" else packed.cpu()
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What is on its way; it must stay until it has arrived."""
+    """Tensors on their way to another rank. Keep this until they have arrived."""
 
     work: dist.Work
     packed: Tensor
 
     def wait(self) -> None:
-        """Return once it has arrived. Raises `RankError`."""
+        """Wait until they have arrived.
+
+        Raises:
+            RankError: Another rank has ended or does not answer.
+        """
         with _heard():
             self.work.wait()
 
 
 @contextmanager
 def _heard() -> Iterator[None]:
-    """Raise `RankError` for what a backend raises where another rank does not answer."""
+    """Turn a backend's error into a `RankError`."""
     try:
         yield
     except RuntimeError as error:

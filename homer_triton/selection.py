@@ -1,7 +1,8 @@
-"""What decides which tokens a prune keeps, as one small, named thing.
+"""How a prune chooses the tokens that it keeps, as data.
 
-A selection says whose attention counts, and what is made of it. The paper's is `PAPER`; `VOTES` is
-the default, since on real pretrained models the paper's finds little (bench/README.md).
+A `Selection` says whose attention counts and how it becomes a score. `PAPER` is the published
+method. `VOTES` is the default, because on real pretrained models the paper's selection finds little
+(see bench/README.md).
 """
 
 from __future__ import annotations
@@ -13,21 +14,36 @@ from typing import Any, Literal, get_args, get_type_hints
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows of a chunk its last rows find significant.
+    """How a prune chooses the tokens that it keeps.
 
-    rows: how many of the suffix's last rows ask, None for as many as there are up to `MOST_ROWS`.
-    logit: what an attention logit becomes, "logit" (itself, the one that a calibration corrects),
-    "log_softmax" or "softmax" over all rows that are seen. heads: "max" or "sum" over the heads of
-    the asking rows' mean, or "retrieval", the sum over the model's retrieval heads
-    (`homer_triton.engine.retrieval`) alone. layers: "last" asks the node's last layer, "all" adds
-    up all of its layers, "levels" adds to the last one's what the nodes below it gave, "tree" adds
-    up all of both. window: how many rows share a row's score where it is better than their own, an
-    odd number, 1 for each its own, None for 31, of retrieval heads 63, or an eighth of a short
-    chunk. They lie on both sides of it; of retrieval heads seven eighths lie behind it, since these
-    find the words of a question, and an answer follows them. A row that is kept so brings its
-    neighbours, which a reader needs.
+    Every chunk ends with the suffix, usually the question. When the chunk is pruned, the suffix's
+    last tokens vote: each context token is scored by the attention that they pay to it, and the
+    tokens with the best scores stay. A `Selection` says which tokens vote, and how their attention
+    becomes a score. Give it to `HomerConfig(selection=...)`, as an object or as a text such as
+    "votes,window=7" (see `parse`).
 
-    Raises `ValueError` for values out of range.
+    Attributes:
+        rows: How many of the suffix's last tokens vote. None: all of them, but at most 32.
+        logit: What an attention logit q · k / sqrt(D) counts as: "logit" (the value itself), or its
+            "log_softmax" or "softmax" over all tokens that the voting ones see, which are the
+            prefix and the chunk.
+        heads: How the attention heads are joined, each with its mean over the voting tokens: "max"
+            or "sum" over all heads, or "retrieval", the sum over the retrieval heads alone. These
+            are the few heads that look up what a question repeats (Wu et al. 2024). They are found
+            once for each model, in the time of reading some two thousand tokens
+            (`homer_triton.engine.retrieval`). Where a model has none, `without_retrieval` applies.
+        layers: Whose scores are added up: "last", the last layer that the chunk runs; "all", every
+            layer that it runs; "levels", its last layer and what the chunks below it in the tree
+            gave; "tree", every layer of all of these.
+        window: The width of the max-pooling over tokens, odd. A token's score also counts for its
+            neighbours where it is better than their own, so that a kept token brings along the
+            words around it. 1: no pooling. None: 63 with "retrieval", 31 otherwise, but at most
+            about an eighth of a chunk's context tokens. The neighbours lie half before and half
+            after the token; with "retrieval", one eighth before and seven eighths after, because
+            these heads find the words of a question and the answer follows them.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     rows: int | None = None
@@ -51,9 +67,10 @@ class Selection:
                 )
 
     def asking(self, suffix_len: int) -> int:
-        """How many rows ask where the suffix has `suffix_len`.
+        """How many tokens vote if the suffix has `suffix_len`.
 
-        Raises `ValueError` where the suffix has fewer than `rows`.
+        Raises:
+            ValueError: The suffix has fewer tokens than `rows`.
         """
         if self.rows is None:
             return min(MOST_ROWS, suffix_len)
@@ -65,16 +82,16 @@ class Selection:
         return self.rows
 
     def width(self, room: int) -> int:
-        """The window in chunks of `room` context tokens."""
+        """The window, in tokens, for chunks with `room` context tokens."""
         if self.window is not None:
             return self.window
         longest = LONGEST_RETRIEVED if self.heads == "retrieval" else LONGEST_WINDOW
         return min(longest, room // 8 | 1)
 
     def check_room(self, room: int) -> None:
-        """Raise `ValueError` where the window is longer than the `room` context tokens of chunks.
+        """Raise `ValueError` if the window is longer than the `room` context tokens of a chunk.
 
-        The chunk of the root's survivors alone may be shorter.
+        The one chunk that chooses from the root's survivors may be shorter than its window.
         """
         if self.width(room) > room:
             raise ValueError(
@@ -83,36 +100,40 @@ class Selection:
             )
 
     def reach(self, room: int) -> tuple[int, int]:
-        """The window as rows before and behind a row, in chunks of `room` context tokens."""
+        """How many neighbours before and after a token the window has.
+
+        room: context tokens of a chunk.
+        """
         others = self.width(room) - 1
         before = others // 8 if self.heads == "retrieval" else others // 2
         return before, others - before
 
     @property
     def join(self) -> Literal["max", "sum"]:
-        """What the heads that count are joined by."""
+        """How the heads that count are joined: "max" or "sum"."""
         return "max" if self.heads == "max" else "sum"
 
     @property
     def asks_all_layers(self) -> bool:
-        """Whether a node's layers before its last are asked too."""
+        """Whether the layers before a chunk's last one give scores too."""
         return self.layers in ("all", "tree")
 
     @property
     def remembers(self) -> bool:
-        """Whether what the nodes below gave counts."""
+        """Whether the scores from lower chunks of the tree count too."""
         return self.layers in ("levels", "tree")
 
     def without_retrieval(self) -> Selection:
-        """What takes its place in a model that has no retrieval heads: all heads count, of the
-        nodes' last layers only, since lower ones find little.
+        """The selection to use instead in a model without retrieval heads.
+
+        All heads count, but only in the last layer of each chunk, because lower layers find little.
         """
         layers = "levels" if self.layers == "tree" else self.layers
         return replace(self, heads="sum", layers=layers)
 
     @property
     def is_paper(self) -> bool:
-        """Whether this is the paper's, which one launch does and a calibration corrects."""
+        """Whether this is the paper's selection: the one that a calibration corrects."""
         return self == PAPER
 
     def __str__(self) -> str:
@@ -129,9 +150,12 @@ class Selection:
 
     @classmethod
     def parse(cls, text: str) -> Selection:
-        """A selection from its name, its changes to one, or both: "paper", "votes,window=7".
+        """A selection from a name, changes to its fields, or both: "paper", "votes,window=7".
 
-        Raises `ValueError` for anything else.
+        Changes without a name are changes to "votes".
+
+        Raises:
+            ValueError: The text is anything else.
         """
         selection, changes = VOTES, {}
         for number, part in enumerate(text.split(",")):
@@ -154,7 +178,7 @@ def _require_count(name: str, value: object) -> None:
 
 
 def _choices() -> dict[str, tuple[str, ...]]:
-    """The allowed values of the fields that have names for values."""
+    """The allowed values of the fields that take one of several names."""
     hints = get_type_hints(Selection)
     return {name: get_args(hints[name]) for name in ("logit", "heads", "layers")}
 
@@ -171,15 +195,15 @@ def _read(name: str, value: str) -> Any:
         raise ValueError(f"selection: {name}={value!r} must be a whole number.") from None
 
 
-# The context of an answer in prose; shorter ones cut numbers and names in pieces.
+# Enough for an answer in prose; shorter windows cut numbers and names into pieces.
 LONGEST_WINDOW = 31
-# Some sentences, for answers that are long or follow late.
+# A few sentences, for long answers and for those that come late.
 LONGEST_RETRIEVED = 63
-# More rows than a question has hardly change who is asked.
+# More voting tokens than a question has hardly change the choice.
 MOST_ROWS = 32
 
-# HOMER, section 3.2: the last row's largest logit over heads.
+# HOMER, section 3.2: the last token's largest logit over heads.
 PAPER = Selection(rows=1, logit="logit", heads="max", layers="last", window=1)
-# The question's rows vote, as in SnapKV (Li et al. 2024), by the heads that retrieve.
+# The question's tokens vote, as in SnapKV (Li et al. 2024), in the retrieval heads.
 VOTES = Selection()
 SELECTIONS = {"paper": PAPER, "votes": VOTES}

@@ -1,7 +1,8 @@
 """The ops of hierarchical context merging as Triton kernels, on plain tensors and without a model.
 
-`reference` holds the same ops in PyTorch, under the same names: their definitions, and the path for
-other devices. An op is imported when it is first used, so that `reference` needs no Triton.
+`kernels.reference` has the same ops in PyTorch, under the same names: it defines them, and runs on
+any device. It also explains the sizes in the docstrings (B, T, HQ, ...). An op is imported on first
+use, so that `reference` needs no Triton.
 """
 
 from importlib import import_module

@@ -43,10 +43,18 @@ def _silu_mul_kernel(
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """`silu(gate) * up` of a fused projection (Shazeer 2020, SwiGLU), computed in float32.
+    """The gated activation of Llama's MLP: `silu(gate) * up` (Shazeer 2020, SwiGLU).
 
-    gate_up: [..., 2F], the gate in the first half; returns [..., F]. Raises `ValueError` for an odd
-    last dimension.
+    Computed in float32.
+
+    Args:
+        gate_up: [..., 2F], the output of a fused projection, with the gate in the first half.
+
+    Returns:
+        [..., F] in the same dtype.
+
+    Raises:
+        ValueError: The last dimension is odd, or no Triton kernel runs on this device and dtype.
     """
     check_silu_mul(gate_up)
     x = as_rows("gate_up", gate_up)
@@ -72,9 +80,17 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-    """`silu(x Wgᵀ) * (x Wuᵀ)`, the first half of Llama's MLP (Shazeer 2020, SwiGLU).
+    """The first half of Llama's MLP: `silu(x Wgᵀ) * (x Wuᵀ)` (Shazeer 2020, SwiGLU).
 
-    x: [..., I]; weights: one [2F, I] with the gate first, or gate and up, each [F, I]. Returns
-    [..., F].
+    Args:
+        x: [..., I].
+        weights: One [2F, I] with the gate in the first half, or gate and up, each [F, I].
+
+    Returns:
+        [..., F].
+
+    Raises:
+        ValueError: The arguments do not fit together, or no Triton kernel runs on their device and
+            dtype.
     """
     return silu_mul(linear(x, weights))

@@ -256,12 +256,26 @@ def causal_attention(
     prefix_v: Tensor | None = None,
     query_rows: Tensor | None = None,
 ) -> Tensor:
-    """Exact attention over `prefix ‖ chunk`, causal by row: row i sees the prefix and rows 0..i.
+    """Exact softmax attention over a shared prefix and a chunk, causal by row (token).
 
-    q: [B, R, HQ, D]; k, v: [B, T, HKV, D]; prefix_k, prefix_v: [P, HKV, D], shared by the batch;
-    query_rows: [B, R], the ascending rows that the queries stand at, or None for all T rows.
-    Returns [B, R, HQ, D]. The scale is 1/sqrt(D). D is one of `checks.HEAD_DIMS`. Raises
-    `ValueError` for arguments that do not fit together.
+    Row i sees the whole prefix and the chunk's rows 0 to i. The scale is 1/sqrt(D). A query head
+    reads the key head of its group.
+
+    Args:
+        q: [B, R, HQ, D]. D is one of `checks.HEAD_DIMS`.
+        k: [B, T, HKV, D].
+        v: [B, T, HKV, D].
+        prefix_k: [P, HKV, D], shared by the batch, or None.
+        prefix_v: [P, HKV, D], or None.
+        query_rows: [B, R] int64, the rows of the queries in the chunk, ascending. None: all rows
+            have a query, so that R is T.
+
+    Returns:
+        [B, R, HQ, D].
+
+    Raises:
+        ValueError: The arguments do not fit together, or no Triton kernel runs on their device and
+            dtype.
     """
     batch, queries, heads, dim = q.shape
     check_head_dim(dim)

@@ -47,10 +47,17 @@ def _gather_cache_kernel(
 
 
 def gather_cache_(cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-    """Write the keys and values of some slots to the finished cache of the same layers.
+    """Copy the keys and values of some slots into a contiguous cache, in place.
 
-    cache: [L, 2, slots, HKV, D]; slots: [T]; keys, values: [L, HKV, T, D], contiguous. Raises
-    `ValueError` for arguments that do not fit together.
+    Args:
+        cache: [L, 2, slots, HKV, D], keys (0) and values (1) of L layers.
+        slots: [T] int64, the slots to copy.
+        keys: [L, HKV, T, D], contiguous, written.
+        values: [L, HKV, T, D], contiguous, written.
+
+    Raises:
+        ValueError: The arguments do not fit together, or no Triton kernel runs on their device and
+            dtype.
     """
     check_gather(cache, slots, keys, values)
     layers, _, _, heads, dim = cache.shape

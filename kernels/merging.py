@@ -161,16 +161,27 @@ def prune_and_concatenate(
     right_kept: Tensor,
     suffix: int,
 ) -> tuple[Tensor, Tensor]:
-    """Join two pruned siblings into their parent's chunk, suffixes averaged (HOMER, section 3.1).
+    """Join two pruned siblings of the merge tree into their parent's chunk (HOMER, section 3.1).
 
-    The parent's rows are left's context, right's context, and the mean of both suffixes, which
-    carries right's labels.
+    The parent's rows (tokens) are left's context, right's context, and the mean of both suffixes,
+    which keeps right's labels.
 
-    left, right: [B, RL, E] and [B, RR, E], the kept rows' hidden states, suffix last; labels: [B,
-    K, T], K labels of all rows before the prune (positions, source indices, slots); kept: [B, RL]
-    and [B, RR], the rows that survived it, affix included; suffix: rows of the suffix. Returns the
-    parent's hidden states [B, RL + RR - suffix, E] and labels [B, K, RL + RR - suffix]. Raises
-    `ValueError` for arguments that do not fit together.
+    Args:
+        left: [B, RL, E], hidden states of the rows that the left chunks kept, suffix last.
+        right: [B, RR, E], the same of the right chunks.
+        left_labels: [B, K, T] int64, K labels of all rows before the prune, such as positions,
+            source indices and slots.
+        right_labels: The same of the right chunks; their T may be another.
+        left_kept: [B, RL] int64, the rows that were kept, suffix included.
+        right_kept: [B, RR] int64.
+        suffix: Rows of the suffix.
+
+    Returns:
+        The parents' hidden states [B, RL + RR - suffix, E] and labels [B, K, RL + RR - suffix].
+
+    Raises:
+        ValueError: The arguments do not fit together, or no Triton kernel runs on their device and
+            dtype.
     """
     check_merge(left, right, left_labels, right_labels, left_kept, right_kept, suffix)
     batch, left_rows, width = left.shape
@@ -208,11 +219,17 @@ def prune_and_concatenate(
 
 
 def average_affix_(cache: Tensor, left_slots: Tensor, right_slots: Tensor) -> None:
-    """Average two siblings' suffixes, keys and values of some layers, into right's slots (HOMER,
-    section 3.1).
+    """Average the keys and values of two siblings' suffixes, in place (HOMER, section 3.1).
 
-    cache: [L, 2, slots, HKV, D]; left_slots, right_slots: [B, S]. Raises `ValueError` for arguments
-    that do not fit together.
+    Args:
+        cache: [L, 2, slots, HKV, D], keys (0) and values (1) of L layers. The means are written to
+            `right_slots`.
+        left_slots: [B, S] int64, the slots of the left chunks' suffixes.
+        right_slots: [B, S] int64, the slots of the right chunks' suffixes.
+
+    Raises:
+        ValueError: The arguments do not fit together, or no Triton kernel runs on their device and
+            dtype.
     """
     check_average(cache, left_slots, right_slots)
     layers, _, _, heads, dim = cache.shape

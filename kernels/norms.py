@@ -65,18 +65,40 @@ def _rms_norm_kernel(
 
 @checked_by(lambda x, weight, eps: check_norm(x, None, weight))
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`x / sqrt(mean(x²) + eps) * weight` over the last dimension.
+    """Root-mean-square norm: `x / sqrt(mean(x²) + eps) * weight` over the last dimension.
 
-    x: [..., E]; weight: [E]; returns [..., E] in x's dtype, computed in float32 (Zhang & Sennrich
-    2019). Raises `ValueError` for arguments that do not fit together.
+    The mean and the division are computed in float32 (Zhang & Sennrich 2019).
+
+    Args:
+        x: [..., E].
+        weight: [E].
+        eps: A small number that keeps the root above zero.
+
+    Returns:
+        [..., E] in x's dtype.
+
+    Raises:
+        ValueError: The arguments do not fit together, or no Triton kernel runs on their device and
+            dtype.
     """
     return _launch(x, None, weight, eps)[1]
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The residual sum and its norm: `(x + residual, rms_norm(x + residual))`, each [..., E].
+    """The sum with a residual, and its norm: `(x + residual, rms_norm(x + residual))`.
 
-    x, residual: [..., E]; weight: [E]. Raises `ValueError` for arguments that do not fit together.
+    Args:
+        x: [..., E].
+        residual: [..., E].
+        weight: [E].
+        eps: As in `rms_norm`.
+
+    Returns:
+        The sum and its norm, each [..., E] in x's dtype.
+
+    Raises:
+        ValueError: The arguments do not fit together, or no Triton kernel runs on their device and
+            dtype.
     """
     check_norm(x, residual, weight)
     return _launch(x, residual, weight, eps)

@@ -62,11 +62,19 @@ def linear(
     residual: Tensor | None = None,
     biases: tuple[Tensor, ...] = (),
 ) -> Tensor:
-    """x times each matrix transposed, its bias added, the outputs side by side, and a residual
-    added.
+    """Multiply x with matrices: `x Wᵀ + bias`, the outputs side by side, plus a residual.
 
-    x: [..., I]; weights: each [O, I]; residual: [..., sum of O] or None; biases: each [O], or none;
-    returns [..., sum of O]. Raises `ValueError` for arguments that do not fit together.
+    Args:
+        x: [..., I].
+        weights: Each [O, I].
+        residual: [..., sum of O], or None.
+        biases: One [O] for each of the weights, or none.
+
+    Returns:
+        [..., sum of O].
+
+    Raises:
+        ValueError: The arguments do not fit together.
     """
     if widens(x, weights):
         joined = _in_float32(x, [(weight,) for weight in weights], _linear)
@@ -88,9 +96,15 @@ _linear = unwrap(linear)
 
 @checked_by(lambda rows, x, weight: check_linear(x, (weight,), rows, ()))
 def add_linear_(rows: Tensor, x: Tensor, weight: Tensor) -> None:
-    """Add x times a matrix transposed to rows, in place. rows: [R, O]; x: [R, I]; weight: [O, I].
+    """Add `x Wᵀ` to rows, in place.
 
-    Raises `ValueError` for arguments that do not fit together.
+    Args:
+        rows: [R, O].
+        x: [R, I].
+        weight: [O, I].
+
+    Raises:
+        ValueError: The arguments do not fit together.
     """
     if x.device.type == "cpu" or not _are_plain((weight,)):
         rows += _linear(x, (weight,))
@@ -100,10 +114,17 @@ def add_linear_(rows: Tensor, x: Tensor, weight: Tensor) -> None:
 
 @checked_by(check_linear)
 def gated_linear(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-    """`silu(x Wgᵀ) * (x Wuᵀ)`, the first half of Llama's MLP (Shazeer 2020, SwiGLU).
+    """The first half of Llama's MLP: `silu(x Wgᵀ) * (x Wuᵀ)` (Shazeer 2020, SwiGLU).
 
-    x: [..., I]; weights: one [2F, I] with the gate first, or gate and up, each [F, I]. Returns
-    [..., F].
+    Args:
+        x: [..., I].
+        weights: One [2F, I] with the gate in the first half, or gate and up, each [F, I].
+
+    Returns:
+        [..., F].
+
+    Raises:
+        ValueError: The arguments do not fit together.
     """
     if widens(x, weights):
         return _in_float32(x, [_gate_and_up(weights)], gated_linear)

@@ -1,10 +1,11 @@
-"""Every op of the method in plain PyTorch: the definition that the Triton kernels are tested
-against, and the CPU path.
+"""Every op of the method in plain PyTorch.
 
-Sizes in the docstrings: B nodes of equal shape run as a batch, T rows of a chunk, R selected rows,
-P prefix rows, HQ query heads and HKV key heads of D elements, E hidden size, L layers. Rows,
-positions, source indices and slots are int64. Functions whose name ends in an underscore write into
-an argument. Every function raises `ValueError` for arguments that do not fit together.
+These are the definitions that the Triton kernels are tested against, and what runs on CPUs.
+
+Sizes in the docstrings: B chunks of equal shape run as a batch. T is the number of rows (tokens) of
+a chunk, R of selected rows, A of asking rows, P of prefix rows. HQ query heads and HKV key heads
+have D elements. E is the hidden size, L the number of layers. Rows, positions, source indices and
+slots are int64. Functions whose name ends in an underscore write into an argument.
 """
 
 from functools import partial
@@ -32,31 +33,41 @@ from .products import add_linear_ as add_linear_
 from .products import gated_linear as gated_linear
 from .products import linear as linear
 
-# Queries that attend at once when they are only some of the rows: bounds the mask to QUERY_BLOCK x
-# keys.
+# How many queries attend at once when they are only some of the rows. This bounds the mask to
+# QUERY_BLOCK x keys.
 QUERY_BLOCK = 256
-# Numbers that are rotated at once.
+# How many numbers are rotated at once.
 ROTATED_AT_ONCE = 2**20
-# Numbers up to which PyTorch's norm is faster than one with fewer copies in float32, and up to
-# which one of fewer operations is faster still on a CPU.
+# Up to NORMED_AT_ONCE numbers, PyTorch's norm is faster than one with fewer copies in float32. Up
+# to FEW_NORMED, one with fewer operations is faster still on a CPU.
 NORMED_AT_ONCE, FEW_NORMED = 2**18, 2**13
 
 
 def widen(x: Tensor) -> Tensor:
-    """x in float32, or as it is where it is wider: the precision that sums are taken in."""
+    """x in float32, or as it is if its dtype is wider. Sums are computed in this precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @checked_by(lambda x, weight, eps: check_norm(x, None, weight))
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`x / sqrt(mean(x²) + eps) * weight` over the last dimension.
+    """Root-mean-square norm: `x / sqrt(mean(x²) + eps) * weight` over the last dimension.
 
-    x: [..., E]; weight: [E]; returns [..., E] in x's dtype, computed in at least float32 (Zhang &
-    Sennrich 2019).
+    The mean and the division are computed in at least float32 (Zhang & Sennrich 2019).
+
+    Args:
+        x: [..., E].
+        weight: [E].
+        eps: A small number that keeps the root above zero.
+
+    Returns:
+        [..., E] in x's dtype.
+
+    Raises:
+        ValueError: The arguments do not fit together.
     """
     if x.numel() <= FEW_NORMED and x.device.type == "cpu":
-        # With its negative beside it, x has the mean 0, and its mean square for a variance: what
-        # takes PyTorch ten operations is one.
+        # Beside its negative, x has mean 0, and its mean square is the variance. So one layer norm
+        # does what otherwise takes PyTorch ten operations.
         both, weights = torch.cat([x, -x], dim=-1), torch.cat([weight, weight])
         return F.layer_norm(both, weights.shape, weights, None, eps)[..., : x.shape[-1]]
     if x.numel() <= NORMED_AT_ONCE:
@@ -68,16 +79,36 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The residual sum and its norm: `(x + residual, rms_norm(x + residual))`, each [..., E]."""
+    """The sum with a residual, and its norm: `(x + residual, rms_norm(x + residual))`.
+
+    Args:
+        x: [..., E].
+        residual: [..., E].
+        weight: [E].
+        eps: As in `rms_norm`.
+
+    Returns:
+        The sum and its norm, each [..., E] in x's dtype.
+
+    Raises:
+        ValueError: The arguments do not fit together.
+    """
     check_norm(x, residual, weight)
     total = x + residual
     return total, rms_norm(total, weight, eps)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """`silu(gate) * up` of a fused projection (Shazeer 2020, SwiGLU).
+    """The gated activation of Llama's MLP: `silu(gate) * up` (Shazeer 2020, SwiGLU).
 
-    gate_up: [..., 2F], the gate in the first half; returns [..., F].
+    Args:
+        gate_up: [..., 2F], the output of a fused projection, with the gate in the first half.
+
+    Returns:
+        [..., F] in the same dtype.
+
+    Raises:
+        ValueError: The last dimension is odd.
     """
     check_silu_mul(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
@@ -86,25 +117,36 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 @checked_by(partial(check_rotary, "x"))
 def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotate x in place by its rows' positions (RoPE, Su et al. 2021, with Llama's half-split
-    pairs).
+    """Rotate queries or keys in place by their positions (RoPE, Su et al. 2021).
 
-    x: [B, T, H, D]; positions: [B, T], each below len(cos); cos, sin: [positions, D/2] float32.
+    Element i of a head is paired with element i + D/2, as in Llama.
+
+    Args:
+        x: [B, T, H, D], rotated in place.
+        positions: [B, T] int64, each below len(cos).
+        cos: [positions, D/2] float32.
+        sin: [positions, D/2] float32.
+
+    Raises:
+        ValueError: The arguments do not fit together.
     """
     _rotate_(x, cos[positions][:, :, None], sin[positions][:, :, None])
 
 
 def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """x: [B, T, H, D]; cos, sin: [B, T, 1, D/2], at least as wide as the sums are to be."""
+    """Rotate x in place.
+
+    x: [B, T, H, D]; cos, sin: [B, T, 1, D/2], in the dtype to compute in, or a wider one.
+    """
     if x.numel() > ROTATED_AT_ONCE and len(x) * x.shape[1] > 1:
-        # Some rows at a time, which stay in a processor's caches meanwhile.
+        # Some rows at a time, so that they stay in the processor's caches.
         rows = max(1, ROTATED_AT_ONCE // x[0, 0].numel())
         for whole in zip(x.split(1), cos.split(1), sin.split(1), strict=True):
             for part in zip(*(of.split(rows, dim=1) for of in whole), strict=True):
                 _rotate_(*part)
         return
     if x.dtype.itemsize < cos.dtype.itemsize:
-        # Widened once; else every operation would do so anew.
+        # Widened once, or every operation would do so again.
         wide = x.to(cos.dtype)
         _rotate_(wide, cos, sin)
         x.copy_(wide)
@@ -128,10 +170,21 @@ def rotary_and_store_(
     values: Tensor,
     slots: Tensor,
 ) -> None:
-    """Rotate q and k in place, then write k and v to their slots of one layer's cache.
+    """Rotate q and k in place (RoPE), then write k and v to their slots of one layer's cache.
 
-    q: [B, T, HQ, D] or None; k, v: [B, T, HKV, D]; positions, slots: [B, T]; cos, sin: [positions,
-    D/2] float32; keys, values: [slots, HKV, D], written at `slots`.
+    Args:
+        q: [B, T, HQ, D], rotated in place, or None.
+        k: [B, T, HKV, D], rotated in place.
+        v: [B, T, HKV, D].
+        positions: [B, T] int64, each below len(cos).
+        cos: [positions, D/2] float32.
+        sin: [positions, D/2] float32.
+        keys: [slots, HKV, D], the cache's keys, written at `slots`.
+        values: [slots, HKV, D], the cache's values, written at `slots`.
+        slots: [B, T] int64, where each row (token) goes.
+
+    Raises:
+        ValueError: The arguments do not fit together.
     """
     cos, sin = cos[positions][:, :, None], sin[positions][:, :, None]
     for x in _side_by_side(q, k):
@@ -141,8 +194,9 @@ def rotary_and_store_(
 
 
 def _side_by_side(q: Tensor | None, k: Tensor) -> tuple[Tensor, ...]:
-    """q and k, or one [B, T, HQ + HKV, D] of both where they are neighbouring views of a product;
-    k alone where there is no q.
+    """q and k as one tensor [B, T, HQ + HKV, D], if they are neighbouring views of one product.
+
+    Otherwise both, or only k if there is no q.
     """
     if q is None:
         return (k,)
@@ -166,18 +220,31 @@ def causal_attention(
     prefix_v: Tensor | None = None,
     query_rows: Tensor | None = None,
 ) -> Tensor:
-    """Exact softmax attention over `prefix ‖ chunk`, causal by row: row i sees the prefix and rows
-    0..i.
+    """Exact softmax attention over a shared prefix and a chunk, causal by row (token).
 
-    q: [B, R, HQ, D]; k, v: [B, T, HKV, D]; prefix_k, prefix_v: [P, HKV, D], shared by the batch;
-    query_rows: [B, R], the ascending rows that the queries stand at, or None for all T rows.
-    Returns [B, R, HQ, D]. The scale is 1/sqrt(D).
+    Row i sees the whole prefix and the chunk's rows 0 to i. The scale is 1/sqrt(D). A query head
+    reads the key head of its group.
+
+    Args:
+        q: [B, R, HQ, D].
+        k: [B, T, HKV, D].
+        v: [B, T, HKV, D].
+        prefix_k: [P, HKV, D], shared by the batch, or None.
+        prefix_v: [P, HKV, D], or None.
+        query_rows: [B, R] int64, the rows of the queries in the chunk, ascending. None: all rows
+            have a query, so that R is T.
+
+    Returns:
+        [B, R, HQ, D].
+
+    Raises:
+        ValueError: The arguments do not fit together.
     """
     batch, queries, chunk = k.shape[0], q.shape[1], k.shape[1]
     prefix = 0 if prefix_k is None else len(prefix_k)
     if queries == 1 and query_rows is not None:
         return _attend_one(q, k, v, prefix_k, prefix_v, query_rows)
-    if prefix and batch > 1:  # one chunk at a time has copies of its keys beside the prefix
+    if prefix and batch > 1:  # one chunk at a time copies its keys to join them with the prefix
         at = [None] * batch if query_rows is None else query_rows.split(1)
         chunks = zip(q.split(1), k.split(1), v.split(1), at, strict=True)
         return torch.cat(
@@ -200,7 +267,7 @@ def causal_attention(
     columns = torch.arange(prefix + chunk, device=k.device)
     for start in range(0, queries, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, queries)
-        # Ascending rows leave room for those behind them, which bounds what the block can see.
+        # Rows ascend, so later queries need later rows. This bounds what the block can see.
         seen = prefix + chunk - (queries - stop)
         visible = columns[:seen] <= (query_rows[:, start:stop] + prefix)[:, None, :, None]
         out[:, :, start:stop] = F.scaled_dot_product_attention(
@@ -221,19 +288,21 @@ def _attend_one(
     prefix_v: Tensor | None,
     query_rows: Tensor,
 ) -> Tensor:
-    """The same for one query of each chunk, as in decoding: no key is copied, neither beside others
-    nor for the heads that share it. A prefix that many chunks share is multiplied once for all.
+    """`causal_attention` for one query per chunk, as in decoding.
+
+    No key is copied, neither to join it with the prefix nor for the heads that share it. A prefix
+    that many chunks share is multiplied once for all.
     """
     batch, _, heads, dim = q.shape
     kv_heads, chunk = k.shape[2], k.shape[1]
     grouped = q.reshape(batch, kv_heads, heads // kv_heads, dim)
     on_cpu = k.device.type == "cpu"
     if prefix_k is None or prefix_v is None or not len(prefix_k):
-        # On a CPU it costs nothing to see that nothing is hidden.
+        # On a CPU it costs nothing to look whether anything is hidden.
         sees_all = on_cpu and int(query_rows.min()) >= chunk - 1
         mask = None if sees_all else _visible(query_rows, chunk)
         if on_cpu and grouped.shape[2] == 1 and k.dtype == torch.bfloat16:
-            # PyTorch multiplies two such rows faster than one.
+            # PyTorch multiplies two such rows faster than a single one.
             grouped = F.pad(grouped, (0, 0, 0, 1))
         turned = k.transpose(1, 2), v.transpose(1, 2)
         out = F.scaled_dot_product_attention(grouped, *turned, attn_mask=mask)
@@ -253,7 +322,7 @@ def _attend_one(
 
 
 def _visible(query_rows: Tensor, chunk: int) -> Tensor:
-    """Whether the one query of each chunk sees each of its rows: [B, 1] -> [B, 1, 1, T]."""
+    """Whether each chunk's one query sees each of the chunk's rows: [B, 1] -> [B, 1, 1, T]."""
     return (torch.arange(chunk, device=query_rows.device) <= query_rows)[:, None, None]
 
 
@@ -265,18 +334,28 @@ def score_rows(
     heads: str = "max",
     weights: Tensor | None = None,
 ) -> Tensor:
-    """How much the asking rows attend to each row of their chunks.
+    """Score each row (token) of a chunk by the attention that the asking rows pay to it.
 
         score[i] = join over heads h of (w_h · mean over asking rows of f(q · k_i / sqrt(D)))
 
-    f is "logit" (the logit itself), "log_softmax" or "softmax" over `prefix ‖ chunk`, which asking
-    rows see whole; heads joins by "max" or "sum". One asking row, "logit" and "max" are the paper's
-    score (HOMER, section 3.2); several, "softmax" and "sum" the votes of SnapKV (Li et al. 2024).
+    One asking row with "logit" and "max" is the paper's score (HOMER, section 3.2). Several with
+    "softmax" and "sum" are the votes of SnapKV (Li et al. 2024).
 
-    q: [B, A, HQ, D], rotated queries of the chunk's last A rows (a query head reads its own group's
-    key head); k: [B, T, HKV, D], rotated; prefix_k: [P, HKV, D], shared by the batch, or None;
-    weights: w [HQ] float32, or None for 1. Returns [B, T], at least float32, NaN where a head has
-    NaN.
+    Args:
+        q: [B, A, HQ, D], rotated queries of the asking rows, the last A of the chunk. A query head
+            reads the key head of its group.
+        k: [B, T, HKV, D], rotated keys of all rows.
+        prefix_k: [P, HKV, D], keys of the prefix, shared by the batch, or None.
+        logit: f: "logit" (the logit itself), or its "log_softmax" or "softmax" over prefix and
+            chunk, which the asking rows see whole.
+        heads: How heads are joined: "max" or "sum".
+        weights: w, [HQ] float32, or None for 1.
+
+    Returns:
+        [B, T] float32, or k's dtype, if that is wider; NaN where a head has NaN.
+
+    Raises:
+        ValueError: The arguments do not fit together.
     """
     check_scores(q, k, prefix_k, logit, heads, weights)
     _, asking, query_heads, dim = q.shape
@@ -285,7 +364,7 @@ def score_rows(
     joined = None
     for head in range(k.shape[2]):  # one at a time bounds the logits' memory
         queries = widen(q[:, :, head * group : (head + 1) * group]).flatten(1, 2)
-        # Scaled afterwards: whole numbers stay exact until then, and so do their ties.
+        # Scaled afterwards: whole numbers, and ties between them, stay exact until then.
         logits = queries @ widen(k[:, :, head]).transpose(1, 2) * dim**-0.5
         if logit != "logit":
             seen = logits
@@ -316,16 +395,30 @@ def score_and_select(
     first_row: int,
     last_row: int,
 ) -> tuple[Tensor, Tensor]:
-    """Keep the `keep` most significant of the rows [first_row, last_row), and every row outside
-    that range: the paper's selection.
+    """Keep the rows (tokens) of a chunk that its last row attends to most: the paper's selection.
 
-    The significance of row i is `score_rows(q_last[:, None], k)[i] - bias[positions[-1] -
-    positions[i]]`, the lowest where that is NaN; of equal ones the later row is kept (HOMER,
-    sections 3.2 and 3.3).
+    Of the rows [first_row, last_row), the `keep` most significant stay. All rows outside that range
+    stay too. The significance of row i (HOMER, sections 3.2 and 3.3) is
 
-    q_last: [B, HQ, D], the last row's rotated query; k: [B, T, HKV, D], rotated; positions: [B, T];
-    bias: [distances] float32, longer than the largest distance, or None. Returns `(kept [B, T -
-    dropped], dropped [B, dropped])`, both ascending.
+        score_rows(q_last[:, None], k)[i] - bias[positions[-1] - positions[i]]
+
+    NaN counts as the lowest. Of equal ones, the later row stays.
+
+    Args:
+        q_last: [B, HQ, D], rotated query of the last row.
+        k: [B, T, HKV, D], rotated keys of all rows.
+        positions: [B, T] int64, RoPE positions.
+        bias: [distances] float32, the calibration of this layer, longer than the largest distance;
+            or None.
+        keep: How many rows of the range stay.
+        first_row: The first row of the range.
+        last_row: The row after the range.
+
+    Returns:
+        The kept rows [B, T - dropped] and the dropped ones [B, dropped], int64, both ascending.
+
+    Raises:
+        ValueError: The arguments do not fit together.
     """
     check_selection(q_last[:, None], k, keep, first_row, last_row)
     check_bias(k, positions, bias, first_row, last_row)
@@ -348,18 +441,35 @@ def vote_and_select(
     reach: tuple[int, int] = (0, 0),
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep the `keep` rows of [first_row, last_row) whose neighbourhoods the asking rows attend to
-    most, and every row outside that range.
+    """Keep the rows (tokens) of a chunk whose neighbourhoods the asking rows attend to most.
 
-    The significance of row i is the largest `score_rows(q, k, prefix_k, logit, heads, weights)[j] +
-    votes[j]` of the rows j of that range whose neighbour i is (`spread`), where NaN counts as the
-    lowest; of equal ones the later row is kept.
+    Of the rows [first_row, last_row), the `keep` most significant stay. All rows outside that range
+    stay too. The significance of row i is the largest value of
 
-    q: [B, A, HQ, D], rotated queries of the chunk's last A rows; k: [B, T, HKV, D], rotated;
-    prefix_k: [P, HKV, D] or None; votes: [B, T] float32 that were given before, or None; reach:
-    rows before and behind a row that are its neighbours; weights: of q's heads [HQ] float32, or
-    None. Returns `(kept [B, T - dropped], dropped [B, dropped], scores [B, T])`: the first two
-    ascending, the last with the votes, without neighbours.
+        score_rows(q, k, prefix_k, logit, heads, weights)[j] + votes[j]
+
+    over the rows j of the range that have i as their neighbour (`spread`). NaN counts as the
+    lowest. Of equal ones, the later row stays.
+
+    Args:
+        q: [B, A, HQ, D], rotated queries of the asking rows, the last A of the chunk.
+        k: [B, T, HKV, D], rotated keys of all rows.
+        prefix_k: [P, HKV, D], keys of the prefix, or None.
+        votes: [B, T] float32, scores from before to add, or None.
+        keep: How many rows of the range stay.
+        first_row: The first row of the range.
+        last_row: The row after the range.
+        logit: As in `score_rows`.
+        heads: As in `score_rows`.
+        reach: How many rows before and after a row are its neighbours, beside itself.
+        weights: [HQ] float32, a weight for each query head, or None.
+
+    Returns:
+        The kept rows [B, T - dropped] and the dropped ones [B, dropped], int64, both ascending; and
+        the scores with `votes` added, without neighbours, [B, T].
+
+    Raises:
+        ValueError: The arguments do not fit together.
     """
     check_selection(q, k, keep, first_row, last_row)
     check_votes(k, votes, reach)
@@ -371,10 +481,10 @@ def vote_and_select(
 
 
 def spread(scores: Tensor, reach: tuple[int, int]) -> Tensor:
-    """The best score of all the rows that a row is a neighbour of: [B, T] -> [B, T].
+    """Max-pooling: the best score among the rows that have a row as their neighbour.
 
-    reach: how many rows before and behind a row are its neighbours, beside itself. NaN counts as
-    the lowest.
+    scores: [B, T]; reach: how many rows before and after a row are its neighbours, beside itself.
+    NaN counts as the lowest. Returns [B, T].
     """
     scores = _lowest_if_nan(scores)
     before, behind = reach
@@ -391,9 +501,20 @@ def _lowest_if_nan(scores: Tensor) -> Tensor:
 def select_rows(
     scores: Tensor, rows: int, keep: int, first_row: int, last_row: int
 ) -> tuple[Tensor, Tensor]:
-    """The kept and the dropped of `rows` rows, [B, rows - dropped] and [B, dropped], ascending:
-    `keep` of [first_row, last_row) by their scores [B, last_row - first_row], of equal ones the
-    later, and all outside that range.
+    """The kept and the dropped rows, for given scores.
+
+    Of the rows [first_row, last_row), the `keep` with the best scores stay; of equal ones, the
+    later. All rows outside that range stay.
+
+    Args:
+        scores: [B, last_row - first_row].
+        rows: Rows of the chunk.
+        keep: How many rows of the range stay.
+        first_row: The first row of the range.
+        last_row: The row after the range.
+
+    Returns:
+        The kept rows [B, rows - dropped] and the dropped ones [B, dropped], both ascending.
     """
     drop = last_row - first_row - keep
     order = scores.argsort(dim=1, stable=True)
@@ -412,15 +533,26 @@ def prune_and_concatenate(
     right_kept: Tensor,
     suffix: int,
 ) -> tuple[Tensor, Tensor]:
-    """Join two pruned siblings into their parent's chunk, suffixes averaged (HOMER, section 3.1).
+    """Join two pruned siblings of the merge tree into their parent's chunk (HOMER, section 3.1).
 
-    The parent's rows are left's context, right's context, and the mean of both suffixes, which
-    carries right's labels.
+    The parent's rows (tokens) are left's context, right's context, and the mean of both suffixes,
+    which keeps right's labels.
 
-    left, right: [B, RL, E] and [B, RR, E], the kept rows' hidden states, suffix last; labels: [B,
-    K, T], K labels of all rows before the prune (positions, source indices, slots); kept: [B, RL]
-    and [B, RR], the rows that survived it, affix included; suffix: rows of the suffix. Returns the
-    parent's hidden states [B, RL + RR - suffix, E] and labels [B, K, RL + RR - suffix].
+    Args:
+        left: [B, RL, E], hidden states of the rows that the left chunks kept, suffix last.
+        right: [B, RR, E], the same of the right chunks.
+        left_labels: [B, K, T] int64, K labels of all rows before the prune, such as positions,
+            source indices and slots.
+        right_labels: The same of the right chunks; their T may be another.
+        left_kept: [B, RL] int64, the rows that were kept, suffix included.
+        right_kept: [B, RR] int64.
+        suffix: Rows of the suffix.
+
+    Returns:
+        The parents' hidden states [B, RL + RR - suffix, E] and labels [B, K, RL + RR - suffix].
+
+    Raises:
+        ValueError: The arguments do not fit together.
     """
     check_merge(left, right, left_labels, right_labels, left_kept, right_kept, suffix)
     kinds = left_labels.shape[1]
@@ -433,19 +565,32 @@ def prune_and_concatenate(
 
 
 def average_affix_(cache: Tensor, left_slots: Tensor, right_slots: Tensor) -> None:
-    """Average two siblings' suffixes, keys and values of some layers, into right's slots (HOMER,
-    section 3.1).
+    """Average the keys and values of two siblings' suffixes, in place (HOMER, section 3.1).
 
-    cache: [L, 2, slots, HKV, D]; left_slots, right_slots: [B, S].
+    Args:
+        cache: [L, 2, slots, HKV, D], keys (0) and values (1) of L layers. The means are written to
+            `right_slots`.
+        left_slots: [B, S] int64, the slots of the left chunks' suffixes.
+        right_slots: [B, S] int64, the slots of the right chunks' suffixes.
+
+    Raises:
+        ValueError: The arguments do not fit together.
     """
     check_average(cache, left_slots, right_slots)
     cache[:, :, right_slots] = (cache[:, :, left_slots] + cache[:, :, right_slots]) / 2
 
 
 def gather_cache_(cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-    """Write the keys and values of some slots to the finished cache of the same layers.
+    """Copy the keys and values of some slots into a contiguous cache, in place.
 
-    cache: [L, 2, slots, HKV, D]; slots: [T]; keys, values: [L, HKV, T, D], contiguous.
+    Args:
+        cache: [L, 2, slots, HKV, D], keys (0) and values (1) of L layers.
+        slots: [T] int64, the slots to copy.
+        keys: [L, HKV, T, D], contiguous, written.
+        values: [L, HKV, T, D], contiguous, written.
+
+    Raises:
+        ValueError: The arguments do not fit together.
     """
     check_gather(cache, slots, keys, values)
     for layer, (own_keys, own_values) in enumerate(zip(keys, values, strict=True)):

@@ -149,10 +149,19 @@ def _rotary_and_store_kernel(
 
 @checked_by(partial(check_rotary, "x"))
 def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotate x in place by its rows' positions (RoPE, Su et al. 2021, Llama's half-split pairs).
+    """Rotate queries or keys in place by their positions (RoPE, Su et al. 2021).
 
-    x: [B, T, H, D]; positions: [B, T], each below len(cos); cos, sin: [positions, D/2] float32.
-    Raises `ValueError` for arguments that do not fit together.
+    Element i of a head is paired with element i + D/2, as in Llama.
+
+    Args:
+        x: [B, T, H, D], rotated in place.
+        positions: [B, T] int64, each below len(cos).
+        cos: [positions, D/2] float32.
+        sin: [positions, D/2] float32.
+
+    Raises:
+        ValueError: The arguments do not fit together, or no Triton kernel runs on their device and
+            dtype.
     """
     batch, rows, heads, dim = x.shape
     block_h, block_half = triton.next_power_of_2(heads), triton.next_power_of_2(dim // 2)
@@ -188,11 +197,22 @@ def rotary_and_store_(
     values: Tensor,
     slots: Tensor,
 ) -> None:
-    """Rotate q and k in place, then write k and v to their slots of one layer's cache.
+    """Rotate q and k in place (RoPE), then write k and v to their slots of one layer's cache.
 
-    q: [B, T, HQ, D] or None; k, v: [B, T, HKV, D]; positions, slots: [B, T]; cos, sin: [positions,
-    D/2] float32; keys, values: [slots, HKV, D], written at `slots`. Raises `ValueError` for
-    arguments that do not fit together.
+    Args:
+        q: [B, T, HQ, D], rotated in place, or None.
+        k: [B, T, HKV, D], rotated in place.
+        v: [B, T, HKV, D].
+        positions: [B, T] int64, each below len(cos).
+        cos: [positions, D/2] float32.
+        sin: [positions, D/2] float32.
+        keys: [slots, HKV, D], the cache's keys, written at `slots`.
+        values: [slots, HKV, D], the cache's values, written at `slots`.
+        slots: [B, T] int64, where each row (token) goes.
+
+    Raises:
+        ValueError: The arguments do not fit together, or no Triton kernel runs on their device and
+            dtype.
     """
     batch, rows, key_heads, dim = k.shape
     query_heads = 1 if q is None else q.shape[2]

@@ -249,18 +249,31 @@ def score_and_select(
     first_row: int,
     last_row: int,
 ) -> tuple[Tensor, Tensor]:
-    """Keep the `keep` most significant of the rows [first_row, last_row), and every row outside:
-    the paper's selection.
+    """Keep the rows (tokens) of a chunk that its last row attends to most: the paper's selection.
 
-    The significance of row i is `score_rows(q_last[:, None], k)[i] - bias[positions[-1] -
-    positions[i]]`, the lowest where that is NaN; of equal ones the later row is kept (HOMER,
-    sections 3.2 and 3.3).
+    Of the rows [first_row, last_row), the `keep` most significant stay. All rows outside that range
+    stay too. The significance of row i (HOMER, sections 3.2 and 3.3) is
 
-    q_last: [B, HQ, D], the last row's rotated query; k: [B, T, HKV, D], rotated, T at most
-    `scoring.MAX_ROWS`; positions: [B, T]; bias: [distances] float32, longer than the largest
-    distance, or None. Returns `(kept [B, T - dropped], dropped [B, dropped])`, both ascending.
-    Raises `ValueError` for arguments that do not fit together; `checks.check_bias` says what of a
-    bias can be checked on a GPU.
+        score_rows(q_last[:, None], k)[i] - bias[positions[-1] - positions[i]]
+
+    NaN counts as the lowest. Of equal ones, the later row stays.
+
+    Args:
+        q_last: [B, HQ, D], rotated query of the last row.
+        k: [B, T, HKV, D], rotated keys of all rows. T is at most `scoring.MAX_ROWS`.
+        positions: [B, T] int64, RoPE positions.
+        bias: [distances] float32, the calibration of this layer, longer than the largest distance;
+            or None. On a GPU its length is not checked: a larger distance reads its last entry.
+        keep: How many rows of the range stay.
+        first_row: The first row of the range.
+        last_row: The row after the range.
+
+    Returns:
+        The kept rows [B, T - dropped] and the dropped ones [B, dropped], int64, both ascending.
+
+    Raises:
+        ValueError: The arguments do not fit together, or no Triton kernel runs on their device and
+            dtype.
     """
     check_selection(q_last[:, None], k, keep, first_row, last_row)
     check_bias(k, positions, bias, first_row, last_row)

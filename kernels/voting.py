@@ -285,16 +285,29 @@ def score_rows(
     heads: str = "max",
     weights: Tensor | None = None,
 ) -> Tensor:
-    """How much the asking rows attend to each row of their chunks.
+    """Score each row (token) of a chunk by the attention that the asking rows pay to it.
 
-    The module's score; f is "logit" (the logit itself), "log_softmax" or "softmax" over `prefix ‖
-    chunk`, which asking rows see whole; heads joins by "max" or "sum". One asking row, "logit" and
-    "max" are the paper's score (HOMER, section 3.2).
+        score[i] = join over heads h of (w_h · mean over asking rows of f(q · k_i / sqrt(D)))
 
-    q: [B, A, HQ, D], rotated queries of the chunk's last A rows (a query head reads its own group's
-    key head); k: [B, T, HKV, D], rotated; prefix_k: [P, HKV, D], shared by the batch, or None;
-    weights: w [HQ] float32, or None for 1. Returns [B, T] float32. Raises `ValueError` for
-    arguments that do not fit together.
+    One asking row with "logit" and "max" is the paper's score (HOMER, section 3.2). Several with
+    "softmax" and "sum" are the votes of SnapKV (Li et al. 2024).
+
+    Args:
+        q: [B, A, HQ, D], rotated queries of the asking rows, the last A of the chunk. A query head
+            reads the key head of its group.
+        k: [B, T, HKV, D], rotated keys of all rows.
+        prefix_k: [P, HKV, D], keys of the prefix, shared by the batch, or None.
+        logit: f: "logit" (the logit itself), or its "log_softmax" or "softmax" over prefix and
+            chunk, which the asking rows see whole.
+        heads: How heads are joined: "max" or "sum".
+        weights: w, [HQ] float32, or None for 1.
+
+    Returns:
+        [B, T] float32.
+
+    Raises:
+        ValueError: The arguments do not fit together, or no Triton kernel runs on their device and
+            dtype.
     """
     check_scores(q, k, prefix_k, logit, heads, weights)
     scores = torch.empty(k.shape[:2], dtype=torch.float32, device=k.device)
@@ -315,19 +328,36 @@ def vote_and_select(
     reach: tuple[int, int] = (0, 0),
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep the `keep` rows of [first_row, last_row) whose neighbourhoods the asking rows attend to
-    most, and every row outside that range.
+    """Keep the rows (tokens) of a chunk whose neighbourhoods the asking rows attend to most.
 
-    The significance of row i is the largest `score_rows(q, k, prefix_k, logit, heads, weights)[j] +
-    votes[j]` of the rows j of that range whose neighbour i is, where NaN counts as the lowest; of
-    equal ones the later row is kept.
+    Of the rows [first_row, last_row), the `keep` most significant stay. All rows outside that range
+    stay too. The significance of row i is the largest value of
 
-    q: [B, A, HQ, D], rotated queries of the chunk's last A rows; k: [B, T, HKV, D], rotated, T at
-    most `scoring.MAX_ROWS`; prefix_k: [P, HKV, D] or None; votes: [B, T] float32 that were given
-    before, or None; reach: rows before and behind a row that are its neighbours; weights: of q's
-    heads [HQ] float32, or None. Returns `(kept [B, T - dropped], dropped [B, dropped], scores [B,
-    T])`: the first two ascending, the last with the votes, without neighbours. Raises `ValueError`
-    for arguments that do not fit together.
+        score_rows(q, k, prefix_k, logit, heads, weights)[j] + votes[j]
+
+    over the rows j of the range that have i as their neighbour. NaN counts as the lowest. Of equal
+    ones, the later row stays.
+
+    Args:
+        q: [B, A, HQ, D], rotated queries of the asking rows, the last A of the chunk.
+        k: [B, T, HKV, D], rotated keys of all rows. T is at most `scoring.MAX_ROWS`.
+        prefix_k: [P, HKV, D], keys of the prefix, or None.
+        votes: [B, T] float32, scores from before to add, or None.
+        keep: How many rows of the range stay.
+        first_row: The first row of the range.
+        last_row: The row after the range.
+        logit: As in `score_rows`.
+        heads: As in `score_rows`.
+        reach: How many rows before and after a row are its neighbours, beside itself.
+        weights: [HQ] float32, a weight for each query head, or None.
+
+    Returns:
+        The kept rows [B, T - dropped] and the dropped ones [B, dropped], int64, both ascending; and
+        the scores with `votes` added, without neighbours, [B, T].
+
+    Raises:
+        ValueError: The arguments do not fit together, or no Triton kernel runs on their device and
+            dtype.
     """
     check_scores(q, k, prefix_k, logit, heads, weights)
     check_budget(q, k, keep, first_row, last_row)

@@ -25,7 +25,7 @@ _SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
-# What no model comes near: a config that asks for more is damaged, or means harm.
+# Far beyond any model: a config that asks for more is damaged or malicious.
 _MOST_LAYERS = 2**16
 _MOST_NUMBERS = 2**48
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -39,19 +39,33 @@ _ROPE_NUMBERS = (
     "low_freq_factor",
     "high_freq_factor",
 )
-# A factor for each pair of a head's numbers.
+# One factor for each pair of a head's elements.
 _ROPE_LISTS = ("short_factor", "long_factor")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model's sizes and settings, under transformers' names.
+    """A model's sizes and settings, under the names that transformers gives them.
 
-    `dtype` is the checkpoint's (float32 where it says nothing), `eos_token_ids` are the ids that
-    end an answer. `window`: the most tokens that some layer attends to at once, the query's own
-    included; None for all. `unrotated`: the layers without RoPE. `hf` is the transformers config
-    that all of it came from, with the RoPE parameters. `unpacks`: some matrices are held in fewer
-    bits than they are multiplied in.
+    Attributes:
+        vocab_size: Token ids in the vocabulary.
+        hidden_size: Size of the hidden states.
+        intermediate_size: Size inside the MLP.
+        num_hidden_layers: Layers.
+        num_attention_heads: Query heads.
+        num_key_value_heads: Key-value heads.
+        head_dim: Elements of a head.
+        max_position_embeddings: The most tokens that the model was made to read.
+        rms_norm_eps: The norms' epsilon.
+        tie_word_embeddings: Whether the output head is the embedding.
+        dtype: The checkpoint's dtype; float32 if it names none.
+        eos_token_ids: The ids that end an answer.
+        bos_token_id: The id that a text begins with, or None.
+        window: Sliding window: the most tokens that some layer attends to at once, the query's own
+            included. None: no limit.
+        unrotated: The layers without RoPE.
+        hf: The transformers config that all of this came from, with the RoPE parameters.
+        unpacks: Whether some matrices are held in fewer bits than they are multiplied in.
     """
 
     vocab_size: int
@@ -74,7 +88,7 @@ class ModelConfig:
 
     @property
     def family(self) -> Family:
-        """What its layers do otherwise than Llama's."""
+        """What this model's layers do differently from Llama's."""
         return FAMILIES[self.hf.model_type]
 
     @property
@@ -84,7 +98,7 @@ class ModelConfig:
 
     @property
     def unpacked(self) -> int:
-        """Numbers of the largest matrix that is unpacked for a product; 0 where none is."""
+        """Elements of the largest matrix that is unpacked for a product; 0 if none is."""
         heads = self.num_attention_heads * self.head_dim
         inner = self.intermediate_size
         if self.family.fused:
@@ -93,12 +107,12 @@ class ModelConfig:
 
     @property
     def context_limit(self) -> int:
-        """The most tokens that the model was made to read at once, and its window has room for."""
+        """The most tokens that the model was made to read at once: its limit or its window."""
         return min(self.max_position_embeddings, self.window or self.max_position_embeddings)
 
     @property
     def rope_type(self) -> str:
-        """One of `ROPE_TYPES`."""
+        """The type of RoPE scaling, one of `ROPE_TYPES`."""
         return _rope(self.hf)["rope_type"]
 
     @property
@@ -107,9 +121,9 @@ class ModelConfig:
         return self.rope_type not in ("default", "llama3", "longrope")
 
     def check_window(self, rows: int, setting: str) -> None:
-        """Raise `ValueError` for more rows than the window has room for.
+        """Raise `ValueError` if `rows` tokens do not fit the sliding window.
 
-        setting: what to lower then.
+        setting: what the message says to lower.
         """
         if self.window is not None and rows > self.window:
             raise ValueError(
@@ -119,14 +133,17 @@ class ModelConfig:
 
     @property
     def rope_switches_at(self) -> int | None:
-        """The length past which all positions have other RoPE frequencies; None for never."""
+        """The length beyond which the RoPE frequencies of all positions change; None for never."""
         if self.rope_type == "longrope":
             return int(_rope(self.hf)["original_max_position_embeddings"])
         return self.max_position_embeddings if self.rope_type == "dynamic" else None
 
     def check_switch(self, position: int, new_tokens: int) -> None:
-        """Raise `ValueError` where longrope turns all positions otherwise in mid-text: a cache from
-        before would not fit what comes after.
+        """Raise `ValueError` if longrope changes its frequencies within the new tokens.
+
+        The keys in the cache were rotated with the old frequencies and would not fit the new ones.
+
+        position: of the first new token.
         """
         original = self.rope_switches_at
         if self.rope_type != "longrope" or original is None:
@@ -147,10 +164,15 @@ class ModelConfig:
     def from_hf(
         cls, hf_config: PreTrainedConfig, eos_token_id: int | list[int] | None = None
     ) -> "ModelConfig":
-        """The same settings as a transformers config.
+        """The settings in a transformers config.
 
-        eos_token_id: that of the model's generation config, which comes before the model config's.
-        Raises `CheckpointError` for a model that no layer here computes.
+        Args:
+            hf_config: The config of a model of a known family.
+            eos_token_id: That of the model's generation config, which takes precedence over the
+                model config's.
+
+        Raises:
+            CheckpointError: The layers here cannot compute this model. It is a `ValueError`.
         """
         if hf_config.model_type not in FAMILIES:
             raise CheckpointError(f"the model is of {why_unknown(hf_config.model_type)}.")
@@ -174,10 +196,13 @@ class ModelConfig:
         )
 
     def with_rope(self, rope_scaling: Mapping[str, Any]) -> "ModelConfig":
-        """The same settings with other RoPE parameters, in either of transformers' styles; the
-        rope_theta stays unless they name one.
+        """The same settings with other RoPE parameters.
 
-        Raises `ValueError` for parameters that give no tables.
+        rope_scaling: in either of transformers' styles, `{"rope_type": "yarn", "factor": 4.0}` or
+        `{"type": ...}`. The rope_theta stays unless it is named.
+
+        Raises:
+            ValueError: The parameters cannot be used.
         """
         named = {
             "bos_token_id": self.bos_token_id,
@@ -193,15 +218,20 @@ class ModelConfig:
 
 
 def load_config(folder: Path, rope_scaling: Mapping[str, Any] | None = None) -> ModelConfig:
-    """The config of the checkpoint in `folder`: its config.json, and the end-of-sequence ids of its
-    generation_config.json where it has one. What neither names as the first and last token of a
-    text is none, whatever transformers would take.
+    """The config of the checkpoint in `folder`.
 
-    rope_scaling: RoPE parameters in either of transformers' styles, `{"rope_type": "yarn",
-    "factor": 4.0}` or `{"type": ...}`, that replace the checkpoint's; its rope_theta stays unless
-    they name one, and original_max_position_embeddings defaults to max_position_embeddings.
-    Raises `MissingCheckpointError` without a config.json, `CheckpointError` for one that cannot be
-    used and `ValueError` for such a `rope_scaling`.
+    It is read from config.json, with the end-of-sequence ids of generation_config.json where there
+    is one. If neither names a first or last token of a text, there is none, whatever transformers'
+    default is.
+
+    rope_scaling: RoPE parameters that replace the checkpoint's, in either of transformers' styles,
+    `{"rope_type": "yarn", "factor": 4.0}` or `{"type": ...}`. Its rope_theta stays unless they name
+    one. original_max_position_embeddings defaults to max_position_embeddings.
+
+    Raises:
+        MissingCheckpointError: There is no config.json.
+        CheckpointError: The config cannot be used.
+        ValueError: `rope_scaling` cannot be used.
     """
     file = folder / "config.json"
     raw = read_json(file)
@@ -227,8 +257,9 @@ def load_config(folder: Path, rope_scaling: Mapping[str, Any] | None = None) -> 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a checkpoint's JSON file.
 
-    Raises `MissingCheckpointError` if there is no such file and `CheckpointError` if it holds
-    anything else.
+    Raises:
+        MissingCheckpointError: There is no such file.
+        CheckpointError: It holds anything else.
     """
     if not file.is_file():
         raise MissingCheckpointError(f"{file.parent} is not a checkpoint: it has no {file.name}.")
@@ -248,18 +279,18 @@ def _parse(raw: dict[str, Any], eos_token_id: Any = None) -> ModelConfig:
     rope = raw.get("rope_scaling") or raw.get("rope_parameters")
     if isinstance(rope, dict):
         _refuse_rope(rope)  # transformers would only warn
-    # transformers makes lists as long as some of these say.
+    # transformers allocates lists of the length that some of these name.
     _refuse_sizes({name: raw[name] for name in _SIZES if raw.get(name) is not None})
     try:
         hf_config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
-    except Exception as error:  # what transformers raises depends on the field and on its version
+    except Exception as error:  # the type depends on the field and on transformers' version
         sentence = " ".join(str(error).split())
         raise CheckpointError(f"transformers refuses it ({sentence})") from error
     return ModelConfig.from_hf(hf_config, eos_token_id)
 
 
 def _refuse_sizes(sizes: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` for sizes that no model has; some may be missing."""
+    """Raise `CheckpointError` for sizes that no model has. Some may be missing."""
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise CheckpointError(f"{name} is {size!r} but must be a positive whole number.")
@@ -269,7 +300,7 @@ def _refuse_sizes(sizes: Mapping[str, Any]) -> None:
 
 
 def _refuse_unsupported(hf_config: PreTrainedConfig, sizes: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` for a model that the layers here do not compute."""
+    """Raise `CheckpointError` for a model that the layers here cannot compute."""
     heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
     wide = (heads + 2 * kv_heads) * sizes["head_dim"]
     numbers = sizes["hidden_size"] * max(sizes["vocab_size"], 2 * sizes["intermediate_size"], wide)
@@ -305,12 +336,12 @@ def _refuse_unsupported(hf_config: PreTrainedConfig, sizes: Mapping[str, Any]) -
 
 
 def _rope(hf_config: PreTrainedConfig) -> dict[str, Any]:
-    """The RoPE parameters, which transformers always fills in, in its new style."""
+    """The RoPE parameters. transformers always fills them in, in its new style."""
     return cast(dict[str, Any], hf_config.rope_parameters)
 
 
 def _refuse_rope(rope: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` for RoPE parameters that give no tables, or not a whole head's."""
+    """Raise `CheckpointError` for RoPE parameters that cannot be used here."""
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise CheckpointError(f"the RoPE type is {rope_type!r}; known are {', '.join(ROPE_TYPES)}.")
@@ -325,14 +356,14 @@ def _refuse_rope(rope: Mapping[str, Any]) -> None:
 
 
 def _refuse_factors(name: str, factors: Any, pairs: int) -> None:
-    """Raise `CheckpointError` unless these are positive numbers, one for each pair of a head's."""
+    """Raise `CheckpointError` unless there is a positive number for each pair of a head."""
     numbers = isinstance(factors, list) and all(_is_number(x) and x > 0 for x in factors)
     if not numbers or len(factors) != pairs:
         raise CheckpointError(f"the RoPE parameter {name} must be {pairs} positive numbers.")
 
 
 def _quantized_by(quantization: Any) -> str | None:
-    """The name of a method, from a config's part on it."""
+    """The name of the quantisation method in a config, or None."""
     if quantization is None:
         return None
     known = quantization.get if isinstance(quantization, dict) else vars(quantization).get
@@ -341,7 +372,10 @@ def _quantized_by(quantization: Any) -> str | None:
 
 
 def _window(hf_config: PreTrainedConfig) -> int | None:
-    """What a config limits attention to: in all of its layers, where it does not name some."""
+    """The sliding window in a config, or None.
+
+    It holds for all layers, unless the config names some.
+    """
     size = getattr(hf_config, "sliding_window", None)
     layers = getattr(hf_config, "layer_types", None) or ["sliding_attention"]
     used = getattr(hf_config, "use_sliding_window", True) and "sliding_attention" in layers
@@ -353,7 +387,7 @@ def _window(hf_config: PreTrainedConfig) -> int | None:
 
 
 def _unrotated(hf_config: PreTrainedConfig) -> frozenset[int]:
-    """The layers that a config says to rotate nothing."""
+    """The layers for which a config turns RoPE off."""
     rotated = getattr(hf_config, "no_rope_layers", None)
     if rotated is None:
         return frozenset()
@@ -364,7 +398,7 @@ def _unrotated(hf_config: PreTrainedConfig) -> frozenset[int]:
 
 
 def _dtype(value: Any) -> torch.dtype:
-    """A float type, or the name of one (to which transformers goes back when it saves a model)."""
+    """A float type, given as one or by its name."""
     dtype = getattr(torch, value, None) if isinstance(value, str) else value
     if not isinstance(dtype, torch.dtype) or not is_computable(dtype):
         raise CheckpointError(f"dtype is {value!r} but must be a float type of 16 bits or more.")
@@ -372,12 +406,12 @@ def _dtype(value: Any) -> torch.dtype:
 
 
 def is_computable(dtype: torch.dtype) -> bool:
-    """Whether the layers run in a dtype."""
+    """Whether the layers can run in a dtype."""
     return dtype in _DTYPES
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number that a float holds; true and false are none."""
+    """Whether it is a finite number that fits a float. True and false are not."""
     try:
         return not isinstance(value, bool) and math.isfinite(value)
     except (TypeError, OverflowError):
@@ -385,7 +419,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _bos(value: Any, vocabulary: int) -> int | None:
-    """The token that a text begins with, if there is one."""
+    """The token that a text begins with, or None."""
     if value is None or (type(value) is int and 0 <= value < vocabulary):
         return value
     raise CheckpointError(

@@ -1,10 +1,11 @@
-"""A minimal Llama whose one `layer` serves plain prefill, every chunk of the merge tree and
-decoding; and the families of models that differ from it by what `families` tells.
+"""A minimal Llama whose one `layer` serves prefill, the merge tree's chunks and decoding.
+
+Families of models that differ from Llama are described in `families`.
 
 Keys and values live in a cache `[L, 2, slots, HKV, D]` that the caller owns, or in one `[2, slots,
-HKV, D]` for each layer: rows are written at the slots they are given, and attend to the cache's
-first `prefix` slots and to each other. Which ops do the work is an argument: the module `kernels`
-(Triton) or `kernels.reference` (PyTorch). Sizes are those of `kernels.reference`.
+HKV, D]` for each layer. Tokens are written at the slots that they are given, and attend to the
+cache's first `prefix` slots and to each other. The ops are an argument: the module `kernels`
+(Triton) or `kernels.reference` (PyTorch). Sizes are named as in `kernels.reference`.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Select:
-    """Decides which rows go on from a run's last layer, by the queries of the last `asking` rows.
+    """Chooses the tokens that continue after the last layer of a run.
 
-    choose: from a layer's index, those queries [B, asking, HQ, D] and all rows' keys [B, T, HKV,
-    D], the rows [B, R] that go on, ascending. observe: called with the same in the layers before.
+    Attributes:
+        asking: How many of the last tokens' queries decide.
+        choose: Called in the last layer with its index, those queries [B, asking, HQ, D] and all
+            keys [B, T, HKV, D]. Returns the indices [B, R] of the tokens that continue, ascending.
+        observe: Called with the same in the layers before.
     """
 
     asking: int
@@ -46,10 +50,16 @@ class Select:
 
 @dataclass(frozen=True)
 class Past:
-    """The rows before the one that each of B sequences runs. Those of sequence b are the slots
-    `first + b * room` and on, `lengths[b]` of them; the new row has the slot behind.
+    """The tokens before the one that each of B sequences runs, as in decoding.
 
-    lengths: [B] int64; most: rows of the longest sequence, the new one included.
+    Sequence b has the slots from `first + b * room` on, `lengths[b]` of them filled. Its new token
+    gets the next slot.
+
+    Attributes:
+        first: The first slot of sequence 0.
+        room: Slots for each sequence.
+        lengths: [B] int64, on the model's device.
+        most: Tokens of the longest sequence, the new one included.
     """
 
     first: int
@@ -58,8 +68,9 @@ class Past:
     most: int
 
     def rows(self, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer's cache [2, slots, HKV, D], the new rows in, each [B, most,
-        HKV, D].
+        """All sequences' keys and values, each [B, most, HKV, D], views of one layer's cache.
+
+        cache: [2, slots, HKV, D], with the new tokens written.
         """
         count = self.lengths.shape[0]
         own = cache.narrow(1, self.first, count * self.room).unflatten(1, (count, self.room))
@@ -67,9 +78,9 @@ class Past:
         return keys, values
 
 
-# Positions that have their tables from the start, as far as the context limit goes.
+# Tables are made for this many positions at first, or for the context limit where that is less.
 _ROTARY_ROWS = 2**17
-# What a layer calls.
+# The ops that a layer calls.
 _LAYER_OPS = (
     "add_linear_",
     "apply_rotary_",
@@ -79,13 +90,23 @@ _LAYER_OPS = (
     "rms_norm",
     "rotary_and_store_",
 )
-# Every layer's [2, slots, HKV, D].
+# For every layer [2, slots, HKV, D].
 Cache = Tensor | Sequence[Tensor]
 
 
 class Llama:
-    """A Llama's weights, or those of a family like it, with the ops to run them; `tokenizer` is
-    None where the checkpoint has none.
+    """A loaded model of the Llama family. `load` and `from_transformers` make one.
+
+    Sizes: B sequences or chunks of T tokens, L layers, E hidden size, V vocabulary, HQ query heads
+    and HKV key-value heads of D elements.
+
+    Attributes:
+        config: Its sizes and settings, a `ModelConfig`.
+        weights: Its weights.
+        ops: The module that computes: `kernels` (Triton) or `kernels.reference` (PyTorch).
+        tokenizer: The checkpoint's tokenizer, or None.
+        kept_runs: What `encode` keeps here for the next text of the same lengths, with
+            `cuda_graphs`; `drop_graphs` empties it.
     """
 
     def __init__(
@@ -99,30 +120,39 @@ class Llama:
         self.weights = weights
         self.ops = ops
         self.tokenizer = tokenizer
-        # What `encode` leaves here for the next text of the same lengths, by what it must share.
+        # Kept by `encode` for the next text of the same lengths.
         self.kept_runs: dict[Hashable, Any] = {}
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._still: tuple[Tensor, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return self.weights.embedding.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the embeddings and norms, and of all weights that are not quantised."""
         return self.weights.embedding.dtype
 
     @property
     def fingerprint(self) -> str:
-        """Tells models apart, whatever dtype they were loaded in (`model.fingerprint`). It is that
-        of the weights as they are now.
+        """Sixteen hexadecimal digits that tell models apart.
+
+        They are the same whatever float type the model was loaded in, and differ for other weights,
+        other RoPE parameters and quantised weights. They are computed from the weights anew each
+        time, in some milliseconds.
         """
         return fingerprint(self.config, self.weights)
 
     def new_cache(self, slots: int, layers: int | None = None, to_grow: bool = False) -> Tensor:
-        """An uninitialised cache [layers, 2, slots, HKV, D] for keys (0) and values (1); of all
-        layers when their number is left out. to_grow: for tokens one by one, which a CPU reads
-        faster where a head's rows lie together.
+        """An uninitialised KV cache [layers, 2, slots, HKV, D]: keys (0) and values (1).
+
+        Args:
+            slots: Its capacity in tokens.
+            layers: How many layers. Default: all.
+            to_grow: Whether tokens will be added one by one. On a CPU, the tokens of a head then
+                lie side by side in memory, which is faster to read.
         """
         c = self.config
         by_heads = to_grow and self.device.type == "cpu"
@@ -133,16 +163,19 @@ class Llama:
         return cache.transpose(2, 3) if by_heads else cache
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """token_ids: [B, T] -> hidden states [B, T, E]."""
+        """Embed token ids [B, T] as hidden states [B, T, E]."""
         return F.embedding(token_ids, self.weights.embedding)
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos, sin [at least length, D/2] float32 for positions below `length`."""
+        """RoPE's cos and sin for all positions below `length`.
+
+        Each is [at least `length`, D/2] float32.
+        """
         limit = min(self.config.max_position_embeddings, _ROTARY_ROWS)
         tables = self._rotary
         filled = 0 if tables is None else len(tables[0])
         original = self.config.rope_switches_at
-        if original is not None:  # past it, frequencies follow the length
+        if original is not None:  # beyond it, frequencies depend on the length
             rows = original if length <= original else max(limit, length)
             stale = filled != rows
         else:
@@ -155,10 +188,10 @@ class Llama:
         return tables
 
     def _rotary_of(self, index: int, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The tables of a layer: those of all, or such as rotate nothing."""
+        """The tables of a layer: those of the model, or ones that rotate nothing."""
         if index not in self.config.unrotated:
             return rotary
-        if self._still is None or len(self._still[0]) < len(rotary[0]):  # others than `rotary`'s
+        if self._still is None or len(self._still[0]) < len(rotary[0]):  # longer than ours
             return torch.ones_like(rotary[0]), torch.zeros_like(rotary[1])
         return self._still
 
@@ -174,20 +207,31 @@ class Llama:
         select: Select | None = None,
         past: Past | None = None,
     ) -> Tensor:
-        """Run consecutive layers over B chunks of T rows; `select` decides in the last one which
-        rows go on.
+        """Run consecutive layers over B chunks of T tokens.
 
-        hidden: [B, T, E]; positions, slots: [B, T], or no slots where keys and values need not
-        outlive their layer; cache: of every layer [2, slots, HKV, D], of which the first `prefix`
-        slots are visible to all rows. past: where each chunk is one row, the rows before it, which
-        it sees too. Returns hidden states [B, T, E], or [B, R, E] for the R selected rows. Raises
-        `ValueError` for more rows than the model's window.
+        Args:
+            layers: The layers.
+            hidden: [B, T, E], the hidden states before them.
+            positions: [B, T] int64, RoPE positions.
+            slots: [B, T] int64, where each token's keys and values are written. None: they are not
+                kept after their layer.
+            cache: For every layer of the model, [2, slots, HKV, D].
+            prefix: How many of the cache's first slots all tokens see.
+            rotary: cos and sin, as `rotary` returns them.
+            select: Chooses in the last layer which tokens continue. Default: all.
+            past: Where each chunk is one token, the tokens before it, which it sees too.
+
+        Returns:
+            Hidden states [B, T, E], or [B, R, E] of the R selected tokens.
+
+        Raises:
+            ValueError: There are more tokens than the model's sliding window.
         """
         own = hidden.shape[1] if past is None else past.most
         self.config.check_window(prefix + own, "the length")
         unchecked = self._without_checks()
         for index in layers:
-            # Layers are alike: what the checks of the first let pass is right for the others.
+            # Layers are alike: arguments that pass the first one's checks fit the others.
             model = self if index == layers[0] else unchecked
             hidden = model.layer(
                 index,
@@ -216,15 +260,16 @@ class Llama:
         selects: bool = True,
         past: Past | None = None,
     ) -> Tensor:
-        """One decoder layer; arguments as in `run`, with this layer's cache [2, slots, HKV, D].
+        """Run one decoder layer.
 
-        Where it `selects`, the keys and values of all rows are stored, but only the selected rows
-        have their queries projected, attend, and go through the MLP: the others' outputs would be
-        pruned unread. Elsewhere `select` observes.
+        Arguments are as in `run`, with this layer's cache [2, slots, HKV, D].
+
+        If it `selects`, all tokens' keys and values are stored, but only the selected tokens have
+        queries, attend and go through the MLP: the others' outputs would be pruned unread. If not,
+        `select` only observes.
         """
         with self._own_dtype():
-            # Two calls, so that the activations of the first are gone when the second makes its
-            # own.
+            # Two calls, so that the first one's activations are freed before the second allocates.
             hidden = self._attend(
                 index, hidden, positions, slots, cache, prefix, rotary, select, selects, past
             )
@@ -244,7 +289,7 @@ class Llama:
         selects: bool,
         past: Past | None,
     ) -> Tensor:
-        """A layer's attention and its residual; arguments as in `layer`."""
+        """A layer's attention and its residual. Arguments are as in `layer`."""
         ops, w = self.ops, self.weights.layers[index]
         x = ops.rms_norm(hidden, w.input_norm, self.config.rms_norm_eps)
         rotary = self._rotary_of(index, rotary)
@@ -280,7 +325,7 @@ class Llama:
         cache: Tensor,
         slots: Tensor | None,
     ) -> None:
-        """Rotate q and k in place, and write k and v to their slots where there are some."""
+        """Rotate q and k in place, and write k and v to their slots if there are any."""
         if slots is not None:
             self.ops.rotary_and_store_(q, k, v, positions, *rotary, cache[0], cache[1], slots)
             return
@@ -289,27 +334,27 @@ class Llama:
                 self.ops.apply_rotary_(x, positions, *rotary)
 
     def _feed_forward_(self, index: int, hidden: Tensor) -> None:
-        """Add a layer's MLP to hidden [B, R, E], some rows at a time."""
+        """Add a layer's MLP to hidden [B, R, E], some tokens at a time."""
         ops, w = self.ops, self.weights.layers[index]
         for rows in hidden.view(-1, hidden.shape[-1]).split(mlp_rows(self.device.type != "cpu")):
             x = ops.rms_norm(rows, w.post_norm, self.config.rms_norm_eps)
             ops.add_linear_(rows, ops.gated_linear(x, w.gate_up), w.down)
 
     def _without_checks(self) -> Llama:
-        """The same model, whose layers do not check what they call ops with."""
+        """The same model, calling ops that do not check their arguments."""
         same = copy(self)
         own = {name: unwrap(getattr(self.ops, name)) for name in _LAYER_OPS}
         same.ops = SimpleNamespace(**own)  # type: ignore[assignment]
         return same
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Final norm and output head: [..., E] -> [..., vocabulary] float32."""
+        """Final norm and output head: hidden states [..., E] -> logits [..., V] float32."""
         with self._own_dtype():
             x = self.ops.rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)
             return self.ops.linear(x, (self.weights.lm_head,)).float()
 
     def _own_dtype(self) -> AbstractContextManager[object]:
-        """Where a caller's autocast does not reach: all of a model's numbers have its dtype."""
+        """A context without the caller's autocast: all numbers keep the model's dtype."""
         kind = self.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return torch.autocast(kind, enabled=False)
@@ -324,12 +369,21 @@ class Llama:
         all_logits: bool = False,
         slot: int | None = None,
     ) -> Tensor:
-        """Run T tokens after the first `filled` slots of a cache, filling the next T; returns
-        logits [V] of the last.
+        """Run T new tokens of a sequence and write them to its cache.
 
-        token_ids: [T]; position: RoPE index of the first of them, `filled` when left out;
-        all_logits: return those of every token, [T, V]; slot: the first to fill, where that is not
-        the one behind those before.
+        Args:
+            token_ids: [T], on the model's device.
+            cache: For every layer [2, slots, HKV, D], as `new_cache` makes it.
+            filled: How many of the cache's first slots hold the tokens before.
+            position: RoPE position of the first new token. Default: `filled`.
+            all_logits: Return the logits of every token.
+            slot: The first slot to write. Default: `filled`.
+
+        Returns:
+            Logits [V] float32 of the last token, or [T, V] of all.
+
+        Raises:
+            ValueError: There are more tokens than the model's sliding window.
         """
         tokens = len(token_ids)
         rows = torch.arange(tokens, device=self.device)[None]
@@ -337,7 +391,7 @@ class Llama:
         first = filled if slot is None else slot
         prefix, past = filled, None
         select = None if all_logits else Select(1, lambda index, q, k: rows[:, -1:])
-        if tokens == 1 and 0 < filled == first:  # behind the others: nothing is laid out anew
+        if tokens == 1 and 0 < filled == first:  # decoding: the cache is read where it lies
             prefix, past = 0, Past(0, cache[0].shape[1], rows[0] + filled, filled + 1)
             select = None
         hidden = self.run(
@@ -357,10 +411,13 @@ class Llama:
     def watch(
         self, token_ids: Tensor, asking: int, see: Callable[[int, Tensor, Tensor], None]
     ) -> None:
-        """Run a prompt through all layers for what can be seen on the way; nothing of it is kept.
+        """Run a prompt through all layers to look at its queries and keys. Nothing is kept.
 
-        token_ids: [T]; see: called with every layer's index, the last `asking` rows' queries [1,
-        asking, HQ, D] and all rows' keys [1, T, HKV, D], rotated.
+        Args:
+            token_ids: [T].
+            asking: How many of the last tokens' queries to see.
+            see: Called in every layer with its index, those queries [1, asking, HQ, D] and all keys
+                [1, T, HKV, D], both rotated.
         """
         rows = torch.arange(len(token_ids), device=self.device)[None]
 
@@ -382,8 +439,9 @@ class Llama:
     def _heads(
         self, index: int, x: Tensor, with_queries: bool
     ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """A layer's queries [B, T, HQ, D] (or None), keys and values [B, T, HKV, D] of x [B, T, E],
-        not yet rotated: views of one product.
+        """A layer's queries [B, T, HQ, D] (or None), keys and values [B, T, HKV, D] of x [B, T, E].
+
+        They are not yet rotated, and views of one product.
         """
         w, groups = self.weights.layers[index], [self.config.num_key_value_heads] * 2
         if not with_queries:
@@ -396,7 +454,7 @@ class Llama:
     def _queries(
         self, index: int, x: Tensor, positions: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Rotated queries of some rows: x [B, R, E], positions [B, R] -> [B, R, HQ, D]."""
+        """Rotated queries of some tokens: x [B, R, E], positions [B, R] -> [B, R, HQ, D]."""
         w = self.weights.layers[index]
         q = self._norm_heads(self._project(x, w.q, w.q_bias), w.q_norm)
         self.ops.apply_rotary_(q, positions, *rotary)
@@ -409,15 +467,15 @@ class Llama:
         return self.ops.linear(x, weights, biases=biases).unflatten(-1, (-1, self.config.head_dim))
 
     def _norm_heads(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        """Each head [B, T, H, D] normalised, in a family that does so."""
+        """Normalise each head [B, T, H, D] if the family does so."""
         if weight is None:
             return x
-        # Rows of a fused product are further apart than their heads.
+        # Flattened without a copy: tokens of a fused product are further apart than their heads.
         return self.ops.rms_norm(x.flatten(0, 1), weight, self.config.rms_norm_eps).view(x.shape)
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """x [B, T, E], rows [B, R] -> [B, R, E]."""
+    """Gather tokens: x [B, T, E], rows [B, R] -> [B, R, E]."""
     starts = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)
     flat = (rows + starts[:, None]).flatten()
     return x.flatten(0, 1).index_select(0, flat).view(*rows.shape, x.shape[2])

@@ -1,8 +1,8 @@
-"""CUDA graphs: a step of the tree is captured once for its shape, and replayed for all its equals.
+"""CUDA graphs: each step of the tree is captured once per shape, then replayed for equal steps.
 
-For a small model the host takes longer to launch a step's kernels than the device to run them; a
-replay is one launch. Graphs read and write memory that must stay where it is, so a run of a tree is
-kept with them, for the next text of the same lengths.
+For a small model, the host takes longer to launch a step's kernels than the device to run them; a
+replay is a single launch. Graphs read and write memory that must stay where it is. So the memory of
+a run is kept with its graphs, for the next text of the same lengths.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Step = Callable[..., tuple[Tensor, ...]]
 
 # The devices that steps are captured on.
 HAS_GRAPHS = ("cuda",)
-# Runs that a model keeps: each has the memory that reading a text takes, and its graphs'.
+# How many runs a model keeps. Each holds the memory of reading a text, and of its graphs.
 MOST_KEPT = 2
 
 
 @dataclass(frozen=True)
 class Captured:
-    """A step's graph with the memory that it reads and writes; `replay` runs it once."""
+    """A step's graph, with the memory that it reads and writes. `replay` runs it once."""
 
     replay: Callable[[], object]
     inputs: tuple[Tensor, ...]
@@ -35,19 +35,20 @@ class Captured:
 
 
 class Replays:
-    """Runs steps; one whose key has been seen before is replayed.
+    """Runs steps. A step whose key was seen before is replayed.
 
-    A step is a function of tensors to tensors. All calls with one key must have inputs of the same
-    shapes and do the same work, and whatever else the step reads or writes must stay where it is.
-    The first call with a key runs as it is: kernels are compiled, libraries set themselves up.
+    A step is a function from tensors to tensors. All calls with one key must have inputs of the
+    same shapes and do the same work, and everything else that the step reads or writes must stay
+    where it is. The first call with a key runs normally, so that kernels are compiled and libraries
+    initialised; the second captures the graph.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._captured: dict[Hashable, Captured | None] = {}
         self._memory: Any = None  # PyTorch's handle of a memory pool
-        # PyTorch's own capture stream belongs to the device that was current when it was made, and
-        # a pool's memory is shared by what one stream captures.
+        # Not PyTorch's own capture stream: it belongs to the device that was current when it was
+        # made. One stream for all graphs, because only those of one stream share a pool's memory.
         self._stream: Any = None
 
     def __call__(self, key: Hashable, step: Step, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -64,13 +65,15 @@ class Replays:
         for place, given in zip(captured.inputs, inputs, strict=True):
             place.copy_(given)
         captured.replay()
-        # The next replay writes to the same places.
+        # Copies: the next replay writes to the same memory.
         return tuple(output.clone() for output in captured.outputs)
 
 
 def capture(step: Step, inputs: tuple[Tensor, ...], memory: Any, stream: Any) -> Captured:
-    """Record what a step launches; nothing is run. memory, stream: the pool and the stream that the
-    graphs share, which they may since no two run at once.
+    """Record what a step launches, without running it.
+
+    memory, stream: the pool and the stream that all graphs share. They may share them because no
+    two graphs run at once.
     """
     places = tuple(torch.empty_like(given) for given in inputs)
     graph = torch.cuda.CUDAGraph()
@@ -83,19 +86,21 @@ def capture(step: Step, inputs: tuple[Tensor, ...], memory: Any, stream: Any) ->
 
 
 def take_run(model: Llama, key: Hashable) -> Any:
-    """What a model keeps by a key, which is the caller's alone then; None where there is none."""
+    """Remove what a model keeps under a key and return it, or None if there is nothing."""
     return model.kept_runs.pop(key, None)
 
 
 def keep_run(model: Llama, key: Hashable, run: Any) -> None:
-    """Let a model keep a run, and forget those that were kept longest ago."""
+    """Let a model keep a run, and drop the oldest ones beyond `MOST_KEPT`."""
     model.kept_runs[key] = run
     while len(model.kept_runs) > MOST_KEPT:
         model.kept_runs.pop(next(iter(model.kept_runs)))
 
 
 def drop_graphs(model: Llama) -> None:
-    """Free the CUDA graphs that `encode` left with a model, and the memory that they run in: as
-    much as reading the last texts took. The next text captures its own.
+    """Free the CUDA graphs that `encode` left with a model, and the memory they run in.
+
+    With `HomerConfig(cuda_graphs=True)` a model keeps the graphs of its last two kinds of runs,
+    with as much memory as reading those texts took. The next text captures its graphs again.
     """
     model.kept_runs.clear()

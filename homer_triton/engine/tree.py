@@ -1,7 +1,7 @@
-"""The merge tree as data: which tokens, layers and row counts every node has.
+"""The merge tree as data: which tokens, layers and token counts every node has.
 
-Everything about a run but its numbers follows from four lengths, the layer count and three
-settings, so the whole schedule is known before the first matrix product (HOMER, sections 3.1 and
+Everything about a run except its numbers follows from four lengths, the layer count and a few
+settings. So the whole schedule is known before the first matrix product (HOMER, sections 3.1 and
 3.4). No torch here.
 """
 
@@ -17,7 +17,7 @@ from . import costs
 
 Recompute = Literal["none", "suffix", "all"]
 
-# The least that a described plan's numbers can be.
+# The smallest values that a described plan may have.
 _LEAST = {
     "prefix_len": 0,
     "context_len": 1,
@@ -31,20 +31,25 @@ _LEAST = {
     "asking": 1,
 }
 
-# Longer chunks take more memory and more attention for each token; shorter ones know too little of
-# what stands around a token.
+# Longer chunks cost more memory, and more attention per token. In shorter ones, a token sees too
+# little of what is around it.
 SHORTEST_DEFAULT_CHUNK, LONGEST_DEFAULT_CHUNK = 1024, 8192
-# A model answers best from a short prompt; fewer tokens than this lose what was asked for.
+# A model answers best from a short prompt, but with fewer tokens than this the answer is lost.
 SHORTEST_DEFAULT_TARGET = 384
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One chunk: `prefix ‖ context rows ‖ suffix`, run through its level's layers and pruned at the
-    end.
+    """One chunk of the merge tree.
 
-    height: 0 for leaves; index: from the left within the height; context: context rows that go in;
-    kept: context rows that survive its prune (the affix always does).
+    A chunk is `prefix ‖ context tokens ‖ suffix`. It runs through the layers of its level and is
+    pruned at the end of the last one.
+
+    Attributes:
+        height: 0 for leaves.
+        index: Its place among the nodes of this height, from the left.
+        context: Context tokens that go in.
+        kept: Context tokens that survive the prune. Prefix and suffix always do.
     """
 
     height: int
@@ -55,8 +60,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Level:
-    """All nodes of one height, left to right, and the layers [first_layer, last_layer) that they
-    run.
+    """All nodes of one height, left to right, and the layers that they run.
+
+    Attributes:
+        height: 0 for leaves.
+        first_layer: The first layer that they run.
+        last_layer: The layer after the last one that they run.
+        nodes: The nodes.
     """
 
     height: int
@@ -67,16 +77,36 @@ class Level:
 
 @dataclass(frozen=True)
 class Plan:
-    """A merge tree for one input; `levels[0]` holds the leaves and `levels[-1]` the root alone.
+    """The merge tree for one input: what `plan` returns, known before anything runs.
 
-    Lengths are in tokens. `prefix_len + context_len + suffix_len` is the whole input; every chunk
-    holds the prefix, the suffix and at most `max_chunk_len` tokens in all. `leaf_batch` leaves run
-    at once; with `offload` what waits does so in host memory. The tree runs the first `layers_tree`
-    of the model's `num_layers`; `asking` rows of every chunk's suffix select. recompute: what is
-    read once more in the end, "none", "suffix", or "all" that survived. With "all" the tree's keys
-    and values are not kept, and the root keeps all that its chunk holds; if that is more than the
-    target, those survivors are chosen from once more, as a chunk that starts anew from its tokens
-    (`narrowing`).
+    The input is `prefix ‖ context ‖ suffix`. The context is cut into chunks, the leaves of a binary
+    tree. Every chunk holds the prefix (the input's start), its context tokens and the suffix (the
+    input's end, usually the question). Chunks run through the layers of their level, are pruned,
+    and are merged in pairs up to the root.
+
+        tree = ht.plan(model, context_len=131072, suffix_len=20)
+        print(tree.height, tree.rows, tree.memory(model.config, itemsize=2) / 2**30, "GiB")
+
+    All lengths are in tokens.
+
+    Attributes:
+        prefix_len: Length of the prefix.
+        context_len: Length of the context.
+        suffix_len: Length of the suffix.
+        max_chunk_len: The most tokens in a chunk, prefix and suffix included.
+        target_len: The most tokens in the finished cache, prefix and suffix included.
+        layers_warmup: Warm-up layers: what the leaves run before the first merge, on top of each
+            level's equal share of the layers.
+        leaf_batch: How many leaves run at once.
+        offload: Whether finished chunks wait in host memory.
+        num_layers: Layers of the model.
+        recompute: What is read once more at the end: "none", "suffix", or "all" that survived. With
+            "all", the tree's keys and values are not kept, and its root keeps as many tokens as a
+            chunk holds; if these are more than `target_len`, one more chunk chooses from them
+            (`narrowing`).
+        asking: How many of the suffix's last tokens score the others.
+        leaf_context: Context tokens of a leaf; the last leaf may have fewer.
+        levels: `levels[0]` has the leaves, `levels[-1]` only the root.
     """
 
     prefix_len: int
@@ -95,11 +125,12 @@ class Plan:
 
     @property
     def height(self) -> int:
+        """Height of the root; 0 if a single chunk holds the whole context."""
         return len(self.levels) - 1
 
     @property
     def layers_tree(self) -> int:
-        """Layers that the tree runs."""
+        """How many layers the tree runs."""
         return self.levels[-1].last_layer
 
     @property
@@ -109,7 +140,7 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """Rows of the finished cache."""
+        """Tokens of the finished cache."""
         return min(self.survivors, self.target_len) if self.recompute == "all" else self.survivors
 
     @property
@@ -119,11 +150,14 @@ class Plan:
 
     @property
     def prunes(self) -> bool:
-        """Whether any chunk has to choose which of its rows it keeps."""
+        """Whether any chunk drops tokens."""
         return any(node.kept < node.context for level in self.levels for node in level.nodes)
 
     def narrowing(self) -> Plan | None:
-        """The tree of one chunk that chooses from the root's survivors, if they are too many."""
+        """The plan of the one more chunk that chooses from the root's survivors.
+
+        The survivors run as a new chunk, starting from their tokens. None if they are not too many.
+        """
         if self.survivors == self.rows:
             return None
         return build_plan(
@@ -141,17 +175,19 @@ class Plan:
 
     @property
     def next_position(self) -> int:
-        """The RoPE position at which new tokens go on."""
+        """The RoPE position of the first token after the encoding."""
         return self.rows if self.recompute == "all" else self.chunk_end
 
     @property
     def chunk_end(self) -> int:
-        """The first RoPE position that no chunk has."""
+        """The first RoPE position after those of a chunk."""
         return self.prefix_len + self.leaf_context + self.suffix_len
 
     def steps(self) -> Iterator[tuple[Node, ...]]:
-        """The nodes in the order they run: depth first, left before right, children before their
-        parent. A step's nodes have equal shapes, stand side by side and run as a batch.
+        """The nodes in the order in which they run.
+
+        That is depth first, left before right, children before their parent. The nodes of one step
+        have equal shapes, are neighbours and run as a batch.
         """
 
         def walk(height: int, index: int) -> Iterator[tuple[Node, ...]]:
@@ -172,31 +208,32 @@ class Plan:
         return walk(self.height, 0)
 
     def has_right(self, height: int, index: int) -> bool:
-        """Whether a node above the leaves has two children (the last one of a level may have its
-        left one only).
-        """
+        """Whether a node above the leaves has two children. The last of a level may have one."""
         return 2 * index + 1 < len(self.levels[height - 1].nodes)
 
     def waits(self, nodes: tuple[Node, ...]) -> bool:
-        """Whether a step's only node is a left child whose sibling comes later."""
+        """Whether a step's only node is a left child whose sibling runs later."""
         first = nodes[0]
         is_left = first.index % 2 == 0 and first.height < self.height
         return len(nodes) == 1 and is_left and self.has_right(first.height + 1, first.index // 2)
 
     @property
     def peak_slots(self) -> int:
-        """The most tokens whose keys and values are alive at once, the prefix included."""
+        """The most tokens held at once, the prefix included."""
         return self.slots()[0]
 
     def slots(self, documents: int = 1) -> tuple[int, ...]:
-        """For each level, the most tokens that are alive at once in its layers: the prefix, and
-        each document's chunks of this height and higher ones.
+        """For each level, the most tokens held at once in its layers.
+
+        These are the prefix, and each document's chunks of this height and above.
+
+        documents: how many run side by side.
         """
         return tuple(self.prefix_len + documents * own for own in self.own_slots)
 
     @cached_property
     def own_slots(self) -> tuple[int, ...]:
-        """One document's `slots` without the prefix."""
+        """`slots` of one document, without the prefix."""
         live, peak = [0] * len(self.levels), [0] * len(self.levels)
 
         def count(height: int, tokens: int) -> None:
@@ -221,29 +258,34 @@ class Plan:
             children = count_now
         return tuple(peak)
 
-    # What running it costs.
+    # The cost of running it.
     flops = costs.flops
     prefill_flops = costs.prefill_flops
     memory = costs.memory
     prefill_memory = costs.prefill_memory
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything needed to make this plan again, as plain numbers."""
+        """All that is needed to make this plan again, as plain numbers."""
         fields = asdict(self)
         del fields["levels"], fields["leaf_context"]
         return {**fields, "layers_tree": self.layers_tree}
 
     @classmethod
     def from_dict(cls, fields: Any) -> Plan:
-        """The plan that `to_dict` described. Raises `ValueError` for anything else."""
+        """The plan that `to_dict` described.
+
+        Raises:
+            ValueError: The fields are anything else.
+        """
         cls.check_dict(fields)
         return build_plan(**fields)
 
     @staticmethod
     def check_dict(fields: Any) -> None:
-        """Raise `ValueError` unless these can be what `to_dict` gave, by their types and ranges:
-        whether they fit each other is only known when the plan is made, whose nodes take memory by
-        the length of the context.
+        """Raise `ValueError` unless the fields have the names, types and ranges of `to_dict`'s.
+
+        Whether they fit each other is only known when the plan is made. That takes memory for its
+        nodes, as many as the context's length asks for.
         """
         known = {*_LEAST, "offload", "recompute"}
         if not isinstance(fields, dict) or fields.keys() != known:
@@ -276,10 +318,17 @@ def build_plan(
 ) -> Plan:
     """Lay out the merge tree (HOMER, section 3 and appendix A).
 
-    layers_tree: the layers that it runs, all `num_layers` of the model if left out. Raises
-    `ValueError` for an empty context or suffix, an affix that leaves a chunk or the target no room,
-    a `layers_tree` that leaves the cache unfinished, and a tree with more levels than the layers
-    after the warm-up.
+    Args:
+        prefix_len, context_len, suffix_len: Tokens of each part of the input.
+        num_layers: Layers of the model.
+        max_chunk_len, target_len, layers_warmup, leaf_batch, offload: As in `Plan`.
+        layers_tree: Layers that the tree runs. Default: all `num_layers`.
+        recompute, asking: As in `Plan`.
+
+    Raises:
+        ValueError: The context or the suffix is empty, prefix and suffix leave no capacity for
+            context in a chunk or in the target, `layers_tree` would leave the cache unfinished, the
+            layers after the warm-up are fewer than the tree's levels, or a setting is out of range.
     """
     affix = prefix_len + suffix_len
     room = max_chunk_len - affix
@@ -336,7 +385,7 @@ def build_plan(
     leaves = [min(leaf_context, context_len - i) for i in range(0, context_len, leaf_context)]
     first_height_layers = tree - per_level * height
 
-    # What is read again as one prompt is chosen at last from all that the root's chunk holds.
+    # With "all", the final choice is made later, from everything that the root's chunk holds.
     root = room if recompute == "all" and height else target_len - affix
     budgets = _context_budgets(height, leaves, room, root)
     levels: list[Level] = []
@@ -367,20 +416,22 @@ def build_plan(
 
 
 def default_chunk_len(context_limit: int) -> int:
-    """The length of chunks, and of calibration segments, where nobody says another: a quarter of
-    what a model can read, between `SHORTEST_DEFAULT_CHUNK`, or half of a short limit, and
-    `LONGEST_DEFAULT_CHUNK`.
+    """The default length of chunks, and of calibration segments, in tokens.
+
+    A quarter of the model's context limit, but at least `SHORTEST_DEFAULT_CHUNK` (or half of the
+    limit, if that is less) and at most `LONGEST_DEFAULT_CHUNK`.
     """
     shortest = min(context_limit // 2, SHORTEST_DEFAULT_CHUNK)
     return min(max(context_limit // 4, shortest), LONGEST_DEFAULT_CHUNK)
 
 
 def default_target_len(chunk_len: int, affix: int, recompute: Recompute) -> int:
-    """The most tokens in the finished cache, where nobody says another: a chunk's, as in the paper;
-    where they are read again as one prompt, an eighth of it, but at least
-    `SHORTEST_DEFAULT_TARGET`.
+    """The default for the most tokens in the finished cache.
 
-    affix: tokens of the prefix and the suffix, which have their room beside those.
+    A chunk, as in the paper; with `recompute="all"`, an eighth of a chunk (at least
+    `SHORTEST_DEFAULT_TARGET`) plus prefix and suffix, but at most a chunk.
+
+    affix: tokens of prefix and suffix together.
     """
     if recompute != "all":
         return chunk_len
@@ -388,7 +439,7 @@ def default_target_len(chunk_len: int, affix: int, recompute: Recompute) -> int:
 
 
 def tree_height(context_len: int, room: int) -> int:
-    """Height of the smallest binary tree whose leaves hold the context, `room` tokens in each."""
+    """Height of the smallest binary tree that holds the context, `room` tokens in each leaf."""
     return (-(-context_len // room) - 1).bit_length()
 
 
@@ -398,18 +449,19 @@ def _alike(nodes: tuple[Node, ...]) -> bool:
 
 
 def _context_budgets(height: int, leaves: list[int], room: int, target: int) -> list[list[int]]:
-    """How many context rows each node may hand on, by height and index, from the root down (HOMER,
-    appendix A).
+    """How many context tokens each node may keep, by height and index (HOMER, appendix A).
+
+    The budgets are set from the root down.
     """
     budgets = [[target]]
     for j in range(height - 1, -1, -1):
         count = -(-len(leaves) // 2**j)
         level = [room // 2] * count
         if count % 2:
-            level[-1] = room  # no right sibling: nothing to make room for
+            level[-1] = room  # no right sibling to share the parent's chunk with
         elif leaves[(count - 1) * 2**j] < room // 2:
-            # The right sibling is one short leaf: it stays whole, and its left sibling takes the
-            # rest of the chunk.
+            # The right sibling is one short leaf: it is kept whole, and its left sibling gets the
+            # rest of the parent's chunk.
             level[-1] = leaves[-1]
             level[-2] = room - leaves[-1]
         budgets.append(level)
