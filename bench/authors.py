@@ -1,16 +1,16 @@
-"""Time and memory of `encode` beside the published code of HOMER's authors, on a CPU.
+"""Compares time and memory of `encode` with the published code of HOMER's authors, on a CPU.
 
     git clone https://github.com/alinlab/HOMER
     python -m venv theirs && theirs/bin/pip install torch==2.13.0 transformers==4.42.4 'numpy<2'
     python bench/authors.py --checkout HOMER --python theirs/bin/python [--out DIR]
 
-The same random weights, tokens and settings (the 50M shape of bench/encode.py, float32, no
-calibration) go through both, each in its own Python, since their code needs an old transformers.
-Both must give the same logits, in this run. Times are of processes that take turns; memory is a
-fresh process's for each length. Writes DIR/authors-50M-float32.csv.
+Both get the same random weights, tokens and settings (the 50M shape of bench/encode.py, float32,
+no calibration). Each runs in its own Python, since their code needs an old transformers. Both must
+give the same logits in this run. The processes take turns for the times; memory is measured in a
+new process for each length. Writes DIR/authors-50M-float32.csv.
 
-Their attention is flash-attn's, which a CPU has not: PyTorch's takes its place, which is causal and
-exact too. Without a bias file their code fails, so it gets one of zeros.
+Their attention is flash-attn's, which does not run on a CPU. PyTorch's attention takes its place,
+which is causal and exact too. Their code fails without a bias file, so it gets one with zeros.
 """
 
 import argparse
@@ -37,15 +37,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 SHAPE, CHUNK, WARMUP, AFFIX = "50M", 512, 6, 16
 OURS, THEIRS = "homer_triton", "authors"
-# Of their bias file: more than any within a chunk.
+# The length of their bias file: more than any distance within a chunk.
 DISTANCES = 8 * CHUNK
 
 
 @dataclass(frozen=True)
 class Line:
-    """One system at one length: seconds, the median with the fastest and the slowest round; the
-    process's most memory above the weights; source, a hash of the authors' chunk.py and
-    patch_llama.py.
+    """One system at one length.
+
+    seconds, low, high: the median, fastest and slowest round; peak_bytes: the process's peak memory
+    above the weights; source: a hash of the authors' chunk.py and patch_llama.py.
     """
 
     system: str
@@ -64,7 +65,7 @@ class Line:
 
 
 def ours(leaf_batch: int) -> Callable[[Tensor], Tensor]:
-    """Reads token ids [n] and returns the last logits [V]."""
+    """Return a function from token ids [n] to the last logits [V]."""
     from random_models import random_llama
 
     import homer_triton as ht
@@ -77,7 +78,7 @@ def ours(leaf_batch: int) -> Callable[[Tensor], Tensor]:
 
 
 def theirs(folder: Path, checkout: Path) -> Callable[[Tensor], Tensor]:
-    """The same by the authors' code; this runs in a Python without homer_triton."""
+    """The same with the authors' code; this runs in a Python without homer_triton."""
     import torch.nn.functional as F
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaFlashAttention2
@@ -117,7 +118,7 @@ def theirs(folder: Path, checkout: Path) -> Callable[[Tensor], Tensor]:
 
 
 def load_memory() -> ModuleType:
-    """The module, by its path: the authors' Python cannot import the package around it."""
+    """Load the module by its path: the authors' Python cannot import the package around it."""
     found = spec_from_file_location("memory", MEMORY)
     assert found is not None
     assert found.loader is not None
@@ -127,14 +128,14 @@ def load_memory() -> ModuleType:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Answer each line of standard input, a number of tokens, with a line of JSON."""
+    """Read numbers of tokens from standard input, and answer each with a line of JSON."""
     folder, memory = arguments.serve, load_memory()
     words = json.loads((folder / "sizes.json").read_text())["vocab_size"]
     if arguments.system == OURS:
         read = ours(arguments.leaf_batch)
     else:
         read = theirs(folder, arguments.checkout)
-    read(torch.arange(1024) % words)  # libraries set themselves up; what that takes is not counted
+    read(torch.arange(1024) % words)  # not counted: libraries set themselves up
     for line in sys.stdin:
         generator = torch.Generator().manual_seed(1)
         ids = torch.randint(words, (int(line),), generator=generator)
@@ -158,7 +159,7 @@ class Worker:
         )
 
     def read(self, tokens: int) -> dict[str, Any]:
-        """The seconds, the peak in bytes and the logits of reading so many tokens."""
+        """The seconds, the peak in bytes and the logits of reading this many tokens."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(tokens, file=self._process.stdin, flush=True)
@@ -176,7 +177,7 @@ class Worker:
 
 
 def save_model(folder: Path) -> None:
-    """Leave the weights and sizes where the authors' Python finds them."""
+    """Save the weights and sizes for the authors' Python."""
     from random_models import SHAPES, as_transformers, random_llama
 
     model = as_transformers(random_llama(SHAPE, "float32", "torch"))
@@ -186,7 +187,7 @@ def save_model(folder: Path) -> None:
 
 
 def compare(folder: Path, arguments: argparse.Namespace) -> list[Line]:
-    """Both systems at every length. Raises `ArithmeticError` where their logits differ."""
+    """Measure both systems at every length. Raises `ArithmeticError` if their logits differ."""
     import measure
 
     lengths = [int(length) for length in arguments.lengths.split(",")]
@@ -233,11 +234,13 @@ def compare(folder: Path, arguments: argparse.Namespace) -> list[Line]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--checkout", type=Path, required=True, help="of github.com/alinlab/HOMER")
-    parser.add_argument("--python", type=Path, help="a Python with what their code needs")
-    parser.add_argument("--lengths", default="4096,16384,32768")
-    parser.add_argument("--leaf-batch", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--checkout", type=Path, required=True, help="a clone of github.com/alinlab/HOMER"
+    )
+    parser.add_argument("--python", type=Path, help="the Python that has what their code needs")
+    parser.add_argument("--lengths", default="4096,16384,32768", help="tokens of the texts")
+    parser.add_argument("--leaf-batch", type=int, default=4, help="leaves that we run at once")
+    parser.add_argument("--rounds", type=int, default=3, help="repeats of each measurement")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--system", help=argparse.SUPPRESS)

@@ -1,12 +1,15 @@
-"""The compile gate: every kernel, at real sizes, built for chips that need not be there.
+"""Compiles every kernel at real sizes for several chips, none of which needs to be there.
 
     python bench/compile.py [--update]
 
-Prints a table of registers, spills, shared memory and matrix instructions and writes it to
-bench/results/compile.csv. Exits 1, leaving the file as it was, when a kernel spills, asks for more
-shared memory than its chip has, lost its matrix instructions or has them serialised, lost the
-asynchronous copies that feed them, is compiled anew for a number of rows, or needs clearly more
-registers than the file says; `--update` accepts the latter.
+Prints a table of registers, spills, shared memory and matrix instructions, and writes it to
+bench/results/compile.csv. Exits with 1, and leaves the file unchanged, when a kernel
+
+- spills, or asks for more shared memory than its chip has,
+- lost its matrix instructions, or the compiler serialises them,
+- lost the asynchronous copies that feed them,
+- is compiled again for another number of rows,
+- needs clearly more registers than the file says (`--update` accepts this one).
 """
 
 import argparse
@@ -35,11 +38,11 @@ from triton.compiler import CompiledKernel  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "compile.csv"
-# Registers over the committed count that pass; another release of Triton counts anew.
+# Registers that a kernel may need beyond the committed count of the same release of Triton.
 REGISTER_SLACK = 8
-# Asynchronous copies, those by tensor descriptors first.
+# Asynchronous copies; the ones by tensor descriptors come first.
 COPIES = ("cp.async.bulk.tensor", "cp.async")
-# What must use matrix instructions.
+# The kernels that must use matrix instructions.
 MATRIX_KERNELS = ("causal_attention", "attend_one", "totals", "votes")
 
 
@@ -47,8 +50,8 @@ MATRIX_KERNELS = ("causal_attention", "attend_one", "totals", "votes")
 class Chip:
     """A target, the bytes of shared memory that a program can have, and its matrix instructions.
 
-    The first of those is for large tiles, the last for short ones. descriptors: whether it copies
-    by tensor descriptors.
+    matrix: the first instruction is for large tiles, the last for short ones; descriptors: whether
+    the chip copies by tensor descriptors.
     """
 
     target: GPUTarget
@@ -63,15 +66,17 @@ CHIPS = {
     "sm_100a": Chip(GPUTarget("cuda", 100, 32), 227 * 1024, ("tcgen05.mma", "mma.sync"), True),
     "gfx942": Chip(GPUTarget("hip", "gfx942", 64), 64 * 1024, ("mfma",)),
 }
-# The chip that compilations are counted for.
+# Compilations are counted for this chip.
 COUNTED_ON = "sm_90a"
 
 
 @dataclass(frozen=True)
 class Built:
-    """One line of the table. `spills` are bytes per thread, on AMD chips vector registers;
-    serialised: whether ptxas lets no asynchronous matrix product run beside anything else;
-    copies: the instruction by which memory comes into shared memory without a thread waiting.
+    """One line of the table.
+
+    spills: bytes per thread, on AMD chips vector registers; serialised: whether ptxas makes every
+    asynchronous matrix product wait; copies: the instruction that copies into shared memory while
+    the threads go on.
     """
 
     kernel: str
@@ -88,7 +93,7 @@ class Built:
 
 
 class StandInDriver:
-    """What Triton's JIT asks of a driver before a launch, without a device behind it."""
+    """What Triton's JIT asks a driver before a launch; there is no device behind it."""
 
     def __init__(self, target: GPUTarget) -> None:
         self._target = target
@@ -107,7 +112,7 @@ class StandInDriver:
 
 
 def resources(kernel: CompiledKernel, chip: Chip) -> tuple[int, int]:
-    """(registers, spills) of a compiled kernel, read from its machine code."""
+    """(registers, spills) of a compiled kernel, from its machine code."""
 
     def number(pattern: str, text: str) -> int:
         found = re.search(pattern + r":\s*(\d+)", text)
@@ -132,7 +137,7 @@ Compiled = tuple[str, CompiledKernel]
 
 
 def compiling(chip: Chip) -> list[Compiled]:
-    """Let every launch only compile, for a chip; returns the list that what it compiles goes to."""
+    """Make every launch compile only, for a chip; returns the list that collects the kernels."""
     triton.runtime.driver.set_active(StandInDriver(chip.target))
     compiled: list[Compiled] = []
     run = JITFunction.run
@@ -160,7 +165,7 @@ def build(chip_name: str) -> list[Built]:
 def count_compilations(chip_name: str) -> dict[tuple[str, str], int]:
     """How often each kernel of a case is compiled over `ROW_COUNTS`. Runs in a process of its own.
 
-    Not what a range of rows is compiled for on purpose: those are within one power of two.
+    These are within one power of two: kernels are compiled on purpose for each power.
     """
     compiled = compiling(CHIPS[chip_name])
     hashes: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -174,7 +179,7 @@ def count_compilations(chip_name: str) -> dict[tuple[str, str], int]:
 
 
 def describe(name: str, case: str, chip_name: str, kernel: CompiledKernel) -> Built:
-    """The table's line for a compiled kernel."""
+    """The line of the table for a compiled kernel."""
     chip = CHIPS[chip_name]
     registers, spills = resources(kernel, chip)
     text = kernel.asm["ptx" if chip.target.backend == "cuda" else "amdgcn"]
@@ -195,7 +200,7 @@ def describe(name: str, case: str, chip_name: str, kernel: CompiledKernel) -> Bu
 
 
 def is_serialised(ptx: str, arch: int) -> bool:
-    """Whether ptxas warns that it makes wgmma wait (C7510 to C7519), which Triton does not show."""
+    """Whether ptxas warns that it makes wgmma wait (C7510 to C7519). Triton does not show that."""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
@@ -207,7 +212,7 @@ def is_serialised(ptx: str, arch: int) -> bool:
 
 
 def complaints(lines: list[Built], before: dict[tuple[str, str, str], dict[str, str]]) -> list[str]:
-    """What is wrong with the table, one sentence each; `before` is the committed one."""
+    """What is wrong with the table, a sentence for each problem; before: the committed table."""
     found = []
     for line in lines:
         what = f"{line.kernel} ({line.case}) on {line.chip}"
@@ -216,7 +221,7 @@ def complaints(lines: list[Built], before: dict[tuple[str, str, str], dict[str, 
             found.append(f"{what} spills {line.spills}")
         if line.shared > line.shared_limit:
             found.append(f"{what} needs {line.shared} bytes of shared memory")
-        # Others than whole attention have few rows.
+        # All but whole attention have few rows.
         wanted = CHIPS[line.chip].matrix[0 if line.kernel == "causal_attention" else -1]
         uses_matrix = line.kernel in MATRIX_KERNELS and "float32" not in line.case
         if uses_matrix and line.matrix != wanted:
@@ -238,7 +243,7 @@ def complaints(lines: list[Built], before: dict[tuple[str, str, str], dict[str, 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--update", action="store_true", help="accept higher register counts")
-    parser.add_argument("--chips", nargs="+", choices=CHIPS, default=list(CHIPS))
+    parser.add_argument("--chips", nargs="+", choices=CHIPS, default=list(CHIPS), help="only these")
     args = parser.parse_args()
     before = {}
     if RESULTS.exists() and not args.update:

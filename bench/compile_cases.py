@@ -1,6 +1,6 @@
-"""What the compile gate builds: every op at real sizes, its tensors without memory.
+"""The cases of bench/compile.py: every op at real sizes, on tensors without memory.
 
-To be imported where Triton compiles and does not interpret.
+Import this only where Triton compiles (`TRITON_INTERPRET=0`).
 """
 
 from collections.abc import Callable, Iterator
@@ -31,17 +31,17 @@ MODELS = {
     "Llama-2-7B": Model(4096, 32, 32, 128, 11008),
     "Llama-3.2-1B": Model(2048, 32, 8, 64, 8192),
 }
-# What the cases are called whose keys come by tensor descriptors, and their tiles.
+# How the cases begin whose keys are copied by tensor descriptors, and their tiles.
 DESCRIBED = "described"
 DESCRIBED_TILES = {
     64: attention.Tile(128, 128, 8, 3, descriptors=True),
     128: attention.Tile(128, 128, 8, 2, descriptors=True),
 }
-# What is special about a call, and the call.
+# A case's name, and its call.
 Case = tuple[str, Callable[[], object]]
 
 ROWS, KEPT, PREFIX, SUFFIX, SLOTS, LAYERS, ASKING = 2048, 1074, 100, 100, 8192, 32, 32
-# Odd ones and such as 2, 4, 8, 16 and more divide, all within one power of two.
+# Some odd, some multiples of 2, 4, 8, 16 and more; all within one power of two.
 ROW_COUNTS = (
     *(1025, 1026, 1028, 1032, 1040, 1056, 1088, 1100, 1111, 1152),
     *(1234, 1280, 1333, 1500, 1536, 1601, 1777, 1904, 2000, 2047),
@@ -94,7 +94,7 @@ def attention_cases() -> Iterator[Case]:
 
 
 def descriptor_cases() -> Iterator[Case]:
-    """Attention whose keys come by tensor descriptors, with the largest tiles of `make tune`."""
+    """Attention with keys copied by tensor descriptors, in the largest tiles of `make tune`."""
     for dim, tile in DESCRIBED_TILES.items():
         for name, queries, prefix, rows in (
             ("full", ROWS, 0, False),
@@ -106,7 +106,7 @@ def descriptor_cases() -> Iterator[Case]:
 
 
 def with_tile(tile: attention.Tile, call: Callable[[], object]) -> None:
-    """A call of attention with a tile of its own."""
+    """Call attention with another tile than the table's."""
     with mock.patch.object(attention, "attention_tile", return_value=tile):
         call()
 

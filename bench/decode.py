@@ -1,14 +1,13 @@
-"""Milliseconds of a token that is decoded after an encoded context, by `homer_triton.generate` and
-by transformers' `generate` on the same cache and the same weights, which are random.
+"""Times a new token after an encoded context, beside transformers' `generate`.
 
     python bench/decode.py [--shape Llama-3-8B] [--dtype bfloat16] [--rows 800,4096]
                            [--sequences 1,8] [--tokens 16] [--repeats 3] [--out DIR]
 
-The systems take turns. What a call takes before its second token (copying the cache, say) does not
-count: a call for one token is subtracted from one for many. Several sequences are decoded side by
-side: transformers' with a copy of the cache each, ours over rows that are there once ("shared") or
-with a copy each too ("copies"). All times are for a token of each of them. Writes
-DIR/decode-SHAPE-DTYPE.csv anew after each case.
+Both have the same cache and the same random weights, and take turns. What a call does before its
+second token (copying the cache, for example) does not count: the time of a call for one token is
+subtracted from that of a call for many. Several sequences are decoded side by side. transformers
+copies the cache for each; ours share one cache ("shared") or have a copy each too ("copies"). All
+times are for a token of every sequence. Writes DIR/decode-SHAPE-DTYPE.csv after each case.
 """
 
 import argparse
@@ -39,7 +38,7 @@ Decode = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Line:
-    """One system after a cache of so many rows: the median, the least and the most milliseconds of
+    """One system after a cache of so many tokens (rows): the median, least and most milliseconds of
     a token of every sequence.
     """
 
@@ -58,7 +57,7 @@ class Line:
 
 
 def context_of(model: Llama, shape: str, rows: int) -> ht.EncodedContext:
-    """An encoded context of so many rows, whose keys and values are random."""
+    """An encoded context of so many tokens, with random keys and values."""
     affix = SHAPES[shape].affix
     ids = torch.arange(3 * affix) % model.config.vocab_size
     config = ht.HomerConfig.paper()
@@ -81,7 +80,7 @@ def context_of(model: Llama, shape: str, rows: int) -> ht.EncodedContext:
 def ours(
     model: Llama, context: ht.EncodedContext, sequences: int, copies: bool, tokens: int
 ) -> None:
-    # Encodings that are not the same object are not taken for one.
+    # Encodings that are different objects do not share their cache.
     contexts = [replace(context) if copies else context for _ in range(sequences)]
     ht.generate_batch(model, contexts, max_new_tokens=tokens)
 
@@ -104,7 +103,7 @@ def token_ms(decode: Decode, tokens: int) -> float:
 
 
 def in_turn(systems: dict[str, Decode], tokens: int, repeats: int) -> dict[str, list[float]]:
-    """Every system's times, sorted, after a first call that sets it up."""
+    """The sorted times of every system, after a first call that sets it up."""
     for decode in systems.values():
         decode(2)
     times: dict[str, list[float]] = {name: [] for name in systems}
@@ -119,9 +118,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default="Llama-3-8B" if ON_GPU else "50M")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16" if ON_GPU else "float32")
     parser.add_argument("--ops", choices=("auto", "triton", "torch"), default="auto")
-    parser.add_argument("--rows", type=whole_numbers, default="800,4096")
-    parser.add_argument("--sequences", type=whole_numbers, default="1,8")
-    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument(
+        "--rows", type=whole_numbers, default="800,4096", help="tokens in the cache"
+    )
+    parser.add_argument(
+        "--sequences", type=whole_numbers, default="1,8", help="decoded side by side"
+    )
+    parser.add_argument("--tokens", type=int, default=16, help="new tokens that are timed")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     return parser.parse_args()
@@ -141,10 +144,10 @@ def main() -> int:
                 "copies": partial(ours, model, context, sequences, True),
                 "transformers": partial(theirs, peer, context, sequences),
             }
-            if sequences == 1:  # which is the same
+            if sequences == 1:  # the same as shared
                 del systems["copies"]
             timed = in_turn(systems, args.tokens, args.repeats)
-        except Exception as error:  # it must not cost the others
+        except Exception as error:  # the other cases still run
             failed += 1
             print(f"{rows} rows, {sequences} sequences failed: {describe(error)}", flush=True)
             continue

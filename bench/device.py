@@ -1,4 +1,4 @@
-"""What this machine is, and what it can do at best: its copy bandwidth and matrix rate.
+"""Describes this machine, and measures its limits: copy bandwidth and matrix rate.
 
     python bench/device.py [--out DIR]
 
@@ -23,10 +23,10 @@ COPIED, WIDTH = (2**30, 8192) if ON_GPU else (2**20, 128)
 
 
 def limits() -> dict[str, float]:
-    """Copy bandwidth in bytes, and matrix rate in FLOPs, per millisecond."""
+    """Copy bandwidth in bytes per millisecond, and matrix rate in FLOPs per millisecond."""
     source = torch.zeros(COPIED // 4, dtype=torch.int32, device=DEVICE)
     target = torch.empty_like(source)
-    # A kernel: what copies in a CUDA graph is another engine, of two thirds of its rate on an H200.
+    # A kernel copies: in a CUDA graph, `copy_` uses another engine, two thirds as fast on an H200.
     copying = time_calls([lambda: torch.bitwise_not(source, out=target)])
     a, b = random(WIDTH, WIDTH), random(WIDTH, WIDTH)
     multiplying = time_calls([lambda: a @ b])

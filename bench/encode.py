@@ -1,14 +1,19 @@
-"""Time and memory of `encode` by length, beside transformers' plain prefill on the same weights.
+"""Measures `encode` by length, beside transformers' plain prefill on the same weights.
 
     python bench/encode.py [--shape 50M] [--dtype float32] [--lengths 4096,8192] [--out DIR]
                            [--systems torch,torch+paper,triton+graphs] [--leaf-batch 1,4]
 
-Systems take turns at each length, the lengths in the order given. On a CPU every measurement has a
-process of its own, so that one's memory is not another's; a GPU's allocator counts its own. First,
-in the same run, a text of which nothing is pruned must give transformers' own logits: a system that
-does not is reported and measured all the same, and the column `checked` says so. Writes
-DIR/encode-SHAPE-DTYPE.csv and two plots beside it, and prints the crossover: the length below which
-the plain prefill is faster. Exits 1 where anything failed.
+Measures time and memory. Systems take turns at each length, and lengths run in the given order.
+First, in the same run, a text from which nothing is pruned must give transformers' own logits. A
+system that fails this check is reported and still measured; the column `checked` says so. Writes
+DIR/encode-SHAPE-DTYPE.csv and two plots, and prints the crossover: the length below which the plain
+prefill is faster. Exits with 1 if anything failed.
+
+On a GPU, memory is what its allocator counts. On a CPU every measurement has its own process, and
+memory is that process's peak under glibc's allocator, after a first call in which libraries set
+themselves up. Long texts reach a quarter more than the plan: holes that the heap keeps between ever
+more steps. With `MALLOC_MMAP_THRESHOLD_=131072` every tensor has pages of its own: the peak of the
+50M model is then 33 MiB at each length, but reading takes a third longer.
 """
 
 import argparse
@@ -45,10 +50,12 @@ ATTENTION_OPS = "scaled_dot_product"
 
 @dataclass(frozen=True)
 class Line:
-    """One system at one length. peak_bytes, predicted_bytes: the most memory above the weights, and
-    what the plan says of it; share_of_rate: of the matrix rate measured in the same process;
-    share_outside: of the time, spent neither in matrix products nor in attention (CPU only, else
-    nan); checked: the system gives transformers' logits where nothing is pruned.
+    """One system at one length.
+
+    peak_bytes, predicted_bytes: the peak memory above the weights, measured and planned;
+    share_of_rate: share of the matrix rate that was measured in the same process; share_outside:
+    share of the time outside matrix products and attention (nan on a GPU); checked: whether the
+    system gives transformers' logits where nothing is pruned.
     """
 
     shape: str
@@ -72,9 +79,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Task:
-    """What a child process is to measure. system: the ops, and how they are run: "triton+paper" is
-    the method as published in place of our defaults, "triton+graphs" replays steps of equal shape,
-    "triton+offload" lets waiting chunks be in host memory.
+    """What a child process measures.
+
+    system: the ops, and how they run. "triton+paper" is the method as published instead of our
+    defaults, "triton+graphs" replays steps of equal shape, "triton+offload" keeps waiting chunks in
+    host memory.
     """
 
     shape: str
@@ -99,7 +108,7 @@ class Task:
 
 
 def make_call(model: Llama, task: Task) -> Callable[[], Tensor]:
-    """A function that reads the whole input and returns the last token's logits [V]."""
+    """Return a function that reads the whole input and returns the last token's logits [V]."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(model.config.vocab_size, (task.tokens,), generator=generator)
     if task.system == PLAIN:
@@ -117,13 +126,13 @@ def make_call(model: Llama, task: Task) -> Callable[[], Tensor]:
 
 
 def measure_task(task: Task) -> Line:
-    """Warm up on the first call, time the others, and note the memory of all."""
+    """Warm up with a first call, time the others, and measure the memory of all."""
     model = random_llama(task.shape, task.dtype, task.ops)
     rate, plain = matrix_rate(model), task.system == PLAIN
     call = make_call(model, task)
-    # Libraries set themselves up, and some for every shape; what that takes is not counted.
+    # Not counted: libraries set themselves up, some of them for every shape.
     warm_up = min(task.tokens, model.config.max_position_embeddings) if plain else task.tokens
-    if ON_GPU:  # kernels are compiled for no length
+    if ON_GPU:  # kernels are not compiled again for a length
         warm_up = min(warm_up, 16 * model.config.max_position_embeddings)
     make_call(model, replace(task, tokens=warm_up))()
     before = reset_peak()
@@ -197,7 +206,7 @@ def profile_outside(call: Callable[[], Tensor]) -> float:
 
 
 def reset_peak() -> int:
-    """Forget the peak so far; returns the memory in use, in bytes."""
+    """Reset the peak; returns the memory in use, in bytes."""
     if ON_GPU:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -210,7 +219,7 @@ def peak_bytes() -> int:
 
 
 def check(shape: str, dtype: str, system: str) -> None:
-    """Raise `ArithmeticError` unless an input of which all is kept gives transformers' logits."""
+    """Raise `ArithmeticError` unless an input that is kept whole gives transformers' logits."""
     task = Task(shape, dtype, system, 0, leaf_batch=1)
     model = random_llama(shape, dtype, task.ops)
     tokens = homer_config(task).most_rows(model.config, 2 * SHAPES[shape].affix)
@@ -232,8 +241,9 @@ def check(shape: str, dtype: str, system: str) -> None:
 
 
 def curves(lines: list[Line]) -> dict[str, list[Line]]:
-    """The lines of each system, shortest text first; of each of its leaf batches where it has been
-    given several at one length.
+    """The lines of each system, shortest text first.
+
+    A system with several leaf batches at one length has a curve for each of them.
     """
     given: dict[tuple[str, int], int] = {}
     for line in lines:
@@ -247,7 +257,7 @@ def curves(lines: list[Line]) -> dict[str, list[Line]]:
 
 
 def crossover(curve: list[Line], plain: list[Line]) -> float | None:
-    """The length at which a system overtakes the plain prefill, between measured ones."""
+    """The length from which a system is faster than the plain prefill, interpolated."""
     seconds = {line.tokens: line.seconds for line in plain}
     ratios = [
         (line.tokens, math.log(line.seconds / seconds[line.tokens]))
@@ -262,7 +272,7 @@ def crossover(curve: list[Line], plain: list[Line]) -> float | None:
 
 
 def draw(lines: list[Line], path: Path, value: Callable[[Line], float], label: str) -> None:
-    """One curve a system over the length, on logarithmic axes."""
+    """Draw a curve for each system over the length, on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -282,18 +292,21 @@ def draw(lines: list[Line], path: Path, value: Callable[[Line], float], label: s
 
 
 def attempt(work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str]:
-    """In a child: what it returns, and no problem; or nothing, and the problem. In words, since not
-    every exception of a compiler gets through to another process.
+    """In a child: (the result, "") or (None, the problem).
+
+    The problem is in words, since not every exception of a compiler can be sent to another process.
     """
     try:
         return work(*arguments), ""
-    except Exception as error:  # it must not cost the others
+    except Exception as error:  # the others still run
         return None, describe(error)
 
 
 class Child:
-    """A process that works for this one. A new one takes over after a problem, which may have cost
-    it the GPU; on a CPU, after everything.
+    """A process that works for this one.
+
+    A new one replaces it after a problem, which may have cost it the GPU. On a CPU, every call gets
+    a new one.
     """
 
     def __init__(self, method: str) -> None:
@@ -301,7 +314,7 @@ class Child:
         self._pool: ProcessPoolExecutor | None = None
 
     def __call__(self, work: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
-        """As `attempt`."""
+        """Run `attempt` in the process."""
         pool = self._pool or ProcessPoolExecutor(1, self._context)
         self._pool = None
         try:
@@ -316,7 +329,7 @@ class Child:
 
 
 def tasks(arguments: argparse.Namespace, checked: dict[str, bool]) -> Iterator[Task]:
-    """What is to be measured: at each length the plain prefill and the systems in turn."""
+    """What to measure: at each length the plain prefill and then the systems."""
     shape, dtype, repeats = arguments.shape, arguments.dtype, arguments.repeats
     for tokens in arguments.lengths:
         if tokens <= arguments.plain_up_to:
@@ -327,7 +340,7 @@ def tasks(arguments: argparse.Namespace, checked: dict[str, bool]) -> Iterator[T
 
 
 def check_all(arguments: argparse.Namespace, child: Child) -> dict[str, bool]:
-    """Which of the systems are right; what is wrong is reported."""
+    """Which of the systems are right; reports those that are wrong."""
     checked = {}
     for system in arguments.systems:
         _, problem = child(check, arguments.shape, arguments.dtype, system)
@@ -340,7 +353,10 @@ def check_all(arguments: argparse.Namespace, child: Child) -> dict[str, bool]:
 def measure_all(
     arguments: argparse.Namespace, checked: dict[str, bool], child: Child, path: Path
 ) -> tuple[list[Line], int]:
-    """Every system at every length, written to a CSV as it comes; and how many failed."""
+    """Measure every system at every length; returns the lines, and how many failed.
+
+    The CSV is written after each.
+    """
     lines: list[Line] = []
     failed = 0
     for task in tasks(arguments, checked):
@@ -350,7 +366,7 @@ def measure_all(
             print(f"{task.tokens:8} {task.system:14} failed: {problem}", flush=True)
             continue
         lines.append(line)
-        measure.write_csv(path, lines)  # what is measured stays, whatever comes after
+        measure.write_csv(path, lines)  # keeps what is measured, even if a later one fails
         print(
             f"{line.tokens:8} {line.system:14} {line.leaf_batch:3} leaves {line.seconds:8.2f} s "
             f"{line.microseconds_per_token:8.1f} us/token "
@@ -377,26 +393,26 @@ def parse() -> argparse.Namespace:
         help="tokens, measured in this order",
     )
     parser.add_argument(
-        "--plain-up-to", type=int, default=32768, help="tokens of the plain prefill"
+        "--plain-up-to", type=int, default=32768, help="most tokens for the plain prefill"
     )
     parser.add_argument(
         "--systems",
         type=lambda text: text.split(","),
         default="torch,triton,triton+paper" if ON_GPU else "torch,torch+paper",
-        help="torch or triton, as it is by default or +paper; with +graphs (on a GPU) or +offload",
+        help="torch or triton; +paper: the published method; +graphs (on a GPU); +offload",
     )
     parser.add_argument(
         "--leaf-batch",
         type=whole_numbers,
         default=[None],
-        help="one or several; as many as fill the chip by default",
+        help="leaves at once, one number or several; default: as many as fill the chip",
     )
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1, help="of which the median counts")
     parser.add_argument(
         "--start-method",
         choices=("spawn", "fork"),
         default="spawn",
-        help="of the processes: fork is quicker, and a CPU's memory then is this process's too",
+        help="of the processes; fork is quicker, but a CPU's memory then includes this process's",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     return parser.parse_args()

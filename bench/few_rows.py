@@ -1,11 +1,13 @@
-"""How fast a CPU reads what a token is decoded from: the matrices of a 50M model for few rows, and
-a cache for one query, in every way that `kernels.products` and `model.llama` could choose from.
+"""Times products of few rows, and attention of one query, on a CPU.
+
+These are what a new token needs: the matrices of a 50M model, and a cache. They run in every way
+that `kernels.products` and `model.llama` could choose.
 
     python bench/few_rows.py [--dtype float32] [--rows 1,2,4,8,16,32] [--out DIR]
 
-The ways take turns; a line is one way's median over all matrices, or over caches of 800 rows for
-16 layers, together more than a processor's caches hold. "sum" adds up the same numbers, "by rows"
-and "by heads" are the two layouts of a cache. Writes DIR/few-rows-DTYPE.csv.
+The ways take turns. A line is the median of one way over all matrices, or over the caches of 800
+tokens in 16 layers; together these are larger than a processor's caches. "sum" adds up the same
+numbers. "by rows" and "by heads" are the two layouts of a cache. Writes DIR/few-rows-DTYPE.csv.
 """
 
 import argparse
@@ -40,7 +42,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Line:
-    """One way of a case: median milliseconds of all, and what that is in GB/s."""
+    """One way of a case: the median milliseconds for everything, and the rate in GB/s."""
 
     dtype: str
     case: str
@@ -54,7 +56,7 @@ class Line:
 
 
 def matrices(dtype: str) -> list[Tensor]:
-    """All that a token of the 50M model is multiplied with."""
+    """All matrices that a token of the 50M model is multiplied with."""
     weights = random_llama("50M", dtype, "torch").weights
     of_layers = [(*w.qkv, w.output, *w.gate_up, w.down) for w in weights.layers]
     return [matrix for own in of_layers for matrix in own] + [weights.lm_head]
@@ -66,7 +68,7 @@ def multiply(way: products.Multiply, x: list[Tensor], weights: list[Tensor]) -> 
 
 
 def without_onednn(run: Run) -> None:
-    """A run past oneDNN: a switch of the whole process, so no library's to turn."""
+    """Run without oneDNN. The switch is the whole process's, so no library should turn it."""
     torch.backends.mkldnn.set_flags(False)
     try:
         run()
@@ -80,7 +82,7 @@ def attend(q: Tensor, caches: list[tuple[Tensor, Tensor]]) -> None:
 
 
 def product_cases(weights: list[Tensor], rows: int) -> dict[str, Run]:
-    """The ways to multiply so many rows."""
+    """The ways to multiply this many rows."""
     x = [weight.new_empty(rows, weight.shape[1]).normal_() for weight in weights]
     runs = {name: partial(multiply, way, x, weights) for name, way in WAYS.items()}
     if products.fuses(x[0], (weights[0].new_empty(products.LEAST_WORK, 1),)):
@@ -90,7 +92,7 @@ def product_cases(weights: list[Tensor], rows: int) -> dict[str, Run]:
 
 
 def attention_cases(dtype: torch.dtype) -> tuple[dict[str, Run], int]:
-    """The two layouts of a cache for one query and, in half precision, for two like it; and the
+    """The two layouts of a cache for one query, and in half precision for two; also returns the
     bytes that are read.
     """
     rows = torch.randn(LAYERS, 2, 1, ROOM, HEADS, DIM).to(dtype)
@@ -105,7 +107,7 @@ def attention_cases(dtype: torch.dtype) -> tuple[dict[str, Run], int]:
 
 
 def in_turn(runs: dict[str, Run], repeats: int) -> dict[str, float]:
-    """The median milliseconds of each, after two calls that do not count."""
+    """The median milliseconds of each run, after two calls that do not count."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 2):
         for name, run in runs.items():
@@ -119,7 +121,7 @@ def in_turn(runs: dict[str, Run], repeats: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--rows", default="1,2,3,4,5,6,8,12,16,24,32")
+    parser.add_argument("--rows", default="1,2,3,4,5,6,8,12,16,24,32", help="of the products")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     args = parser.parse_args()

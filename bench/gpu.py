@@ -1,15 +1,15 @@
-"""Everything that needs a GPU, in one command and less than eight minutes.
+"""Runs everything that needs a GPU, in less than eight minutes.
 
     python bench/gpu.py [--out DIR] [--rehearse]
 
-Stage after stage, each part in a process of its own with its own time limit, so that one that fails
-or hangs costs only itself; the tests in many at once, since compiling takes their time. After every
-stage all that is known (logs, measurements, plots) is packed anew into DIR/results.tar.gz, with the
-outcomes in DIR/summary.json: whatever comes next, these stay, and there are no other files. Exits 1
-when a part failed, 2 where there is no GPU.
+The programme runs in stages. Every part has its own process and time limit, so one that fails or
+hangs does not stop the others. The tests run in many processes at once, since compiling takes most
+of their time. After every stage all logs, measurements and plots are packed into
+DIR/results.tar.gz, and the outcomes into DIR/summary.json; there are no other files. Exits with 1
+if a part failed, and with 2 if there is no GPU.
 
---rehearse runs all of it at tiny sizes on the CPU, the kernels in Triton's interpreter; what is
-measured then means nothing.
+--rehearse runs everything at tiny sizes on the CPU, with the kernels in Triton's interpreter. Its
+measurements mean nothing.
 """
 
 import argparse
@@ -33,17 +33,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 PYTEST = [PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
 COLLECTING_S = 30
-# A line of a test's log, which has no outcome yet where the test hangs.
+# A line of a test's log. It has no outcome yet if the test hangs.
 TEST = re.compile(r"^(tests/\S+?::.+?)(?: (PASSED|FAILED|ERROR|SKIPPED)\b.*)? *$", re.MULTILINE)
 RUNNING: set[int] = set()  # the process groups of the parts
-# Whatever is measured after these are wrong is not to be trusted.
+# If these tests fail, the measurements cannot be trusted.
 VITAL = ("attention", "selection", "voting")
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The options that the programme and its rehearsal differ in; encodes: of each part that runs
-    bench/encode.py; environment: of every part; patience: how many times its limit a part may take.
+    """The options in which the programme and its rehearsal differ.
+
+    encodes: the options of each part that runs bench/encode.py; environment: variables for every
+    part; patience: a factor for every time limit.
     """
 
     test_files: list[str]
@@ -57,7 +59,7 @@ class Scale:
 
 
 def full() -> Scale:
-    """The programme for a GPU, the longest and rarest lengths first."""
+    """The programme for a GPU; the longest and rarest lengths come first."""
     kernel_tests = (str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_kernels_*.py"))
     others = ("attention_interface", "graphs", "ops", "products")
     half = ["--dtype", "bfloat16"]
@@ -113,7 +115,7 @@ def rehearsal() -> Scale:
 
 @dataclass(frozen=True)
 class Part:
-    """A command, run from the repository's root, and the seconds that it may take."""
+    """A command that runs in the repository's root, and the seconds that it may take."""
 
     name: str
     command: list[str]
@@ -122,7 +124,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a part ended; status is "passed", "failed" or "timed out"."""
+    """How a part ended; status: "passed", "failed" or "timed out"."""
 
     name: str
     status: str
@@ -132,8 +134,9 @@ class Outcome:
 
 
 def stages(scale: Scale, out: Path, tests: list[list[str]]) -> list[list[Part]]:
-    """The programme, stage after stage, the parts of a stage side by side; the stages' limits sum
-    to less than eight minutes. tests: those of each process.
+    """The stages of the programme; the parts of a stage run side by side.
+
+    The limits of all stages add up to less than eight minutes. tests: the tests of each process.
     """
 
     def bench(name: str, limit_s: int, *options: str, script: str = "") -> list[Part]:
@@ -157,8 +160,9 @@ def stages(scale: Scale, out: Path, tests: list[list[str]]) -> list[list[Part]]:
 
 
 def deal_tests(scale: Scale, environment: dict[str, str]) -> list[list[str]]:
-    """The tests that a GPU is for, dealt to processes, which mostly compile: a GPU's host has the
-    cores for it. Files alone where they cannot be collected, so that a log says why.
+    """Deal the tests to processes, which mostly compile; a GPU's host has the cores for it.
+
+    If the tests cannot be collected, one process gets the files, so that its log says why.
     """
     command = [*PYTEST[:3], "--collect-only", "-q", *PYTEST[4:], *scale.test_files]
     try:
@@ -184,15 +188,16 @@ def end(group: int) -> None:
 
 
 def stop(*_: object) -> None:
-    """Asked to end: the parts go too, and what they have done is packed."""
+    """On SIGTERM: end the parts too; what they have done is still packed."""
     for group in list(RUNNING):
         end(group)
     sys.exit(128 + signal.SIGTERM)
 
 
 def run_part(part: Part, out: Path, environment: dict[str, str]) -> Outcome:
-    """Run a part to its end or its limit, its output in a log. At the limit its own children go
-    too, which would hold on to the GPU.
+    """Run a part to its end or its limit, with its output in a log.
+
+    At the limit its children are ended too, since they would keep the GPU busy.
     """
     log = out / f"{part.name}.log"
     start = time.perf_counter()
@@ -223,7 +228,7 @@ def run_part(part: Part, out: Path, environment: dict[str, str]) -> Outcome:
 
 
 def run_stage(stage: list[Part], out: Path, environment: dict[str, str]) -> Iterator[Outcome]:
-    """The parts side by side; each outcome is printed."""
+    """Run the parts side by side, and print each outcome."""
     with ThreadPoolExecutor(len(stage)) as together:
         for outcome in together.map(lambda part: run_part(part, out, environment), stage):
             print(f"{outcome.name:10} {outcome.status:10} {outcome.seconds:6.1f} s", flush=True)
@@ -231,7 +236,7 @@ def run_stage(stage: list[Part], out: Path, environment: dict[str, str]) -> Iter
 
 
 def count_tests(out: Path) -> dict[str, Any]:
-    """How many tests passed and were skipped, and the names of those that did neither."""
+    """How many tests passed and were skipped, and the names of all others."""
     ended: dict[str, str] = {}
     for log in sorted(out.glob("tests-*.log")):
         for name, status in TEST.findall(log.read_text(errors="replace")):
@@ -242,8 +247,9 @@ def count_tests(out: Path) -> dict[str, Any]:
 
 
 def pack(out: Path, results: Path, outcomes: list[Outcome]) -> dict[str, Any]:
-    """Put all results into one archive and the outcomes beside it, each replaced whole; returns the
-    summary.
+    """Write all results to an archive, and the outcomes to a summary; returns the summary.
+
+    Each file is replaced as a whole.
     """
     device = results / "device.json"
     summary = {
@@ -261,7 +267,7 @@ def pack(out: Path, results: Path, outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def report(summary: dict[str, Any]) -> None:
-    """The last lines: how the tests went."""
+    """Print the last lines: how the tests went."""
     tests = summary["tests"]
     print(f"tests: {tests['passed']} passed, {tests['skipped']} skipped, {len(tests['bad'])} bad")
     for name in tests["bad"]:
@@ -274,7 +280,7 @@ def report(summary: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "gpu")
-    parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
+    parser.add_argument("--rehearse", action="store_true", help="run at tiny sizes on the CPU")
     args = parser.parse_args()
     scale, out = rehearsal() if args.rehearse else full(), args.out.resolve()
     environment = {**os.environ, **scale.environment}

@@ -1,12 +1,12 @@
-"""How well the votes of some of a model's heads tell where an answer stands.
+"""Measures how well the votes of a model's heads find an answer.
 
     python bench/heads.py --text NOVEL … [--model FOLDER] [--samples N] [--out FILE]
 
-One chunk of each text runs through the model with its question behind it; every way of joining the
-heads' votes then ranks the chunk's tokens. An answer's rank is the share of tokens with more votes
-in their neighbourhood than its own worst token has: 0 is the best, and it is kept where that is
-less than the share of the text that is kept, 0.023 for 384 of 16,384 tokens. `bench/tables.py`
-makes a table of the results.
+One chunk of each text runs through the model, followed by its question. Then each way of joining
+the heads' votes ranks the tokens of the chunk. The rank of an answer is the share of tokens with
+more votes in their neighbourhood than the answer's worst token has; 0 is best. An answer counts as
+kept if its rank is less than the share of a text that is kept: 0.023, for 384 of 16,384 tokens.
+`bench/tables.py` makes a table of the results.
 """
 
 import argparse
@@ -59,7 +59,10 @@ def joins(model: ht.Llama) -> dict[str, Tensor]:
 def votes(
     model: ht.Llama, parts: tuple[Tensor, Tensor, Tensor], weights: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What each way of joining gives the context's tokens, [C]; parts: prefix, context, suffix."""
+    """The votes that each way of joining gives the context's tokens, [C].
+
+    parts: token ids of prefix, context and suffix.
+    """
     prefix, context, suffix = map(len, parts)
     given = {name: torch.zeros(prefix + context + suffix) for name in weights}
 
@@ -74,7 +77,7 @@ def votes(
 
 
 def places(tokenizer: PreTrainedTokenizerBase, tokens: Tensor, sample: Sample) -> Iterator[slice]:
-    """Where the answers' tokens stand in a context; of a variable, its first assignment."""
+    """The answers' places among the tokens of a context; for a variable, its first assignment."""
     ends, text = [], ""
     for token in tokens.tolist():
         text += tokenizer.decode([token])
@@ -90,7 +93,7 @@ def places(tokenizer: PreTrainedTokenizerBase, tokens: Tensor, sample: Sample) -
 
 
 def rank(own: Tensor, place: slice) -> float:
-    """The share of tokens with more votes in their neighbourhood than the answer's has."""
+    """The share of tokens with more votes in their neighbourhood than the answer's worst token."""
     best = spread(own[None], VOTES.reach(len(own)))[0]
     return float((best > best[place].min()).float().mean())
 
@@ -98,7 +101,7 @@ def rank(own: Tensor, place: slice) -> float:
 def measure(
     model: ht.Llama, tasks: list[Task], samples: int, length: int, seed: int
 ) -> Iterator[dict[str, object]]:
-    """A line for each task and way of joining."""
+    """Yield a line for each task and way of joining."""
     assert model.tokenizer is not None
     layout, weights = layout_of(model.tokenizer, False), joins(model)
     for task in tasks:
@@ -126,8 +129,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=Path("out/smollm2"))
     parser.add_argument("--text", action="append", required=True, help="a novel; repeat it")
-    parser.add_argument("--samples", type=int, default=10)
-    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--samples", type=int, default=10, help="texts of each task")
+    parser.add_argument("--length", type=int, default=2048, help="tokens of a chunk")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()

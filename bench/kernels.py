@@ -1,13 +1,13 @@
-"""Every kernel against PyTorch on the same GPU, at the shapes of Llama-2-7B and Llama-3-8B.
+"""Times every kernel beside PyTorch on a GPU, at the shapes of Llama-2-7B and Llama-3-8B.
 
     python bench/kernels.py [--out DIR] [--tiny]
 
-Each result is checked before it is timed; one that is wrong is reported, and the column `checked`
-says so of its lines. Calls are replayed from CUDA graphs over inputs that together exceed the
-cache, so that neither the host nor a warm cache is what is measured; `timed_by` names the calls
-that no graph can hold. The limits (copy bandwidth, matrix rate) are measured in the same run.
-Writes DIR/kernels.csv anew after each case. Without a GPU nothing is measured and nothing written;
---tiny runs all of it in Triton's interpreter (TRITON_INTERPRET=1), whose times mean nothing.
+Each result is checked before it is timed. A wrong one is reported, and the column `checked` says
+so. Calls are replayed from CUDA graphs over inputs that together exceed the cache, so neither the
+host nor a warm cache is measured; `timed_by` says which calls no graph can capture. The limits
+(copy bandwidth, matrix rate) are measured in the same run. Writes DIR/kernels.csv after each case.
+Without a GPU, nothing is measured or written; --tiny runs everything in Triton's interpreter
+(TRITON_INTERPRET=1), whose times mean nothing.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from op_cases import MODELS, TINY, Case, Sizes  # noqa: E402
 
 
 def cases_of(m: Sizes) -> list[Callable[[], Case]]:
-    """Everything at one model's shapes; each call draws its own inputs."""
+    """All cases at one model's shapes; each call draws its own inputs."""
     chosen = [
         partial(case, m, batch)
         for batch in (1, m.siblings)
@@ -59,12 +59,12 @@ def report(case: Case, problem: str) -> None:
 
 
 def is_right(case: Case) -> bool:
-    """Check a case; what is wrong is reported."""
+    """Check a case, and report if it is wrong."""
     try:
         case.check()
-    except Exception as error:  # what a compiler or a driver raises must not cost the others
+    except Exception as error:  # whatever a compiler or a driver raises; the others still run
         report(case, f"failed: {describe(error)}")
-        measure.synchronize()  # raises where the device is lost, and the rest with it
+        measure.synchronize()  # raises if the device is lost; nothing else can run then
         return False
     return True
 
@@ -72,7 +72,7 @@ def is_right(case: Case) -> bool:
 def measure_case(
     drawn: list[Case], checked: bool, limit: dict[str, float], about: tuple[str, ...]
 ) -> list[Measurement]:
-    """Time each system that there is."""
+    """Time each system of a case."""
     case = drawn[0]
     lines = []
     for system, call in case.systems.items():
@@ -109,7 +109,7 @@ def measure_case(
 
 
 def limit_lines(limit: dict[str, float], about: tuple[str, ...]) -> list[Measurement]:
-    """The limits as lines of their own, so that plots need no other file."""
+    """The limits as lines of the CSV, so that plots need no other file."""
     amounts = {"copy": (round(limit["copy"]), 0), "matrix": (0, round(limit["matrix"]))}
     return [
         Measurement("limit", name, "torch", 1.0, 1.0, 1.0, *of, name, 1.0, 0, "", True, *about)
@@ -118,7 +118,10 @@ def limit_lines(limit: dict[str, float], about: tuple[str, ...]) -> list[Measure
 
 
 def measure_all(models: tuple[Sizes, ...], path: Path) -> int:
-    """Every case of these models, written to a CSV as they come; how many of ours failed."""
+    """Measure every case of these models; returns how many of ours failed.
+
+    The CSV is written after each.
+    """
     about, limit = measure.about(), limits()
     print(f"copy {limit['copy'] / 1e9:.2f} TB/s, matrix {limit['matrix'] / 1e9:.0f} TFLOP/s")
     lines = limit_lines(limit, about)
@@ -135,8 +138,8 @@ def measure_all(models: tuple[Sizes, ...], path: Path) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="bench/results by default, out/tiny with --tiny")
-    parser.add_argument("--tiny", action="store_true", help="shapes for Triton's interpreter")
+    parser.add_argument("--out", type=Path, help="default: bench/results, or out/tiny with --tiny")
+    parser.add_argument("--tiny", action="store_true", help="small shapes for Triton's interpreter")
     args = parser.parse_args()
     if not ON_GPU and not args.tiny:
         print("no GPU: nothing measured")

@@ -1,10 +1,10 @@
-"""What one layer puts on a GPU: launches, the bytes that it must move, and its time, op by op.
+"""Counts the launches and bytes of one layer, op by op, and times the layer.
 
     python bench/layer.py [--shape Llama-2-7B] [--dtype bfloat16] [--rows 2048] [--out DIR]
 
-Three layers: one that all rows go through, one that selects half of them, and one that decodes a
-token after as many rows. Bytes are those of an op's tensors, each read or written once (twice where
-it is done in place), a product's weights included. Launches are kernels and copies on a GPU, and
+There are three kinds of layer: all rows go through, half of them are selected, and one token is
+decoded after as many rows. Bytes are those of an op's tensors, each read or written once (twice for
+ops in place), including the weights of a product. Launches are kernels and copies on a GPU, and
 PyTorch's operations on a CPU. The time is a whole layer's, replayed from a graph. Writes
 DIR/layer-SHAPE-DTYPE.csv.
 """
@@ -31,13 +31,13 @@ from torch import Tensor  # noqa: E402
 from homer_triton.loading import DTYPES  # noqa: E402
 from homer_triton.model.llama import Llama, Past, Select  # noqa: E402
 
-# The suffix's rows that ask, and how far a vote spreads: `HomerConfig`'s.
+# How many of the suffix's rows vote, and how far a vote spreads, as in `HomerConfig`.
 ASKING, REACH = 32, (15, 15)
 
 
 @dataclass(frozen=True)
 class Line:
-    """An op of a kind of layer, or "whole layer": what it launches and must move."""
+    """An op of a kind of layer, or "whole layer": its launches, and the bytes that it must move."""
 
     shape: str
     dtype: str
@@ -54,7 +54,7 @@ class Line:
 
 
 class Recorded:
-    """The ops, each of whose calls is noted: its name, itself and its arguments."""
+    """The ops; every call is noted, as its name, a function that repeats it, and its bytes."""
 
     def __init__(self, ops: ModuleType) -> None:
         self._ops = ops
@@ -74,7 +74,7 @@ class Recorded:
 
 def moved(name: str, args: tuple[Any, ...], out: object) -> int:
     """The bytes that a call must read and write."""
-    if name == "rotary_and_store_":  # of its tables and the cache, only some rows
+    if name == "rotary_and_store_":  # it touches only some rows of its tables and of the cache
         q, k, v = args[:3]
         heads = [x for x in (q, k) if x is not None]
         return 2 * nbytes(*heads) + nbytes(v) + nbytes(k, v)
@@ -94,7 +94,7 @@ def tensors_of(value: object) -> list[Tensor]:
 
 
 def kinds(model: Llama, rows: int) -> dict[str, Callable[[], object]]:
-    """A call for each kind of layer."""
+    """A call of each kind of layer."""
     ops, device = model.ops, model.device
     hidden = torch.randn(1, rows, model.config.hidden_size, dtype=model.dtype, device=device)
     at = torch.arange(rows, device=device)[None]
@@ -126,7 +126,7 @@ def main() -> int:
     parser.add_argument("--shape", choices=SHAPES, default="Llama-2-7B" if ON_GPU else "50M")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16" if ON_GPU else "float32")
     parser.add_argument("--ops", choices=("auto", "triton", "torch"), default="auto")
-    parser.add_argument("--rows", type=int, default=2048)
+    parser.add_argument("--rows", type=int, default=2048, help="tokens that the layer reads")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     args = parser.parse_args()
     model = random_llama(args.shape, args.dtype, args.ops, layers=1)

@@ -1,11 +1,11 @@
-"""What a process keeps that reads texts of ever new lengths, as a server does: resident memory and
-time, a line for every ten texts.
+"""Measures what memory a process keeps that reads texts of ever new lengths, as a server does.
 
     python bench/lengths.py [--texts 60] [--shape 50M]
 
-`ONEDNN_PRIMITIVE_CACHE_CAPACITY=1024 LRU_CACHE_CAPACITY=1024` before it are the libraries' own
-defaults. On one core of the build machine sixty texts cost 310 MiB with these, and 15 MiB with
-ours, at the same speed.
+Prints resident memory and time, a line for every ten texts. Set
+`ONEDNN_PRIMITIVE_CACHE_CAPACITY=1024 LRU_CACHE_CAPACITY=1024` for the libraries' own defaults. On
+one core of the build machine, sixty texts kept 310 MiB with these and 15 MiB with ours, at the same
+speed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from homer_triton.engine.heap import trim_heap
 
 
 def resident_mib() -> float:
-    """The process's resident memory, once the heap has given back what it can."""
+    """The process's resident memory, after the heap has given back what it can."""
     trim_heap()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 2**20

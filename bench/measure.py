@@ -1,4 +1,4 @@
-"""How the benchmarks time, check and record: one `Measurement` per line of a CSV."""
+"""Shared by the benchmarks: timing, checking, and writing a CSV with a line per measurement."""
 
 import csv
 import os
@@ -17,16 +17,17 @@ from homer_triton import quiet as quiet
 from homer_triton.evaluation.environment import describe_environment
 
 ON_GPU = torch.cuda.is_available()
-# A sample lasts about this long, so that what starting it takes does not count.
+# A sample lasts about this long, so that its start does not count.
 SAMPLE_MS, MOST_ROUNDS = 2.0, 20
 SAMPLES_MS, FEWEST_SAMPLES, MOST_SAMPLES = 100.0, 3, 25
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of a call: median, 20 % and 80 % quantile; by: "graph" where a CUDA graph was
-    replayed, "events" where the host launched every call, which counts where it is the slower one,
-    "host" for a clock beside a CPU.
+    """Milliseconds of a call: the median, the 20 % and the 80 % quantile.
+
+    by: "graph" if a CUDA graph was replayed; "events" if the host launched every call, whose time
+    counts where it is slower than the GPU; "host" for a clock on a CPU.
     """
 
     median_ms: float
@@ -39,9 +40,9 @@ class Timing:
 class Measurement:
     """One system's time for one case, in milliseconds.
 
-    bytes and flops are what the operation must move and compute; fraction is of the limit measured
-    in the same run, copy bandwidth or matrix rate; launches are GPU kernels, 0 where not counted;
-    timed_by is `Timing.by`; checked says that the result was right.
+    bytes, flops: what the operation must move and compute; fraction: of the limit that was measured
+    in the same run, copy bandwidth or matrix rate; launches: GPU kernels, 0 where not counted;
+    timed_by: `Timing.by`; checked: whether the result was right.
     """
 
     op: str
@@ -64,7 +65,7 @@ class Measurement:
 
 
 def about() -> tuple[str, str, str, str]:
-    """The last four fields of every line: device, versions, commit and command."""
+    """The last four fields of a line: device, versions, commit and command."""
     found = describe_environment("cuda" if ON_GPU else "cpu")
     names = ("python", "torch", "triton", "transformers")
     versions = ", ".join(f"{name} {found[name]}" for name in names)
@@ -77,8 +78,10 @@ def synchronize() -> None:
 
 
 def time_calls(calls: Sequence[Callable[[], object]]) -> Timing:
-    """The time of one of these calls, which take turns: one operation over inputs that together
-    exceed the cache, so that none is in it when its turn comes again.
+    """The time of one of these calls, which take turns.
+
+    They are one operation over several inputs. Together these exceed the cache, so that none is
+    still in it when its turn comes again.
     """
     if not ON_GPU:
         times = sorted(clock_ms(call) for call in calls)
@@ -101,9 +104,7 @@ def between(least: int, value: int, most: int) -> int:
 
 
 def clock_ms(run: Callable[[], object]) -> float:
-    """Milliseconds from the first to the last of what a function does, on the GPU where there is
-    one.
-    """
+    """Milliseconds that a function takes, on the GPU where there is one."""
     if not ON_GPU:
         start = time.perf_counter()
         run()
@@ -117,7 +118,7 @@ def clock_ms(run: Callable[[], object]) -> float:
 
 
 def capture(calls: Sequence[Callable[[], object]]) -> Callable[[], object] | None:
-    """The replay of a CUDA graph of these calls; None for calls that cannot be captured."""
+    """Return the replay of a CUDA graph of these calls, or None if they cannot be captured."""
     if waits(calls[0]):
         return None
     torch.cuda.synchronize()
@@ -132,8 +133,10 @@ def capture(calls: Sequence[Callable[[], object]]) -> Callable[[], object] | Non
 
 
 def waits(call: Callable[[], object]) -> bool:
-    """Whether a call waits for the GPU. It is asked before a capture: one that is broken off leaves
-    PyTorch's allocator and random numbers in disorder.
+    """Whether a call waits for the GPU.
+
+    Call this before a capture: a capture that breaks off leaves PyTorch's allocator and random
+    numbers in disorder.
     """
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -146,7 +149,7 @@ def waits(call: Callable[[], object]) -> bool:
 
 
 def count_launches(call: Callable[[], object]) -> int:
-    """The kernels and copies that a call puts on the GPU; without one, PyTorch's own operations."""
+    """The kernels and copies that a call launches on a GPU, or PyTorch's operations on a CPU."""
     kind = "CUDA" if ON_GPU else "CPU"
     call()
     synchronize()
@@ -158,12 +161,12 @@ def count_launches(call: Callable[[], object]) -> int:
 
 
 def describe(error: Exception) -> str:
-    """An exception in a line."""
+    """An exception as one line of text."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def require_as_exact(actual: Tensor, own: Tensor, exact: Tensor) -> None:
-    """Raise `ArithmeticError` unless the error is at most twice PyTorch's in the same dtype.
+    """Raise `ArithmeticError` if the error is more than twice PyTorch's in the same dtype.
 
     own: PyTorch's result in the dtype of `actual`; exact: its result in float32.
     """
@@ -175,7 +178,7 @@ def require_as_exact(actual: Tensor, own: Tensor, exact: Tensor) -> None:
 
 
 def write_csv(path: Path, lines: Sequence[Any]) -> None:
-    """Write records of one dataclass, at least one, replacing the file whole."""
+    """Write at least one record of a dataclass; the file is replaced as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:

@@ -1,9 +1,10 @@
-"""Micro benchmarks of the ops, by pytest-benchmark: PyTorch's on any device, Triton's on a GPU.
+"""Micro benchmarks of the ops with pytest-benchmark: PyTorch's anywhere, Triton's on a GPU.
 
     pytest bench/micro.py --benchmark-only
 
-One chunk of a small model on the CPU, of Llama-3-8B's shape on a GPU; the whole call is timed, the
-launch included. `bench/kernels.py` has the GPU's own times and the comparison with other kernels.
+The input is one chunk, of a small model on a CPU and of Llama-3-8B's shape on a GPU. The time is
+that of the whole call, including the launch. `bench/kernels.py` measures the GPU's own time, and
+compares with other kernels.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What `bench/kernels.py` measures at a model's shapes: memory's ops, and the end of a level."""
+"""Cases of `bench/kernels.py`: the ops that move memory, and the end of a level."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ def new_cache(m: Sizes) -> Tensor:
 
 
 def labels(m: Sizes) -> list[Tensor]:
-    """The labels of two siblings, whose slots are anywhere in the cache."""
+    """The labels of two siblings, with slots anywhere in the cache."""
     slots = torch.randperm(m.slots, device=DEVICE)[: 2 * m.rows].view(2, 1, 1, m.rows)
     return [torch.cat([slots[i]] * 3, dim=1) for i in range(2)]
 
 
 def suffix_slots(m: Sizes, sides: list[Tensor]) -> list[Tensor]:
-    """Where both siblings' suffixes are in the cache."""
+    """The slots of both siblings' suffixes in the cache."""
     return [side[:, 2, -m.suffix :] for side in sides]
 
 
@@ -56,7 +56,7 @@ def merging_case(m: Sizes) -> Case:
 
 
 def averaging_case(m: Sizes) -> Case:
-    """The suffixes of two siblings in the cache."""
+    """The suffixes of two siblings in the cache become one."""
     cache = new_cache(m)
     suffixes = suffix_slots(m, labels(m))
 
@@ -79,7 +79,7 @@ def averaging_case(m: Sizes) -> Case:
 
 
 def gathering_case(m: Sizes) -> Case:
-    """A chunk's rows out of the cache."""
+    """A chunk's rows are gathered from the cache."""
     cache, slots = new_cache(m), some_rows(1, m.slots, m.rows)[0]
     shape = (2, 2, m.layers, m.key_heads, m.rows, m.dim)
     finished = torch.empty(shape, dtype=DTYPE, device=DEVICE)
@@ -157,7 +157,7 @@ def activation_case(m: Sizes) -> Case:
 
 
 def rotary_case(m: Sizes) -> Case:
-    """Chunks side by side rotated and stored, as views of their fused projection."""
+    """Chunks are rotated and stored side by side, as views of their fused projection."""
     heads = [m.heads, m.key_heads, m.key_heads]
     q, k, v = random(m.chunks, m.rows, sum(heads), m.dim).split(heads, 2)
     positions = torch.arange(m.rows, device=DEVICE).repeat(m.chunks, 1)
@@ -202,7 +202,8 @@ def closing_case(m: Sizes) -> Case:
     positions = torch.arange(m.rows, device=DEVICE).expand(2, -1)
     bias = torch.randint(-9, 10, (m.rows,), device=DEVICE).float()
     budget = (m.kept - m.suffix, 0, m.rows - m.suffix)
-    # The queries of the kept rows: the model projects them only then, in both systems' favour.
+    # The queries of the kept rows: the model projects them only after the selection, which neither
+    # system is timed for.
     chosen, _ = reference.score_and_select(q[:, -1], k, positions, bias, *budget)
     q_kept = q.take_along_dim(chosen[..., None, None], 1)
 

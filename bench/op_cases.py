@@ -1,4 +1,4 @@
-"""What `bench/kernels.py` measures at a model's shapes: attention and selection."""
+"""Cases of `bench/kernels.py`: attention and selection."""
 
 import math
 from collections.abc import Callable
@@ -16,19 +16,21 @@ from homer_triton import kernels
 from homer_triton.kernels import reference
 from homer_triton.kernels.reference import spread
 
-# The interpreter's products of bfloat16 are wrong.
+# Triton's interpreter multiplies bfloat16 wrongly.
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if ON_GPU else ("cpu", torch.float16)
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 REACH = (15, 15)
-# Inputs that take turns: together so many times the cache, but at most so many.
+# Inputs take turns: together this many times the cache, but at most this many.
 TIMES_THE_CACHE, MOST_COPIES = 4, 40
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model's widths, and what its cases are made of: rows of a chunk and how many are kept,
-    suffix and asking rows, the slots and layers of a cache (a low level's worth), and how many
-    chunks run side by side where rows are chosen (`siblings`) and elsewhere (`chunks`).
+    """A model's widths, and the sizes of its cases.
+
+    rows, kept: rows of a chunk, and how many are kept; suffix, asking: rows of the suffix, and how
+    many vote; slots, layers: of a cache, as at a low level; siblings, chunks: chunks side by side,
+    where rows are selected and elsewhere.
     """
 
     model: str
@@ -51,13 +53,13 @@ MODELS = (
     Sizes("Llama-2-7B", 4096, 32, 32, 128, 11008),
     Sizes("Llama-3-8B", 4096, 32, 8, 128, 14336),
 )
-# What Triton's interpreter gets through in seconds.
+# Small enough for Triton's interpreter to run in seconds.
 TINY = (Sizes("tiny", 32, 2, 1, 16, 32, 16, 8, 2, 64, 2, 2, 2, 2),)
 
 
 @dataclass(frozen=True)
 class Case:
-    """An operation at a shape: a call for each system, and the check that ours is right."""
+    """An operation at a shape: a call for each system, and a check that ours is right."""
 
     op: str
     name: str
@@ -80,7 +82,7 @@ def whole(*shape: int) -> Tensor:
 
 
 def some_rows(batch: int, rows: int, count: int) -> Tensor:
-    """`count` ascending rows for each of the batch."""
+    """`count` ascending rows for each chunk of the batch."""
     return torch.rand(batch, rows, device=DEVICE).argsort(1)[:, :count].sort(1).values
 
 
@@ -99,7 +101,7 @@ def same(actual: object, expected: object) -> None:
 
 
 def copies(draw: Callable[[], Case]) -> list[Case]:
-    """A case over several inputs, enough that none is in the cache when its turn comes again."""
+    """A case over enough inputs that none is still in the cache when its turn comes again."""
     first = draw()
     cache = torch.cuda.get_device_properties(0).L2_cache_size if ON_GPU else 0
     count = math.ceil(TIMES_THE_CACHE * cache / first.bytes)
@@ -107,7 +109,7 @@ def copies(draw: Callable[[], Case]) -> list[Case]:
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend) -> Tensor:
-    """PyTorch's causal attention by one backend, [B, H, T, D]."""
+    """PyTorch's causal attention with one backend, [B, H, T, D]."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     with sdpa_kernel(backend):
         return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -160,7 +162,7 @@ def kept_rows_case(m: Sizes) -> Case:
 
 
 def decoding_case(m: Sizes, batch: int) -> Case:
-    """Attention of one query for each of some sequences, whose rows fill a cache."""
+    """Attention of one query for each sequence, over a full cache."""
     q, k, v = (
         random(batch, rows, n, m.dim)
         for rows, n in ((1, m.heads), (2 * m.rows, m.key_heads), (2 * m.rows, m.key_heads))
@@ -182,7 +184,7 @@ def decoding_case(m: Sizes, batch: int) -> Case:
 
 
 def selection_case(m: Sizes, batch: int) -> Case:
-    """The paper's selection. Of whole numbers: the same rows must be kept, ties included."""
+    """The paper's selection, of whole numbers: it must keep the same rows, ties included."""
     q, k = whole(batch, m.heads, m.dim), whole(batch, m.rows, m.key_heads, m.dim)
     positions = torch.arange(m.rows, device=DEVICE).expand(batch, -1)
     bias = torch.randint(-9, 10, (m.rows,), device=DEVICE).float()
@@ -219,8 +221,9 @@ def voting_case(m: Sizes, batch: int) -> Case:
 
 
 def check_votes(*arguments: Any) -> None:
-    """Both must give the rows the same votes, and keep what has the most of them: of votes that
-    are equal but for rounding, either may stay.
+    """Check that both give the rows the same votes and keep the rows with the most.
+
+    Of rows whose votes are equal but for rounding, either may stay.
     """
     keep, last = arguments[4], arguments[6]
     call = {"logit": "logit", "reach": REACH}

@@ -2,7 +2,7 @@
 
     python bench/plots.py [--out DIR]
 
-Reads DIR/kernels.csv and writes DIR/roofline.png, every kernel against the copy bandwidth and the
+Reads DIR/kernels.csv. Writes DIR/roofline.png, every kernel against the copy bandwidth and the
 matrix rate of the same run, and DIR/ratios.png, every kernel's time against PyTorch's.
 """
 
@@ -29,11 +29,11 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def draw_roofline(lines: list[Line], path: Path) -> None:
-    """FLOPs per second over FLOPs per byte; for what computes nothing, bytes stand in for FLOPs."""
+    """Draw FLOPs per second over FLOPs per byte. Ops that compute nothing count bytes as FLOPs."""
     limits = {line["case"]: line for line in lines if line["op"] == "limit"}
     copy = int(limits["copy"]["bytes"]) * 1e3
     matrix = int(limits["matrix"]["flops"]) * 1e3
-    # A step of several ops has no roof of its own.
+    # A step of several ops has no roof.
     ours = [x for x in lines if x["system"] == "triton" and x["op"] != "closing step"]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     edge = matrix / copy
@@ -54,7 +54,7 @@ def draw_roofline(lines: list[Line], path: Path) -> None:
 
 
 def draw_ratios(lines: list[Line], path: Path) -> None:
-    """How many times faster each kernel is than each other system."""
+    """Draw how many times as fast each kernel is as each other system."""
     right = [x for x in lines if x["checked"] == "True"]
     ours = {(x["op"], x["case"]): float(x["median_ms"]) for x in right if x["system"] == "triton"}
     others = [x for x in lines if x["system"] != "triton" and (x["op"], x["case"]) in ours]

@@ -1,11 +1,10 @@
-"""What int8 weights take, and what they cost: memory, speed, and how well they predict.
+"""Measures what int8 weights save and cost: memory, speed and perplexity.
 
     python bench/quantized.py --text NOVEL [--model FOLDER] [--shape Llama-3.2-1B] [--out DIR]
 
-Memory: a checkpoint of a known shape with random weights, loaded by a process of its own in
-float32, bfloat16, and as int8 with the rest in bfloat16. Perplexity and speed: a real checkpoint,
-the segments of a novel read one by one, each dtype's turn after the other's. Writes
-DIR/quantized.json.
+For memory, a new process loads a checkpoint of a known shape with random weights, in float32, in
+bfloat16, and as int8 with the rest in bfloat16. For perplexity and speed, a real checkpoint reads
+the segments of a novel one by one; the dtypes take turns. Writes DIR/quantized.json.
 """
 
 import argparse
@@ -41,7 +40,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     }
 }
-# name: dtype and quantize, as `load` takes them.
+# name: the arguments dtype and quantize of `load`.
 KINDS: dict[str, tuple[str, Any]] = {
     "float32": ("float32", None),
     "bfloat16": ("bfloat16", None),
@@ -49,7 +48,7 @@ KINDS: dict[str, tuple[str, Any]] = {
 }
 SEGMENT, DECODED = 2048, 32
 
-# Prints the resident bytes that a model takes once it is loaded, and at the peak of loading it.
+# Prints the resident bytes of a loaded model, and the peak while it was loaded.
 LOAD = """
 import sys
 import homer_triton as ht
@@ -76,7 +75,7 @@ def save_random(folder: Path, shape: str) -> None:
 
 
 def loaded_bytes(shape: str) -> dict[str, dict[str, int]]:
-    """By kind: resident bytes of the weights, and the most while they were loaded."""
+    """By kind: resident bytes of the weights, and the peak while they were loaded."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         save_random(Path(folder), shape)
@@ -91,8 +90,8 @@ def loaded_bytes(shape: str) -> dict[str, dict[str, int]]:
 
 @torch.no_grad()
 def read(models: dict[str, ht.Llama], text: str, segments: int) -> dict[str, dict[str, float]]:
-    """By kind: perplexity over a text's segments, seconds of reading a thousand tokens, and of a
-    new token after one.
+    """By kind: perplexity over a text's segments, and seconds per thousand tokens read and per new
+    token after a segment.
     """
     ids = tokenize(next(iter(models.values())), text, "--text")
     losses: dict[str, list[float]] = {name: [] for name in models}
@@ -126,7 +125,7 @@ def main() -> int:
     parser.add_argument("--text", type=Path, required=True, help="a long novel in UTF-8")
     parser.add_argument("--model", type=Path, default=Path("out/smollm2"))
     parser.add_argument("--shape", choices=SHAPES, default="Llama-3.2-1B")
-    parser.add_argument("--segments", type=int, default=8)
+    parser.add_argument("--segments", type=int, default=8, help="of 2,048 tokens")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     args = parser.parse_args()
     memory = loaded_bytes(args.shape)

@@ -1,4 +1,4 @@
-"""Llamas with random weights at known shapes, ours and transformers' on the same memory."""
+"""Llamas with random weights at known shapes; ours and transformers' share the same memory."""
 
 from dataclasses import dataclass, replace
 
@@ -15,15 +15,13 @@ from homer_triton.model.weights import LayerWeights, Weights
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes as transformers names them, and the tokens of the prefix, and of the suffix,
-    to encode with.
-    """
+    """A model's sizes by transformers' names; affix: tokens of the prefix, and of the suffix."""
 
     sizes: dict[str, int]
     affix: int = 16
 
     def config(self, dtype: torch.dtype) -> LlamaConfig:
-        # Without an end token, nothing ends before its time.
+        # Without an end token, no generation ends early.
         return LlamaConfig(**self.sizes, dtype=dtype, tie_word_embeddings=False, eos_token_id=None)
 
 
@@ -49,7 +47,7 @@ SHAPES = {
     "Llama-2-7B": Shape(sizes(32, 4096, 32, 32, 11008, 32000, 4096)),
     "Llama-3-8B": Shape(sizes(32, 4096, 32, 8, 14336, 128256, 8192)),
 }
-# Of SmolLM2's 270 heads twelve retrieve.
+# One retrieval head in so many, as in SmolLM2: 12 of 270.
 HEADS_TO_RETRIEVAL = 22
 
 
@@ -58,8 +56,9 @@ def device() -> torch.device:
 
 
 def random_llama(name: str, dtype: str, ops: str, layers: int | None = None) -> Llama:
-    """Random weights, made on the device; the same ones for a shape in every process. layers: so
-    many only.
+    """A model with random weights, made on the device; a shape has the same ones in every process.
+
+    layers: how many to make, all of the shape's by default.
     """
     shape, where = SHAPES[name], device()
     if layers is not None:
@@ -95,8 +94,9 @@ def random_llama(name: str, dtype: str, ops: str, layers: int | None = None) -> 
 
 
 def take_for_retrieval(model: Llama) -> None:
-    """Take some heads for retrieval heads, as large a share as in SmolLM2. Among random ones none
-    would be found, and without any HOMER's defaults ask fewer layers.
+    """Declare some heads retrieval heads, as large a share as in SmolLM2.
+
+    None would be found among random heads, and without any HOMER's defaults ask fewer layers.
     """
     heads = torch.zeros(model.config.num_hidden_layers, model.config.num_attention_heads)
     heads.view(-1)[::HEADS_TO_RETRIEVAL] = 1

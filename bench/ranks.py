@@ -1,15 +1,16 @@
-"""One text over several processes: time and memory on this machine, and a simulation of many GPUs.
+"""Measures one text over several processes, and simulates many GPUs.
 
     python bench/ranks.py measure [--shape 50M] [--tokens 16384] [--ranks 1,2] [--out DIR]
     python bench/ranks.py simulate [--rate-from FILE] [--gigabytes 50] [--microseconds 20]
 
-`measure` starts processes of one thread each (one GPU each where there are some), which encode the
-same text together; the numbers of processes take turns. Then each encodes the whole text by itself,
-all at once: what the machine's cores bring at most. It writes DIR/ranks.csv, a line for every rank,
-its peak memory beside the planned one. `simulate` runs nothing: the steps of a plan take what
-their floating-point operations do at the rate that was measured for one GPU (`bench/encode.py`), a
-chunk on its way to another rank takes a stated latency and bandwidth, and a rank waits for what it
-needs. It writes DIR/ranks-simulated.csv and a plot.
+`measure` starts processes with one thread each (and one GPU each where there are some), which
+encode the same text together. The numbers of processes take turns. Then every process encodes the
+whole text by itself, all at once: the most that the machine's cores bring. It writes DIR/ranks.csv
+with a line for every rank, and its peak memory beside the planned one.
+
+`simulate` runs no model. A step of the plan takes as long as its floating-point operations at the
+rate that was measured for one GPU (`bench/encode.py`). A chunk that is sent takes the given latency
+and bandwidth, and a rank waits for what it needs. It writes DIR/ranks-simulated.csv and a plot.
 """
 
 import argparse
@@ -47,9 +48,11 @@ LENGTHS = tuple(2**n for n in range(17, 25))
 
 @dataclass(frozen=True)
 class Line:
-    """A rank's part of an encoding. seconds: until all were done, the median of the repeats;
-    speedup: over one rank; cores_bring: the same for a text each, the most that can be;
-    peak_bytes, planned_bytes: above the model's weights, of the rank.
+    """A rank's part of an encoding.
+
+    seconds: until all ranks were done, the median of the repeats; speedup: over one rank;
+    cores_bring: the speed-up when every rank reads a whole text, the most that is possible;
+    peak_bytes, planned_bytes: the rank's memory above the model's weights.
     """
 
     shape: str
@@ -72,9 +75,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Simulated:
-    """A plan over GPUs, not run. seconds: until the first one has the result (the critical path);
-    of_linear: the speed-up over one GPU, of their number; idle: the share of all GPUs' time in
-    which they wait; sent_bytes: by all together.
+    """A plan over GPUs that was not run.
+
+    seconds: until the first GPU has the result (the critical path); of_linear: the speed-up over
+    one GPU, divided by their number; idle: the share of all GPUs' time that they wait; sent_bytes:
+    sent by all together.
     """
 
     shape: str
@@ -94,7 +99,7 @@ class Simulated:
 
 
 def measure_ranks(args: argparse.Namespace) -> int:
-    """Write the measured lines."""
+    """Measure, and write the lines."""
     laps: dict[int, list[list[Any]]] = {count: [] for count in args.ranks}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(args.repeats):
@@ -134,7 +139,7 @@ def measure_ranks(args: argparse.Namespace) -> int:
 
 
 def _rank(rank: int, count: int, meeting: Path, shape: str, tokens: int) -> None:
-    """What one process does; it leaves its seconds, its peak and its planned share in a file."""
+    """One process: it writes its seconds, its peak and its planned share to a file."""
     torch.set_num_threads(1)
     backend = "nccl" if ON_GPU else "gloo"
     if ON_GPU:
@@ -150,7 +155,7 @@ def _rank(rank: int, count: int, meeting: Path, shape: str, tokens: int) -> None
         dist.barrier()
         return time.perf_counter() - start
 
-    timed(ht.Ranks())  # libraries set themselves up for every shape
+    timed(ht.Ranks())  # not counted: libraries set themselves up for every shape
     peak_above = watch_peak(model.device)
     shared = timed(ht.Ranks())
     peak = peak_above()
@@ -170,8 +175,10 @@ def _task(shape: Shape, tokens: int) -> tuple[torch.Tensor, int, ht.HomerConfig]
 
 @dataclass(frozen=True)
 class Machine:
-    """rate: floating-point operations a second of a GPU; bandwidth: bytes a second, of what it
-    sends; latency: seconds until the first of them arrives.
+    """A simulated GPU.
+
+    rate: floating-point operations per second; bandwidth: bytes per second that it sends; latency:
+    seconds until the first of them arrives.
     """
 
     rate: float
@@ -180,16 +187,16 @@ class Machine:
 
 
 def simulate(plan: Plan, shape: ModelConfig, itemsize: int, ranks: int, on: Machine) -> list[float]:
-    """The seconds that each rank works, and after them the seconds until the first has the result.
+    """The seconds that each rank works, and then the seconds until the first one has the result.
 
-    Ranks run their steps in order, each as soon as what it needs has arrived; what they send goes
-    out while they work on, one chunk after another.
+    Ranks run their steps in order, each as soon as what it needs has arrived. They send chunks one
+    after another while they go on working.
     """
     shares = Shares(plan, ranks)
     prefix = layer_flops(shape, 0, plan.prefix_len) * plan.layers_tree / on.rate
     clock, busy, link = [prefix] * ranks, [prefix] * ranks, [0.0] * ranks
     arrives: dict[Node, float] = {}
-    # A right child is run before its parent, whichever rank has it.
+    # A right child runs before its parent, on whichever rank.
     for nodes in plan.steps():
         rank = shares.owner(nodes[0])
         child = shares.arriving(nodes)
@@ -208,7 +215,7 @@ def simulate(plan: Plan, shape: ModelConfig, itemsize: int, ranks: int, on: Mach
 
 
 def simulate_all(args: argparse.Namespace) -> int:
-    """Write the simulated lines and their plot."""
+    """Simulate, and write the lines and their plot."""
     with args.rate_from.open() as file:
         measured = max(DictReader(file), key=lambda line: int(line["tokens"]))
     name = measured["shape"]
@@ -252,7 +259,7 @@ def _simulated(
 
 
 def draw(lines: list[Simulated], path: Path) -> None:
-    """Seconds, and the share of a linear speed-up, by GPUs: a curve for each length."""
+    """Draw seconds and the share of a linear speed-up by GPUs, with a curve for each length."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -288,19 +295,19 @@ def main() -> int:
     commands = parser.add_subparsers(required=True)
     measured = commands.add_parser("measure")
     measured.add_argument("--shape", choices=SHAPES, default="50M")
-    measured.add_argument("--tokens", type=int, default=16384)
+    measured.add_argument("--tokens", type=int, default=16384, help="length of the text")
     counts = torch.cuda.device_count() if ON_GPU else len(os.sched_getaffinity(0))
     powers = [2**n for n in range(counts.bit_length())]
     measured.add_argument(
         "--ranks", type=lambda text: [int(n) for n in text.split(",")], default=powers
     )
-    measured.add_argument("--repeats", type=int, default=3)
+    measured.add_argument("--repeats", type=int, default=3, help="of which the median counts")
     measured.set_defaults(run=measure_ranks)
     simulated = commands.add_parser("simulate")
     file = RESULTS / "h200" / "encode-Llama-3-8B-bfloat16.csv"
-    simulated.add_argument("--rate-from", type=Path, default=file, help="of bench/encode.py")
-    simulated.add_argument("--gigabytes", type=float, default=50.0, help="a second, each GPU sends")
-    simulated.add_argument("--microseconds", type=float, default=20.0, help="until they arrive")
+    simulated.add_argument("--rate-from", type=Path, default=file, help="a CSV of bench/encode.py")
+    simulated.add_argument("--gigabytes", type=float, default=50.0, help="a second, per GPU")
+    simulated.add_argument("--microseconds", type=float, default=20.0, help="latency of a chunk")
     simulated.set_defaults(run=simulate_all)
     for command in (measured, simulated):
         command.add_argument("--out", type=Path, default=RESULTS)

@@ -1,14 +1,13 @@
-"""How the method does on a real pretrained model, far past its limit, beside other ways.
+"""Evaluates HOMER and other methods on a real pretrained model, far beyond its limit.
 
     python bench/real.py --text NOVEL … [--model FOLDER] [--out FOLDER] [--hours H] [NAME …]
 
-Runs the evaluations below one after another, each `homer eval` in a process of its own, and writes
-a run folder for each; the most telling come first. Stopped at any moment, it goes on where it was
-when it is started again, and a run whose numbers of questions were raised since only asks the new
-ones. `--share 0.2` asks a fifth of the questions, `--hours` ends it between two runs, `--list`
-prints the commands alone. `bench/tables.py`
-makes the tables of bench/README.md from the folders. The checkpoint is the one that
-`bench/smollm2.py` makes; without a GPU all of it takes about eight hours on two cores.
+Runs the evaluations below one after another, the most telling ones first. Each is a `homer eval` in
+its own process, and writes a run folder. You can stop it at any moment: the next call goes on from
+there, and asks only the new questions if their numbers were raised. `--share 0.2` asks a fifth of
+the questions, `--hours` starts no run after that time, `--list` only prints the commands.
+`bench/tables.py` makes the tables of bench/README.md from the folders. `bench/smollm2.py` makes the
+checkpoint. Without a GPU, everything takes about eight hours on two cores.
 """
 
 import argparse
@@ -20,31 +19,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# As seen from here, so that what a run records of its command is short.
+# A relative path, so that the command that a run records is short.
 RESULTS = Path(os.path.relpath(ROOT / "bench" / "results" / "real"))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 HOMER = [
     *(sys.executable, "-c"),
     "import sys; from homer_triton.cli import main; sys.argv[0] = 'homer'; main()",
 ]
-# The model answers better without its chat template, by every method.
-# Seed 0 was tuned on.
+# The model answers better without its chat template, with every method. The defaults were tuned on
+# seed 0.
 COMMON = ["--no-chat-template", "--dtype", "bfloat16", "--seed", "1"]
 WHOLE = ("pi", "ntk", "yarn")
-# The paper's method with the chunk and the target that it recommends: half of the limit.
+# The paper's method, with the chunk and target length that it recommends: half of the limit.
 PAPER = ["--selection", "paper", "--recompute", "none"]
 PAPER += ["--max-chunk-len", "4096", "--target-len", "4096"]
-# What is read on from is as long as a window: 3,000 tokens right before, and what is chosen from
-# the rest. Chunks of the whole limit have room beside so long a suffix.
+# The finished cache is as long as a window: the 3,000 tokens right before a segment, and tokens
+# chosen from the rest. Since the suffix is so long, chunks take the whole limit.
 PERPLEXITY = ["--max-length", "8x", "--segments", "4", "--dtype", "bfloat16"]
 PERPLEXITY += ["--suffix-len", "3000", "--target-len", "4096", "--max-chunk-len", "8192"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """`homer eval TASK` with other arguments but model, texts, samples and folder.
+    """`homer eval TASK`, and its arguments without model, texts, samples and folder.
 
-    samples: how many questions at each length, and at each depth of it where there are some. texts:
+    samples: how many questions at each length (and at each depth, if the task has depths); texts:
     whether it reads the novels; calibrated: whether it needs the paper's bias.
     """
 
@@ -56,7 +55,7 @@ class Run:
     calibrated: bool = False
 
     def command(self, model: Path, texts: list[str], out: Path, share: float) -> list[str]:
-        """homer's arguments; share: of the questions."""
+        """The arguments of `homer`; share: the part of the questions to ask."""
         command = ["eval", self.task, *self.arguments]
         if self.samples:
             numbers = {n: max(1, round(share * count)) for n, count in self.samples.items()}
@@ -68,7 +67,7 @@ class Run:
 
 
 def ask(task: str, method: str, samples: dict[str, int], name: str = "", *more: str) -> Run:
-    """A method's questions of a task; in a folder of its own, for each has another price."""
+    """A method's questions of a task, in their own folder, since methods differ in cost."""
     arguments = ["--methods", method, *COMMON, *more]
     folder = f"{task}-{name or method}"
     return Run(folder, task, samples, arguments, task == "needles", "paper" in more)
@@ -79,7 +78,7 @@ RUNS = (
     ask("needles", "homer", {"1x": 4, "2x": 12, "4x": 6, "8x": 3}),
     ask("passkey", "homer", {"1x": 4, "2x": 12, "4x": 6, "8x": 3}),
     *(ask(task, "plain", {"1x": 4}) for task in ("needles", "passkey")),
-    # Short texts too: how much of a text the model can make out at all.
+    # Short texts too: they show what the model can do at all.
     ask("ruler", "plain", {"1024": 20, "2048": 20, "4096": 20}),
     ask("ruler", "homer", {"2x": 60, "4x": 30, "8x": 12}),
     *(ask(task, "retrieval", FEW) for task in ("needles", "passkey")),
@@ -101,7 +100,7 @@ RUNS = (
 
 
 def calibrate(model: Path, texts: list[str], out: Path) -> None:
-    """The paper's bias for its chunks, measured once on the novels."""
+    """Measure the paper's bias for its chunks once, on the novels."""
     bias = out / "calibration.safetensors"
     if not bias.is_file():
         command = ["calibrate", "--model", str(model), "--segment-len", "4096"]
@@ -117,7 +116,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=Path("out/smollm2"))
     parser.add_argument("--text", action="append", default=[], help="a novel in UTF-8; repeat it")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--hours", type=float, help="begin no run after so many hours")
+    parser.add_argument("--hours", type=float, help="start no run after this many hours")
     parser.add_argument("--share", type=float, default=1.0, help="of the questions; raise it later")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     args = parser.parse_args()

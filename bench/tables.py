@@ -1,8 +1,7 @@
-"""The tables of README.md and bench/README.md, made from the committed results: `python
-bench/tables.py` writes them.
+"""Write the tables of the READMEs from the committed results: `python bench/tables.py`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing else in the files changes.
-A test holds them to what the results say.
+A table is what is between `<!-- table: NAME -->` and `<!-- end -->`; nothing else in the files
+changes. A test checks that the READMEs have the tables that the results give.
 """
 
 import re
@@ -11,7 +10,6 @@ from collections.abc import Callable
 
 from table_parts import ROOT, answered, markdown, read_json, scored
 from tables_real import (
-    headline,
     real,
     real_ablation,
     real_costs,
@@ -27,14 +25,13 @@ from tables_speed import (
     gpu_encode,
     gpu_kernels,
     gpu_layer,
-    gpu_speed,
     quantized,
     ranks,
     ranks_simulated,
     speed,
 )
 
-PAGES = (ROOT / "README.md", ROOT / "bench" / "README.md")
+PAGES = tuple(ROOT / folder / "README.md" for folder in (".", "bench", "model"))
 REAL_MODEL = ROOT / "homer_triton" / "demo" / "real_model.json"
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -59,14 +56,14 @@ def demo() -> str:
 def passkey() -> str:
     """Share of pass keys found by each method at each length, with 95 % Wilson intervals."""
     folders = {
-        "HOMER, the paper's, suffix recomputed": ("passkey-recomputed", "homer"),
-        "HOMER, the paper's": ("passkey-merged", "homer"),
+        "HOMER as published, suffix recomputed": ("passkey-recomputed", "homer"),
+        "HOMER as published": ("passkey-merged", "homer"),
         "plain model": ("passkey-baselines", "plain"),
         "position interpolation": ("passkey-baselines", "pi"),
         "NTK": ("passkey-baselines", "ntk"),
         "YaRN": ("passkey-baselines", "yarn"),
         "last tokens that fit": ("passkey-baselines", "window"),
-        "independent chunks, no merging": ("passkey-baselines", "independent"),
+        "independent chunks": ("passkey-baselines", "independent"),
     }
     cells: dict[str, dict[int, str]] = {}
     for title, (folder, method) in folders.items():
@@ -125,7 +122,6 @@ def references() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "headline": headline,
     "demo": demo,
     "passkey": passkey,
     "perplexity": perplexity,
@@ -138,7 +134,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "decode": decode,
     "ranks": ranks,
     "ranks_simulated": ranks_simulated,
-    "gpu_speed": gpu_speed,
     "gpu_encode": gpu_encode,
     "gpu_kernels": gpu_kernels,
     "gpu_layer": gpu_layer,

@@ -8,9 +8,9 @@ from table_parts import NOT_RUN, RESULTS, Rows, answered, markdown, read_json, s
 
 # The real model's methods: title, and the group of runs and the name within it.
 REAL = {
-    "**HOMER, our defaults**": ("homer", "homer"),
-    "HOMER, the text in four parts": ("appended", "appended"),
-    "HOMER as the paper has it": ("paper", "homer"),
+    "**HOMER**": ("homer", "homer"),
+    "HOMER, text appended in four parts": ("appended", "appended"),
+    "HOMER as published": ("paper", "homer"),
     "plain model": ("plain", "plain"),
     "position interpolation": ("pi", "pi"),
     "NTK": ("ntk", "ntk"),
@@ -24,20 +24,9 @@ REAL = {
 REAL_LIMIT = 8192
 
 
-def headline() -> str:
-    """What the real model finds, in a sentence."""
-    cells = real_lengths("needles")["**HOMER, our defaults**"]
-    found = [f"{row['right']:.0f} of {row['total']} at {n:,}" for n, row in sorted(cells.items())]
-    return (
-        f"SmolLM2-135M, a pretrained Llama that reads {REAL_LIMIT:,} tokens, so finds magic\n"
-        f"numbers in novels: **{', '.join(found)} tokens**,\n"
-        "with all settings left at their defaults ([how](#what-it-finds-and-how-fast)).\n"
-    )
-
-
 def real_model() -> str:
-    """What `homer demo` says of the real model: questions right and asked, by length."""
-    cells = real_lengths("needles")["**HOMER, our defaults**"]
+    """What `homer demo` says about the real model: right answers and questions, by length."""
+    cells = real_lengths("needles")["**HOMER**"]
     needles = {str(n): [round(row["right"]), row["total"]] for n, row in sorted(cells.items())}
     found = {"model": "SmolLM2-135M-Instruct", "limit": REAL_LIMIT, "needles": needles}
     return json.dumps(found, indent=2) + "\n"
@@ -97,7 +86,7 @@ def real_tasks() -> str:
             if cells:
                 shares = [answered(cells[name]) + kept(cells[name]) for name in tasks]
                 rows.append([title, times_limit(length), str(cells[tasks[0]]["total"]), *shares])
-    return markdown(["method", "text", "of each", *tasks], rows)
+    return markdown(["method", "text", "questions of each", *tasks], rows)
 
 
 def kept(row: dict[str, Any]) -> str:
@@ -134,7 +123,7 @@ def real_heads() -> str:
     for heads in dict.fromkeys(line["heads"] for line in lines):
         cells = [by[heads, task] for task in tasks]
         rows.append([heads, *(f"{x['mean_rank']:.1%}, {x['kept']:.0%}" for x in cells)])
-    return markdown(["asked", *tasks], rows)
+    return markdown(["heads that vote", *tasks], rows)
 
 
 def real_perplexity() -> str:

@@ -56,19 +56,30 @@ def by_length(name: str) -> dict[int, dict[str, dict[str, str]]]:
 
 
 def speed() -> str:
-    """The longest text that the plain prefill read too, and the authors' code, in a sentence."""
-    lengths = by_length("encode-50M-float32.csv")
-    tokens = max(n for n, systems in lengths.items() if PLAIN in systems)
-    theirs, ours = (lengths[tokens][system] for system in (PLAIN, OURS))
-    *_, published, own = read_csv("authors-50M-float32.csv")
-    published, own = (published, own) if "author" in published["system"] else (own, published)
-    return (
-        f"Reading {tokens:,} tokens on two CPU cores (50M parameters) takes "
-        f"**{float(ours['seconds']) / float(theirs['seconds']):.0%} of the time**\n"
-        f"of the plain prefill and {memory(ours, 'peak_bytes')} in place of "
-        f"{memory(theirs, 'peak_bytes')}. The method as published is {ratio(published, own)}\n"
-        f"as fast as its authors' code at {int(own['tokens']):,} tokens.\n"
-    )
+    """Some lengths of the plain prefill and ours: the defaults on a CPU, the paper's on a GPU."""
+    small = by_length("encode-50M-float32.csv")
+    large = gpu_lengths("Llama-3-8B")
+    device = large[262144]["triton+paper"]["device"]
+    cases = [
+        *(("50M parameters, two CPU cores", small, OURS, n) for n in (2048, 8192, 32768)),
+        *((f"8B as published, one {device}", large, "triton+paper", n) for n in (262144, 1048576)),
+    ]
+    rows = []
+    for model, lengths, system, tokens in cases:
+        ours, plain = lengths[tokens][system], lengths[tokens].get(PLAIN)
+        rows.append(
+            [
+                model,
+                f"{tokens:,}",
+                seconds_of(plain) if plain else "",
+                seconds_of(ours),
+                f"**{ratio(plain, ours)}**" if plain else "",
+                memory(plain, "peak_bytes") if plain else "",
+                memory(ours, "peak_bytes"),
+            ]
+        )
+    header = ["model and machine", "tokens", "plain prefill", "HOMER", "times as fast"]
+    return markdown([*header, "memory, plain", "HOMER"], rows)
 
 
 def authors() -> str:
@@ -115,8 +126,8 @@ def decode() -> str:
             cells = [f"{theirs / own[x]:.2f} ×" if x in own else "" for x in ("shared", "copies")]
             time = f"{own['shared']:.1f} ms"
             rows.append([f"{model}, {dtype}, {machine}", cached, sequences, time, *cells])
-    header = ["model", "rows in the cache", "sequences", "a token of each"]
-    return markdown([*header, "times faster, rows shared", "a copy each"], rows)
+    header = ["model", "tokens in the cache", "sequences", "a new token of each"]
+    return markdown([*header, "times as fast, cache shared", "a copy each"], rows)
 
 
 def ranks() -> str:
@@ -168,13 +179,11 @@ def quantized() -> str:
     names = "seconds_per_1000_tokens", "seconds_per_new_token"
     slower = [small[name] / half[name] for name in names]
     parts = [
-        '`quantize="int8"` (`--quantize int8`, the extra `quantized`) holds the layers\' matrices',
-        f"in a byte a number, by torchao: {found['shape']}'s shape takes {share:.0%} of the",
-        f"memory of float32, and SmolLM2-135M predicts a novel {worse:.1%} worse than in",
+        '`quantize="int8"` (`--quantize int8`, the extra `quantized`) stores the layers\' matrices',
+        f"with torchao, one byte per number. {found['shape']}'s shape takes {share:.0%} of the",
+        f"memory of float32. SmolLM2-135M's perplexity on a novel is {worse:.1%} higher than in",
         f"bfloat16. On a CPU, reading takes {slower[0]:.1f} × and a new token {slower[1]:.1f} ×",
-        "the time of bfloat16. A `transformers` model that torchao has quantised, or bitsandbytes",
-        "in 4 bits, is shared as it is. `fp8`, for GPUs that multiply it, has not been run yet,",
-        "nor 4 bits on one.",
+        "the time of bfloat16 ([results](../bench/results/quantized.json)).",
     ]
     return "\n".join(parts) + "\n"
 
@@ -190,27 +199,6 @@ def gpu_lengths(model: str) -> dict[int, dict[str, dict[str, str]]]:
 def times_plain(systems: dict[str, dict[str, str]], system: str) -> float:
     """How many times as long the plain prefill takes."""
     return float(systems[PLAIN]["seconds"]) / float(systems[system]["seconds"])
-
-
-def gpu_speed() -> str:
-    """The longest texts on a GPU, in a sentence, and a new token after them."""
-    of_lengths = gpu_lengths("Llama-3-8B")
-    both, alone = of_lengths[262144], of_lengths[1048576]["triton+paper"]
-    tokens = {
-        line["system"]: float(line["median_ms"])
-        for line in read_csv("h200/decode-Llama-3-8B-bfloat16.csv")
-        if (line["rows"], line["sequences"]) == ("4096", "1")
-    }
-    return (
-        f"On one {alone['device']}, a Llama of Llama-3-8B's shape (random weights, the method as\n"
-        f"published) reads 262,144 tokens in {float(both['triton+paper']['seconds']):.1f} seconds, "
-        f"**{times_plain(both, 'triton+paper'):.1f} × as fast as the plain\n"
-        "prefill** with PyTorch's attention, and "
-        f"**1,048,576 in {float(alone['seconds']):.0f} seconds** with "
-        f"{memory(alone, 'peak_bytes')} above its\n"
-        f"weights. A new token after 4,096 rows takes {tokens['shared']:.1f} ms, in transformers' "
-        f"`generate` {tokens['transformers']:.0f} ms.\n"
-    )
 
 
 def gpu_encode() -> str:

@@ -1,12 +1,12 @@
-"""Which sizes the kernels are fastest with on this GPU.
+"""Measures with which sizes the kernels are fastest on this GPU.
 
     python bench/tune.py [--out DIR] [--keep] [--ops attention,scoring,voting,decoding]
 
-Compiles every candidate in a process of its own, checks it against its definition, and times it by
-graph replay over several inputs; attention beside PyTorch's by flash and cuDNN. Writes
-DIR/tiles-CHIP.csv (attention) and DIR/sizes-CHIP.csv, and the winners, the ones of the smallest
-geometric mean over the cases, to kernels/tiles.json; with --keep they are only printed. Takes two
-minutes on sixteen cores.
+Compiles the candidates in many processes, checks each against its definition, and times it by graph
+replay over several inputs. Attention is timed beside PyTorch's flash and cuDNN. Writes
+DIR/tiles-CHIP.csv (attention) and DIR/sizes-CHIP.csv. The winners have the smallest geometric mean
+over the cases; they go to kernels/tiles.json, or are only printed with --keep. Takes two minutes on
+sixteen cores.
 """
 
 import argparse
@@ -56,13 +56,13 @@ CANDIDATES: dict[int, list[Tile]] = {
 }
 FIRST_WITH_DESCRIPTORS = 90
 KEY_HEADS, QUERY_HEADS, ROWS, KEPT = 8, 32, 2048, 1074
-# Inputs that take turns, so that none is in the cache when its turn comes again.
+# Inputs take turns, so that none is still in the cache when its turn comes again.
 INPUTS = 8
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A call: the chunks side by side, the prefix before them, and whether half the rows ask."""
+    """A call: chunks side by side, the prefix before them; kept: half the rows are queries."""
 
     name: str
     batch: int
@@ -81,8 +81,9 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Timing:
-    """A tile, or another system, at a shape: microseconds of a call, and what that is in TFLOP/s;
-    nan where it was wrong or could not run.
+    """A tile, or another system, at a shape: microseconds of a call, and the rate in TFLOP/s.
+
+    Both are nan if it was wrong or could not run.
     """
 
     chip: str
@@ -102,17 +103,17 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | No
 
 
 def candidates_on(chip: str) -> list[tuple[int, Tile]]:
-    """(head dim, tile) of all that a chip is tried with."""
+    """(head dim, tile) of all candidates for a chip."""
     found = [(dim, tile) for dim, own in CANDIDATES.items() for tile in own]
     if chip.startswith("sm_") and int(chip.removeprefix("sm_")) >= FIRST_WITH_DESCRIPTORS:
-        # Small blocks are no use there: a copy by a descriptor costs a wait of its own.
+        # Small blocks do not help: every copy by a descriptor needs its own wait.
         large = [(dim, t) for dim, t in found if t.block_n >= 64 and t.stages > 1]
         found += [(dim, tile._replace(descriptors=True)) for dim, tile in large]
     return found
 
 
 def draw(shape: Shape, dim: int) -> Inputs:
-    """q, k, v, the prefix's keys and values, and the asking rows."""
+    """q, k, v, the prefix's keys and values, and the rows that are queries."""
     q = random(shape.batch, KEPT if shape.kept else ROWS, QUERY_HEADS, dim)
     k, v = (random(shape.batch, ROWS, KEY_HEADS, dim) for _ in range(2))
     before = [random(shape.prefix, KEY_HEADS, dim) if shape.prefix else None for _ in range(2)]
@@ -120,12 +121,12 @@ def draw(shape: Shape, dim: int) -> Inputs:
 
 
 def use(tile: Tile) -> None:
-    """Let every call of this process take a tile."""
+    """Let every call of this process use a tile."""
     attention.attention_tile = lambda *_: tile
 
 
 def compile_tile(job: tuple[int, Tile]) -> str:
-    """Compile one for all shapes; what came in the way, or nothing."""
+    """Compile a tile for all shapes; returns the problem, or nothing."""
     dim, tile = job
     use(tile)
     try:
@@ -137,12 +138,12 @@ def compile_tile(job: tuple[int, Tile]) -> str:
 
 
 def time_us(call: Callable[[int], object]) -> float:
-    """The median time of a call with one of the inputs."""
+    """The median time of a call, over all inputs."""
     return 1e3 * measure.time_calls([partial(call, index) for index in range(INPUTS)]).median_ms
 
 
 def flops(shape: Shape, dim: int, rows: Tensor | None) -> int:
-    """Two products of every query with the keys that it sees."""
+    """The operations of two products of every query with the keys that it sees."""
     pairs = shape.batch * (ROWS * (ROWS + 1) // 2 + ROWS * shape.prefix)
     if rows is not None:
         pairs = int((rows + 1 + shape.prefix).sum())
@@ -150,7 +151,7 @@ def flops(shape: Shape, dim: int, rows: Tensor | None) -> int:
 
 
 def measured(inputs: list[Inputs], tiles: list[Tile]) -> Iterator[tuple[str, float, str]]:
-    """(system, microseconds, problem) of every tile, and of PyTorch's where it has the call."""
+    """(system, microseconds, problem) of every tile, and of PyTorch where it can run the call."""
     first = tuple(x[:1] if x is not None and x.dim() != 3 else x for x in inputs[0])
     own = reference.causal_attention(*first)
     wide = (x.float() if x is not None and x.is_floating_point() else x for x in first)
@@ -172,7 +173,7 @@ def measured(inputs: list[Inputs], tiles: list[Tile]) -> Iterator[tuple[str, flo
 
 
 def best_tile(timings: list[Timing], dim: int) -> Tile:
-    """The tile that loses least against the fastest, over all shapes."""
+    """The tile that is closest to the fastest over all shapes."""
     times: dict[str, dict[str, float]] = {shape.name: {} for shape in SHAPES}
     for timing in timings:
         if timing.dim == dim and timing.system not in BACKENDS:
@@ -204,9 +205,9 @@ def sweep_attention(
 
 
 def write_winners(family: str, winners: dict[str, Any]) -> None:
-    """Put a family's winners into the table, one line for each family of an op."""
+    """Write a chip family's winners to the table, one line for each family of an op."""
     parts = []
-    # The file's: the table in memory is what was tried last.
+    # Read from the file, since the table in memory has the sizes that were tried last.
     for op, families in json.loads(tiles.FILE.read_text(encoding="utf-8")).items():
         own = {**families, **({family: winners[op]} if op in winners else {})}
         lines = ",\n".join(f'    "{name}": {json.dumps(of)}' for name, of in own.items())
@@ -219,8 +220,8 @@ def write_winners(family: str, winners: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
-    parser.add_argument("--keep", action="store_true", help="leave the table as it is")
-    parser.add_argument("--ops", default=",".join(tiles.TABLE))
+    parser.add_argument("--keep", action="store_true", help="do not change kernels/tiles.json")
+    parser.add_argument("--ops", default=",".join(tiles.TABLE), help="only these")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("no GPU: PyTorch finds no CUDA device", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The sweep of `bench/tune.py` over the ops whose sizes go by names: scoring, voting, decoding."""
+"""The part of `bench/tune.py` for the ops with named sizes: scoring, voting, decoding."""
 
 import itertools
 import json
@@ -43,7 +43,7 @@ Job = tuple[str, str]
 
 @dataclass(frozen=True)
 class Timing:
-    """An op with some sizes: microseconds of a call, nan where it was wrong or could not run."""
+    """An op with some sizes: microseconds of a call, nan if it was wrong or could not run."""
 
     chip: str
     op: str
@@ -68,19 +68,19 @@ def sizes_jobs(ops: list[str]) -> list[Job]:
 
 
 def use(op: str, sizes: str) -> None:
-    """Let every call of this process take these sizes."""
+    """Let every call of this process use these sizes."""
     tiles.TABLE[op] = {tiles.ANY: json.loads(sizes)}
 
 
 def drawers(op: str) -> Iterator[Callable[[], Case]]:
-    """The op's cases, each call with inputs of its own."""
+    """The op's cases; each call draws its own inputs."""
     for model in MODELS:
         for batch in BATCHES:
             yield partial(CASES[op], model, batch)
 
 
 def compile_sizes(job: Job) -> str:
-    """Compile one for all cases; what came in the way, or nothing."""
+    """Compile a candidate for all cases; returns the problem, or nothing."""
     use(*job)
     try:
         for draw in drawers(job[0]):
@@ -93,7 +93,7 @@ def compile_sizes(job: Job) -> str:
 def sweep_sizes(
     chip: str, jobs: list[Job], out: Path, about: tuple[str, ...]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Time candidates; gives each op's winner."""
+    """Time the candidates, and yield each op's winner."""
     timings: list[Timing] = []
     for op in dict.fromkeys(op for op, _ in jobs):
         times: dict[str, dict[str, float]] = defaultdict(dict)
@@ -112,7 +112,7 @@ def sweep_sizes(
 
 
 def time_sizes(op: str, sizes: str, drawn: list[Case]) -> tuple[float, str]:
-    """(microseconds, problem) of a call with one of the inputs."""
+    """(microseconds, problem) of a call, over all inputs."""
     use(op, sizes)
     try:
         drawn[0].check()
@@ -122,8 +122,9 @@ def time_sizes(op: str, sizes: str, drawn: list[Case]) -> tuple[float, str]:
 
 
 def best(times: dict[str, dict[str, float]]) -> str:
-    """The candidate that loses least against the fastest, over all cases; times: by case and
-    candidate, nan where it could not run.
+    """The candidate that is closest to the fastest over all cases.
+
+    times: by case and candidate, nan where it could not run.
     """
     losses = defaultdict(list)
     for of_case in times.values():

@@ -1,7 +1,19 @@
-"""Long contexts on pre-trained Llama models without training: hierarchical context merging (HOMER,
-ICLR 2024).
+"""Read long contexts with the pretrained Llama-family model you have, without training it.
 
-Names are imported when they are first used, so that `homer --help` need not wait for PyTorch.
+An implementation of HOMER (Hierarchical Context Merging, Song et al., ICLR 2024). A long input is
+cut into chunks. The chunks run through the model, the tokens that matter least to the question are
+pruned, and neighbouring chunks are merged, until one short KV cache is left:
+
+    import homer_triton as ht
+
+    model = ht.load("meta-llama/Llama-3.2-1B-Instruct")
+    encoded = ht.encode(model, text, suffix="Who tells the story? It is told by")
+    print(ht.generate(model, encoded, max_new_tokens=20).text)
+
+An encoding answers the question that it was encoded for (the suffix). Later questions only find
+what that question kept.
+
+Names are imported on first use, so that `homer --help` does not wait for PyTorch.
 """
 
 from importlib import import_module
@@ -25,7 +37,7 @@ if TYPE_CHECKING:
     from .ranks import RankError, Ranks
     from .selection import Selection
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Calibration",

@@ -20,7 +20,7 @@ families = pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen3"])
 @cache
 def example(family: str = "Llama") -> dict[str, Any]:
     """The names that the README's example leaves behind."""
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    *_, code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     code = code.replace("LlamaConfig", f"{family}Config")
     code = code.replace("LlamaForCausalLM", f"{family}ForCausalLM")
     names: dict[str, Any] = {}
