@@ -83,11 +83,11 @@ def terminal(story: Path) -> Iterator[Terminal]:
 
 
 def test_a_conversation_at_a_terminal(terminal: Terminal, story: Path) -> None:
-    assert "Ask about the text. /help says what else there is." in terminal.until("> ")
+    assert "Ask a question about the text, or type /help." in terminal.until("> ")
     terminal.type("/help\n")
     assert "/again QUESTION" in terminal.until("\n> ")
     terminal.type("/kept\n")
-    assert "No text has been read yet; ask about one first." in terminal.until("\n> ")
+    assert "No text has been read yet. Ask a question about one first." in terminal.until("\n> ")
     terminal.type(f"{QUESTION}\n")
     answer = terminal.until("\n> ")
     assert re.search(r"kept \d+ of [\d,]+ tokens", answer)
@@ -97,7 +97,7 @@ def test_a_conversation_at_a_terminal(terminal: Terminal, story: Path) -> None:
     terminal.type("/load nowhere.txt\n")
     assert "nowhere.txt" in terminal.until("\n> ")
     terminal.type("/sing\n")
-    assert "/sing is not known; /help says what is." in terminal.until("\n> ")
+    assert "Unknown command /sing. Type /help for the list." in terminal.until("\n> ")
     terminal.type("The sky\n")
     terminal.until("\n> ")
     terminal.type("/quit\n")
@@ -151,7 +151,9 @@ def test_a_long_conversation_is_compacted(story: Path) -> None:
     result = run(*words, "--context-file", story, "--max-new-tokens", 40, stdin=lines)
     assert result.exit_code == 0, result.stderr
     assert len(result.stdout.splitlines()) >= 7
-    kept = re.findall(r"compacted the conversation: kept ([\d,]+) of ([\d,]+) rows", result.stderr)
+    kept = re.findall(
+        r"shortened the conversation: kept ([\d,]+) of ([\d,]+) tokens", result.stderr
+    )
     assert kept
     assert all(int(left) <= 128 < int(before) for left, before in kept)
 
@@ -193,7 +195,7 @@ def test_turns_are_the_templates_own() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--context-file", "-"), "Standard input is for your questions; give the text as a file."),
+        (("--context-file", "-"), "Standard input is for your questions. Give the text as a file."),
         (("--context-file", "absent.txt"), "absent.txt"),
         (("--thinking",), "need a chat template; leave them out"),
         (("--top-k", "5"), "set temperature above 0 too"),
@@ -214,6 +216,6 @@ def test_a_refused_line_ends_nothing(tmp_path: Path) -> None:
     words = ("chat", "--model", folder, "--device", "cpu", "--max-new-tokens", 2)
     result = run(*words, "--max-chunk-len", 64, stdin=lines)
     assert result.exit_code == 0, result.stderr
-    assert "/again needs a question, and a text" in result.stderr
+    assert "/again needs a question, and a loaded text" in result.stderr
     assert result.stderr.count("/load needs the name of a file.") == 2
     assert len(result.stdout.splitlines()) == 1

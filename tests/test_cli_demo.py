@@ -59,6 +59,6 @@ def test_words_show_an_example_before_the_table(rows: list[Measurement]) -> None
     assert "The pass key 12345 is hidden in a text of 2,048 tokens" in lines[0]
     assert lines[2].split() == ["plain", "model:", "no", "idea", "(wrong)"]
     assert lines[3].endswith("1 2 3 4 5.  (right)")
-    assert lines[7].split()[2:] == ["8×", "2,048", "50%", "0.25", "s", "3.0", "MiB"]
+    assert lines[7].split()[2:] == ["8×", "2,048", "1", "of", "2", "0.25", "s", "3.0", "MiB"]
     assert any("some/model" in line for line in lines)
     assert any(" at 16,384 tokens" in line for line in lines), "the real model's figures"

@@ -61,8 +61,8 @@ def test_words_show_every_level_and_both_costs(model: Path) -> None:
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["0", "4", "0", "to", "0", "26", "to", "28", "17"] in rows
     assert ["2", "1", "2", "to", "2", "32", "32"] in rows
-    assert "the tree runs 3 of 3 layers, then all that survived is read once more" in result.stdout
-    assert rows[-1] == ["rows", "in", "the", "cache", "32", "104", "30.8%"]
+    assert "the tree runs 3 of 3 layers, then the kept tokens are read once more" in result.stdout
+    assert rows[-1] == ["tokens", "in", "the", "cache", "32", "104", "30.8%"]
 
 
 def test_each_devices_share_is_said(model: Path) -> None:
@@ -109,9 +109,9 @@ def test_a_memory_budget_chooses_how_to_run(model: Path) -> None:
         assert plan["leaf_batch"] in at_once
         assert plan["memory_bytes"] <= budget
     words = run(*options, "--offload", "cpu").stdout
-    assert "4 leaves run at once; finished chunks wait in host memory" in words
+    assert "4 chunks run at once; finished chunks wait in host memory" in words
     words = run(*options, "--leaf-batch", 1).stdout
-    assert "1 leaf runs at once; finished chunks wait on the device" in words
+    assert "1 chunk runs at once; finished chunks wait on the device" in words
     refused = run(*options, "--memory-budget", "1KB")
     assert refused.exit_code == 2
     assert "memory_budget=1KB is less than" in refused.stderr

@@ -134,7 +134,7 @@ def test_the_harness_is_not_shared(tmp_path: Path) -> None:
 def test_an_encoding_is_not_shared(tmp_path: Path) -> None:
     arguments = ["generate", "--model", str(CHECKPOINT), "--encoded", "x", "--devices", "2"]
     code, _, stderr = finish(start(arguments))
-    sentence = "Several processes have nothing to share with --encoded; leave --devices out."
+    sentence = "With --encoded, several processes have nothing to share; leave --devices out."
     assert (code, stderr) == (2, f"homer: {sentence}\n")
 
 
@@ -176,7 +176,7 @@ def test_a_killed_rank_ends_all(story: Path, tmp_path: Path, rank: int) -> None:
     code, stdout, stderr = finish(process)
     assert (code, stdout) == (1, "")
     assert stderr.splitlines()[-1:] == [
-        f"homer: Rank {rank} was ended by SIGKILL; the others were, too."
+        f"homer: Rank {rank} was ended by SIGKILL, so all ranks were stopped."
     ]
     assert "Traceback" not in stderr
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)

@@ -1,7 +1,7 @@
 """The `homer` command: one module per subcommand.
 
-Commands import the library inside their functions, and nothing else here imports torch: `homer
---help` and a misspelt option answer at once.
+Commands import the library inside their functions, and nothing else here imports torch. So `homer
+--help`, and a misspelt option, answer at once.
 """
 
 from .. import quiet as quiet
@@ -19,7 +19,7 @@ def main() -> None:
                 try:
                     app(prog_name="homer")
                 except SystemExit as left:
-                    # While options are read, typer ends in silence.
+                    # If interrupted while it reads options, typer exits without a message.
                     if left.code and was_interrupted() and not isinstance(left, Interrupted):
                         leave_interrupted()
                     raise

@@ -1,4 +1,4 @@
-"""How answers are chosen: the options of every command that gives some."""
+"""The options of all commands that generate answers: sampling, length and end of an answer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..checks import SEEDS
+from .help import ANSWER
 
 if TYPE_CHECKING:
     from ..decoding import Decoding
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What an answer may be, and when it ends."""
+    """How the tokens of an answer are chosen, and when it ends."""
+
+    panel = ANSWER
 
     max_new_tokens: Annotated[
         int,
-        typer.Option("--max-new-tokens", metavar="N", min=1, help="Most tokens in an answer."),
+        typer.Option("--max-new-tokens", metavar="N", min=1, help="The most tokens in an answer."),
     ] = 256
     temperature: Annotated[
         float,
@@ -27,7 +30,7 @@ class Answers:
             "--temperature",
             metavar="X",
             min=0.0,
-            help="0 takes the likeliest token each time; above 0 samples.",
+            help="0 always takes the likeliest token. Above 0, tokens are sampled.",
         ),
     ] = 0.0
     top_k: Annotated[
@@ -36,8 +39,8 @@ class Answers:
             "--top-k",
             metavar="N",
             min=1,
-            help="Sample from the N likeliest tokens only.",
-            show_default="all",
+            help="Sample only from the N likeliest tokens.",
+            show_default="all tokens",
         ),
     ] = None
     top_p: Annotated[
@@ -47,8 +50,9 @@ class Answers:
             metavar="X",
             min=0.0,
             max=1.0,
-            help="Sample from the smallest set with this probability.",
-            show_default="all",
+            help="Sample only from the smallest set of tokens with this total probability, above 0 "
+            "and at most 1.",
+            show_default="all tokens",
         ),
     ] = None
     repetition_penalty: Annotated[
@@ -56,7 +60,8 @@ class Answers:
         typer.Option(
             "--repetition-penalty",
             metavar="X",
-            help="Above 1, tokens that prompt and answer hold already become less likely.",
+            help="Above 1, tokens that the answer already has become less likely, and so do those "
+            "of a prompt that is asked after the reading. The text itself does not count.",
         ),
     ] = 1.0
     stop: Annotated[
@@ -64,7 +69,7 @@ class Answers:
         typer.Option(
             "--stop",
             metavar="TEXT",
-            help="End the answer with this text; give it again for more.",
+            help="End the answer after this text. Repeat the option for several.",
             show_default="none",
         ),
     ] = None
@@ -75,14 +80,14 @@ class Answers:
             metavar="N",
             min=SEEDS[0],
             max=SEEDS[1],
-            help="Makes sampling repeatable.",
+            help="The seed of the sampling, for repeatable answers.",
             show_default="none",
         ),
     ] = None
 
     @property
     def decoding(self) -> Decoding:
-        """The settings. Raises `ValueError` where they do not fit together."""
+        """The settings. Raises `ValueError` if they contradict each other."""
         from ..decoding import Decoding
 
         return Decoding(

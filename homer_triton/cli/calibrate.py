@@ -1,4 +1,4 @@
-"""`homer calibrate`: the bias that makes near and far tokens comparable."""
+"""`homer calibrate`: measure the bias that makes near and far tokens comparable."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .groups import with_groups
+from .help import SETTINGS
 from .inputs import read_text
 from .options import Checkpoint, Json
 from .output import at_terminal, print_json
@@ -20,42 +21,57 @@ def calibrate(
         typer.Option(
             "--text",
             metavar="FILE",
-            help="Ordinary text in UTF-8; give the option again for more files, - for standard "
-            "input.",
+            help="Ordinary text, a UTF-8 file. Repeat the option for more files. Use - for "
+            "standard input.",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the calibration goes.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The file for the calibration. Its name must end in .safetensors.",
+        ),
     ],
     segment_len: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Tokens in a segment; a calibration serves chunks up to this long.",
-            show_default="a chunk's default length",
+            rich_help_panel=SETTINGS,
+            help="The tokens in a segment. The calibration fits chunks of up to this length.",
+            show_default="the default length of a chunk",
         ),
     ] = None,
     num_segments: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Segments that the mean is taken over.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=SETTINGS,
+            help="How many segments the mean is taken over.",
+        ),
     ] = 100,
     as_json: Json = False,
 ) -> None:
-    """Measure what a model's attention pays to a token's distance alone, for --calibration.
+    """Measure a model's distance bias, for --selection paper.
 
-    A last token favours near tokens whatever they say; the mean score at each distance, over
-    segments of ordinary text, is taken off before tokens are compared.
+    A token pays more attention to near tokens, whatever they say. This command measures the mean
+    attention score at each distance, over segments of ordinary text. With --calibration FILE, other
+    commands subtract this bias before they compare tokens. Only the paper's selection uses it; the
+    default selection needs no calibration.
 
     \b
     Example:
-      homer calibrate --model meta-llama/Llama-3.2-1B --text book.txt \\
-          -o llama.calibration.safetensors
+      homer calibrate --model HuggingFaceTB/SmolLM2-1.7B-Instruct \\
+          --text book.txt -o bias.safetensors
     """
     from .. import calibrate as measure
     from ..storage.files import check_outputs
 
     check_outputs({"-o": output}, {"--text": text, "--model": checkpoint.model})
     if output.suffix != ".safetensors":
-        raise ValueError(f"The calibration {output} must be named .safetensors to be read again.")
+        raise ValueError(f"The name of the calibration {output} must end in .safetensors.")
     texts = [read_text(file) for file in text]
     llama, _ = checkpoint.open()
     calibration = measure(llama, texts, segment_len, num_segments, progress=at_terminal())

@@ -1,4 +1,4 @@
-"""`homer chat`: a conversation with a text, at the terminal."""
+"""`homer chat`: a conversation about a text, at the terminal."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from .answers import Answers
 from .groups import with_groups
 from .inputs import compose, note_long_chunks, read_text, takes_template
 from .interrupts import caught
-from .options import Checkpoint, NoChatTemplate, OptionalContextFile, Thinking
+from .options import Checkpoint, NoChatTemplate, Thinking
 from .output import at_terminal, note, note_kept
 from .reading import read
 from .settings import Settings
@@ -25,35 +27,46 @@ if TYPE_CHECKING:
     from ..decoding import Decoding
 
 HELP = """\
-/load FILE       talk about another text, from the beginning
-/again QUESTION  read the text once more, for this question; the conversation begins anew
-/kept            what survived of the text, for the question that it was read for
-/help            this
-/quit            leave, as the end of input does"""
+/load FILE       load another text and start a new conversation about it
+/again QUESTION  read the text again for this question and start a new conversation
+/kept            show which parts of the text were kept for the question it was read for
+/help            show this help
+/quit            quit (Ctrl-D does too)"""
 
 
 @with_groups
 def chat(
     *,
     checkpoint: Checkpoint,
-    context_file: OptionalContextFile = None,
+    context_file: Annotated[
+        str | None,
+        typer.Option("--context-file", metavar="FILE", help="The long text, a UTF-8 file."),
+    ] = None,
     no_chat_template: NoChatTemplate = False,
     thinking: Thinking = None,
     wanted: Answers,
     settings: Settings,
 ) -> None:
-    """Talk with a text that may be many times longer than the model's context limit.
+    """Talk about a long text in the terminal.
 
-    The text is read for the first question, which decides what is kept of it; later ones are asked
-    of what was kept and of what was said, and /again reads the text once more. When a conversation
-    outgrows the model's limit, its older turns are compacted as the text was. Ctrl-C ends an
-    answer. A text on standard input is read line by line, as questions.
+    The text may be many times longer than the model's context limit. It is read for your first
+    question, and the tokens that matter for this question are kept. Later questions find only what
+    was kept and what was said since. To read the text again for a new question, type
+    /again QUESTION. /help shows all such commands. Without --context-file, you talk with the model
+    alone.
 
-    Example: homer chat --model meta-llama/Llama-3.2-1B-Instruct --context-file book.txt
+    If a conversation outgrows the model's context limit, it is shortened in the same way: its last
+    tokens decide which of the older ones stay. Ctrl-C stops an answer. If standard input is not a
+    terminal, each of its lines is a question.
+
+    \b
+    Example:
+      homer chat --model HuggingFaceTB/SmolLM2-1.7B-Instruct \\
+          --context-file book.txt
     """
     config, decoding = settings.config, wanted.decoding
     if context_file == "-":
-        raise ValueError("Standard input is for your questions; give the text as a file.")
+        raise ValueError("Standard input is for your questions. Give the text as a file.")
     text = None if context_file is None else read_text(context_file)
     llama, tokenizer = checkpoint.open()
     note_long_chunks(config, llama.config)
@@ -61,7 +74,11 @@ def chat(
         llama, tokenizer, config, decoding, not no_chat_template, thinking, text=text
     )
     if at_terminal():
-        note("Ask about the text. /help says what else there is.")
+        note(
+            "Ask a question about the text, or type /help."
+            if text is not None
+            else "Type a message, or /help. /load FILE loads a text to talk about."
+        )
     for line in _lines():
         try:
             if not talk.hear(line):
@@ -74,7 +91,7 @@ def chat(
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, or stands on standard input; Ctrl-C between two lines is as anywhere."""
+    """The lines that are typed, or piped to standard input, without the empty ones."""
     with suppress(ImportError):
         import readline  # noqa: F401  (arrow keys, where the system has it)
     sign = "> " if sys.stdin.isatty() else ""
@@ -84,7 +101,7 @@ def _lines() -> Iterator[str]:
         except EOFError:
             return
         except UnicodeDecodeError:
-            note("homer: That is not UTF-8; type it again.")
+            note("homer: This line is not UTF-8. Type it again.")
             continue
         if line:
             yield line
@@ -92,10 +109,10 @@ def _lines() -> Iterator[str]:
 
 @dataclass
 class Conversation:
-    """A text, and what has been said about it.
+    """A text, and the conversation about it.
 
-    text: None for talk about nothing; read: the text's encoding, as it was read for a question;
-    context: the same with all turns since.
+    text: None without a text; read: the text's encoding, read for the first question; context: the
+    same with all turns since then; ended: whether the last answer has its end token.
     """
 
     model: Llama
@@ -110,14 +127,16 @@ class Conversation:
     ended: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        """Raises `ValueError` for a chat template that does not take a conversation."""
+        """Raises `ValueError` for a chat template that cannot hold a conversation."""
         self.templated = takes_template(self.tokenizer, self.templated, self.thinking)
         if self.templated:
             self._follow("x")
 
     def hear(self, line: str) -> bool:
-        """Do what a line says, or answer it; returns whether to go on. Raises `ValueError` and
-        `FileNotFoundError` for what cannot be done, and leaves all as it was.
+        """Run the command in a line, or answer the line. Returns whether the conversation goes on.
+
+        Raises `ValueError` and `FileNotFoundError` if that is not possible; the conversation is
+        then as it was.
         """
         command, _, rest = line.partition(" ")
         rest = rest.strip()
@@ -131,13 +150,13 @@ class Conversation:
             if rest in ("", "-"):  # questions come from standard input
                 raise ValueError("/load needs the name of a file.")
             self.text, self.read, self.context = read_text(rest), None, None
-            note(f"{len(self.text):,} characters; ask about them.")
+            note(f"Loaded {len(self.text):,} characters. Ask a question about the text.")
         elif command == "/again":
             if self.text is None or not rest:
-                raise ValueError("/again needs a question, and a text that was loaded.")
+                raise ValueError("/again needs a question, and a loaded text.")
             self._begin(rest)
         elif command.startswith("/"):
-            raise ValueError(f"{command} is not known; /help says what is.")
+            raise ValueError(f"Unknown command {command}. Type /help for the list.")
         elif self.context is None:
             self._begin(line)
         else:
@@ -146,14 +165,14 @@ class Conversation:
         return True
 
     def _begin(self, question: str) -> None:
-        """Read the text for a question, or the question alone, and answer it."""
+        """Read the text for a question, or without a text the question alone, and answer it."""
         about = question if self.text is None else self.text
         asked = [] if self.text is None else [question]
         parts = compose(
             self.tokenizer, None, None, asked, self.templated, False, thinking=self.thinking
         )
         encoded = read(self.model, about, parts, self.config)
-        assert encoded is not None  # there are no ranks
+        assert encoded is not None  # None only occurs with several ranks
         if self.text is None:
             self._answer(encoded, None, None)
             return
@@ -161,7 +180,7 @@ class Conversation:
         self._answer(encoded, None, encoded)
 
     def _follow(self, question: str) -> str:
-        """What another question adds to the conversation."""
+        """The text that another question adds to the conversation."""
         from ..chat import next_turn
         from ..text.controls import words
 
@@ -170,7 +189,7 @@ class Conversation:
         return "\n" + words(question) + "\n"
 
     def _with_room(self, context: EncodedContext, prompt: str) -> EncodedContext:
-        """The conversation, compacted where prompt and answer would outgrow the model's limit."""
+        """The conversation, compacted if prompt and answer would not fit the context limit."""
         from .. import compact
         from ..text.tokens import tokenize
 
@@ -179,13 +198,13 @@ class Conversation:
         if context.next_position + new + self.decoding.max_new_tokens <= limit:
             return context
         shorter = compact(self.model, context, self.config)
-        note(f"compacted the conversation: kept {len(shorter):,} of {len(context):,} rows")
+        note(f"shortened the conversation: kept {len(shorter):,} of {len(context):,} tokens")
         return shorter
 
     def _answer(
         self, context: EncodedContext, prompt: str | None, read: EncodedContext | None
     ) -> None:
-        """Print an answer as it comes; only a whole one becomes part of the conversation."""
+        """Stream an answer to stdout. Only a complete one becomes part of the conversation."""
         from .. import generate
 
         settings = {**asdict(self.decoding), "grow": True}
@@ -199,7 +218,7 @@ class Conversation:
         self.ended = answer.token_ids[-1] in ends
 
     def _kept(self) -> str:
-        """The text that survived. Raises `ValueError` before there is any."""
+        """The kept parts of the text. Raises `ValueError` if no text has been read."""
         if self.read is None:
-            raise ValueError("No text has been read yet; ask about one first.")
+            raise ValueError("No text has been read yet. Ask a question about one first.")
         return self.read.text(self.tokenizer, source=self.text)

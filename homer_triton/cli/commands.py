@@ -1,7 +1,10 @@
 """All subcommands of `homer`."""
 
+from typing import Annotated
+
 import typer
 
+from .. import __version__
 from .calibrate import calibrate
 from .chat import chat
 from .compress import compress
@@ -10,6 +13,7 @@ from .encode import encode
 from .errors import ReportingGroup
 from .eval import app as evaluations
 from .generate import generate
+from .help import Command
 from .plan import plan
 from .serve import serve
 from .show import show
@@ -17,17 +21,43 @@ from .show import show
 app = typer.Typer(
     name="homer",
     cls=ReportingGroup,
-    help="""Long contexts on pre-trained models, without training: a text many times the
-    model's context limit is merged, chunk by chunk and layer by layer, into a short KV cache
-    (HOMER, ICLR 2024).
+    help="""Read texts many times longer than a model's context limit, without training.
 
-    Start with `homer demo`, then `homer generate --help`.""",
+    HOMER (ICLR 2024) splits a long text into chunks, keeps the tokens that matter and merges the
+    chunks into one short KV cache. A pretrained language model then answers from this cache.
+
+    \b
+    First steps:
+      homer demo               see it work on a small model (about a minute)
+      homer generate --model HuggingFaceTB/SmolLM2-1.7B-Instruct \\
+          --context-file book.txt --prompt "Who tells the story?"
+      homer COMMAND --help     all options of a command
+    """,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, generate, chat, serve, encode, compress, calibrate, plan, show):
-    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"homer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None: ...
+
+
+for command in (demo, generate, chat, serve, encode, compress, show, plan, calibrate):
+    app.command(cls=Command)(command)
 app.add_typer(evaluations, name="eval")

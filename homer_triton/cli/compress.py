@@ -1,4 +1,4 @@
-"""`homer compress`: from a long text to a short one, of the words that survived."""
+"""`homer compress`: shorten a long text to the words that were kept."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from .groups import given_options, with_groups
+from .help import SETTINGS, TEXT
 from .inputs import (
     read_text,
     require_one_source,
@@ -38,7 +39,7 @@ def compress(
             "--output",
             "-o",
             metavar="FILE",
-            help="Where the short text goes.",
+            help="The file for the short text.",
             show_default="stdout",
         ),
     ] = None,
@@ -46,8 +47,9 @@ def compress(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="The question that decides what is kept. It is not part of the result.",
-            show_default="none: the text's own end decides",
+            help="The question to read the text for: what it attends to is kept. It is not part of "
+            "the short text.",
+            show_default="none, the end of the text or --suffix decides",
         ),
     ] = None,
     target_len: Annotated[
@@ -56,24 +58,35 @@ def compress(
             "--target-len",
             metavar="N",
             min=1,
-            help="Most tokens in the short text, gap marks included. No more survive than a chunk "
-            "holds.",
-            show_default="as --max-chunk-len",
+            rich_help_panel=SETTINGS,
+            help="The most tokens in the short text, gap marks included. HOMER never keeps more "
+            "tokens than a chunk holds.",
+            show_default="that of `homer encode`, or of the encoding",
         ),
     ] = None,
     unit: Annotated[
         Literal["token", "word", "sentence"],
-        typer.Option(help="What a kept token is completed to; a token alone to whole characters."),
+        typer.Option(
+            metavar="token|word|sentence",
+            help="Kept tokens are completed to whole words or sentences. With token, only to whole "
+            "characters.",
+        ),
     ] = "word",
     gap: Annotated[
-        str, typer.Option(metavar="TEXT", help="What stands where something is left out.")
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="The mark where something is left out.",
+            show_default='" … "',
+        ),
     ] = " … ",
     with_suffix: Annotated[
         bool,
         typer.Option(
             "--with-suffix",
-            help="With --encoded: the suffix is part of the text, as it is where `homer encode` "
-            "was given no question.",
+            rich_help_panel=TEXT,
+            help="With --encoded: count the suffix as text. Use it if the encoding was made "
+            "without a question, so that its suffix is the end of the text.",
         ),
     ] = False,
     around: Around,
@@ -81,15 +94,16 @@ def compress(
     as_json: Json = False,
     settings: Settings,
 ) -> None:
-    """Shorten a text to the words that matter for a question, for any other model to read.
+    """Shorten a text to the words that matter for a question.
 
-    The text is merged as `homer encode` does it; what survives is written out in its order, whole
-    words, with a mark at each gap.
+    Any other model can read the result. The text is read as by `homer encode`. The kept tokens are
+    then written as text, in their order, as whole words, with a mark at each gap.
 
     \b
     Example:
-      homer compress --model meta-llama/Llama-3.2-1B-Instruct --context-file book.txt \\
-          --prompt "Who tells the story?" --target-len 1000 -o short.txt
+      homer compress --model HuggingFaceTB/SmolLM2-1.7B-Instruct \\
+          --context-file book.txt --prompt "Who tells the story?" \\
+          --target-len 1000 -o short.txt
     """
     from .. import EncodedContext
     from ..storage.files import check_outputs, write_atomically
@@ -151,8 +165,10 @@ def _encode(
     special_tokens: bool,
     ranks: Ranks | None,
 ) -> EncodedContext | None:
-    """The text's encoding, with room for `target_len` of its tokens beside the affix; None where
-    another rank has it.
+    """The text's encoding; None if another rank has it.
+
+    target_len: the most tokens of the context to keep, prefix and suffix not counted; None for the
+    settings' own target.
     """
     from .. import encode as merge
     from ..text.tokens import split_input

@@ -1,4 +1,4 @@
-"""`homer encode`: from a long text to a short KV cache in a file."""
+"""`homer encode`: read a long text and save its short KV cache."""
 
 from __future__ import annotations
 
@@ -23,33 +23,40 @@ def encode(
     context_file: ContextFile,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="FILE", help="Where the encoding goes."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The file for the encoding (safetensors)."
+        ),
     ],
     around: Around,
     prompt: Annotated[
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="A question to encode along with the text. Left out, the encoding serves any "
-            "question: give them to `homer generate --encoded`.",
+            help="The question to read the text for. What it attends to is kept, and it becomes "
+            "part of the encoding.",
+            show_default="none, what the end of the text or --suffix attends to is kept",
         ),
     ] = None,
     devices: Devices = 1,
     as_json: Json = False,
     settings: Settings,
 ) -> None:
-    """Merge a long text into a short KV cache, once, and save it for many questions.
+    """Read a long text once and save its short KV cache.
 
-    The file is safetensors; `homer generate --encoded` goes on from it, and so does Python:
-    homer_triton.EncodedContext.load(FILE).
+    `homer generate --encoded FILE` answers from the file without reading the text again. In Python,
+    use homer_triton.EncodedContext.load(FILE).
+
+    With --prompt, the encoding answers this question: run `homer generate --encoded FILE` without a
+    prompt. Without --prompt, you can ask any question later, but the answer finds only what the end
+    of the text (or --suffix) attended to. If you know the question, give it here.
 
     \b
-    Example:
-      homer encode --model meta-llama/Llama-3.2-1B --context-file book.txt \\
+    Examples:
+      homer encode --model HuggingFaceTB/SmolLM2-1.7B-Instruct \\
+          --context-file book.txt --prompt "Who tells the story?" \\
           -o book.safetensors
-
-    Over several machines or GPUs, every process reads a part of the text: --devices 8, or torchrun
-    --nproc-per-node 8 -m homer_triton encode, and so on.
+      torchrun --nproc-per-node 8 -m homer_triton encode --model MODEL \\
+          --context-file book.txt -o book.safetensors
     """
     from ..storage.files import check_outputs
 

@@ -5,8 +5,7 @@ import os
 import sys
 from typing import Any
 
-from typer.core import TyperGroup
-
+from .help import Group
 from .interrupts import QUIET, leave_interrupted, was_interrupted
 
 BAD_INPUT = 2
@@ -18,12 +17,12 @@ _OUT_OF_MEMORY = (
 )
 
 
-class ReportingGroup(TyperGroup):
-    """The commands, with every error that a user can mend turned into one sentence.
+class ReportingGroup(Group):
+    """The commands. An error that a user can fix becomes one sentence on stderr.
 
-    The library raises `ValueError` and `FileNotFoundError` for bad input, with a message that says
-    what to change; where the system refuses, it says why. Anything else is a bug and keeps its
-    traceback.
+    For bad input the library raises `ValueError` or `FileNotFoundError`, with a message that says
+    what to change. An `OSError` is reported with the system's reason. Any other exception is a bug
+    and keeps its traceback.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -35,7 +34,7 @@ class ReportingGroup(TyperGroup):
             if was_interrupted():
                 leave_interrupted()
             if isinstance(error, _rank_errors()):
-                if QUIET not in os.environ:  # or whoever started it says which rank it was
+                if QUIET not in os.environ:  # else the parent process reports which rank failed
                     print(f"homer: {error}", file=sys.stderr)
                 sys.exit(LOST_RANK)
             sentence = _describe(error)
@@ -46,23 +45,23 @@ class ReportingGroup(TyperGroup):
 
 
 def _rank_errors() -> tuple[type[Exception], ...]:
-    """What tells of another rank that is gone, if there can be any."""
+    """The exception for a lost rank, if the module that defines it has been imported."""
     ranks = sys.modules.get("homer_triton.ranks")
     return () if ranks is None else (ranks.RankError,)
 
 
 def _describe(error: Exception) -> str | None:
-    """What a user can do about an error, in a sentence; None for a bug."""
+    """One sentence for a user about an error; None for a bug."""
     if isinstance(error, ValueError | FileNotFoundError):
         return " ".join(str(error).split())
     if isinstance(error, OSError):
-        # Whoever reads the output may have heard enough.
+        # EPIPE only means that the reader of the output has stopped reading.
         return None if error.errno == errno.EPIPE else describe_failure(error)
     return _OUT_OF_MEMORY if _is_out_of_memory(error) else None
 
 
 def describe_failure(error: OSError) -> str:
-    """What the system refused, in a sentence."""
+    """One sentence about what the system refused."""
     reason = error.strerror or str(error)
     if error.filename is None:
         return f"Cannot write the result: {reason}."
@@ -70,7 +69,9 @@ def describe_failure(error: OSError) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: only Python and CUDA's allocator have exceptions of their own."""
+    """Whether memory ran out. Only Python and CUDA's allocator raise their own exception types; the
+    others are found by their message.
+    """
     return isinstance(error, MemoryError) or any(
         sign in str(error)
         for sign in ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")

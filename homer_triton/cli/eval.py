@@ -1,4 +1,4 @@
-"""`homer eval`: does a shortened context keep what matters?"""
+"""`homer eval`: compare HOMER with other methods on tasks with long texts."""
 
 from __future__ import annotations
 
@@ -32,23 +32,29 @@ from .eval_runs import (
     share_cells,
 )
 from .groups import with_groups
+from .help import QUESTIONS, Command, Group
 from .options import NoChatTemplate
 from .output import table
 from .settings import Settings
 
 app = typer.Typer(
-    help="""Does a shortened context keep what matters? Each evaluation compares methods on one task
-    and writes a folder with its settings, every prediction, the figures and plots.
+    cls=Group,
+    help="""Compare HOMER with other methods on tasks with long texts.
 
-    A run that was stopped goes on where it was when the same command is given again.""",
+    Each evaluation runs one task and writes a folder: the settings, every prediction, the figures
+    and, for most tasks, plots. If a run was stopped, give the same command again and it continues
+    (lm starts over).
+
+    \b
+    Example:
+      homer eval passkey --methods plain,yarn,homer --lengths 1x,8x \\
+          -o runs/passkey
+    """,
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-for _command in (passkey, needles, ruler):
-    app.command()(_command)
 
 
-@app.command()
 @with_groups
 def perplexity(
     *,
@@ -58,7 +64,9 @@ def perplexity(
         str | None,
         typer.Option(
             metavar="N",
-            help="Read no more of each document: tokens, or times the context limit as in 64x.",
+            rich_help_panel=QUESTIONS,
+            help="The most to read of each document: a number of tokens, or a multiple of the "
+            "context limit, as in 64x.",
             show_default="all of it",
         ),
     ] = None,
@@ -67,7 +75,8 @@ def perplexity(
         typer.Option(
             metavar="N",
             min=1,
-            help="Score this many segments beyond the limit, evenly spaced.",
+            rich_help_panel=QUESTIONS,
+            help="How many segments beyond the limit to score, evenly spaced.",
             show_default="all",
         ),
     ] = None,
@@ -75,7 +84,8 @@ def perplexity(
         int | None,
         typer.Option(
             metavar="N",
-            help="Tokens right before a segment that are its suffix, which no method leaves out.",
+            rich_help_panel=QUESTIONS,
+            help="The tokens right before a segment that are its suffix. All methods keep them.",
             show_default="the paper's 100, fewer for a limit below 4,000",
         ),
     ] = None,
@@ -83,13 +93,16 @@ def perplexity(
     run: PlottedRun,
     settings: Settings,
 ) -> None:
-    """Predict long documents, each segment from all before it.
+    """Measure the perplexity far into long documents.
 
-    Segments are half the context limit long; what lies before one is read as its prefix (the
-    document's first tokens), context and suffix (the tokens right before it).
+    Beyond the context limit, a document is cut into segments of half the limit. Each segment is
+    predicted from all tokens before it. These are read as a prefix (the document's first tokens), a
+    context, and a suffix (the tokens right before the segment).
 
-    Example: homer eval perplexity --text book.txt --methods plain,window,homer --max-length 64x
-    -o runs/perplexity
+    \b
+    Example:
+      homer eval perplexity --text book.txt --methods plain,window,homer \\
+          --max-length 64x -o runs/perplexity
     """
     from ..evaluation import plots
     from ..evaluation.methods import make_readers
@@ -123,14 +136,13 @@ def perplexity(
         report(folder, metrics, perplexity_table(metrics), run.as_json)
 
 
-@app.command()
 @with_groups
 def quality(
     *,
     data: Annotated[
         Path,
         typer.Option(
-            "--data", metavar="FILE", help="Questions in QuALITY's own format (JSON lines)."
+            "--data", metavar="FILE", help="The questions, in QuALITY's own format (JSON lines)."
         ),
     ],
     methods: Methods = DEFAULT_METHODS,
@@ -138,12 +150,16 @@ def quality(
     run: Run,
     settings: Settings,
 ) -> None:
-    """Choose the likeliest answers to questions about long articles.
+    """Answer multiple-choice questions about long articles (QuALITY).
 
-    The data is published at https://github.com/nyu-mll/quality.
+    The model chooses the likeliest option. The data is published at
+    https://github.com/nyu-mll/quality.
 
-    Example: homer eval quality --model meta-llama/Llama-2-7b-hf --data quality.dev.jsonl --methods
-    plain,ntk,homer,homer+ntk -o runs/quality
+    \b
+    Example:
+      homer eval quality --model meta-llama/Llama-2-7b-hf \\
+          --data quality.dev.jsonl --methods plain,ntk,homer,homer+ntk \\
+          -o runs/quality
     """
     from ..evaluation.methods import make_readers
     from ..evaluation.quality import read_quality, run_quality
@@ -174,5 +190,5 @@ def quality(
         report(folder, metrics, table(headings, rows), run.as_json)
 
 
-app.command()(ablation)
-app.command()(lm)
+for _command in (passkey, needles, ruler, perplexity, quality, lm, ablation):
+    app.command(cls=Command)(_command)

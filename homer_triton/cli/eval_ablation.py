@@ -1,4 +1,4 @@
-"""`homer eval ablation`: what each part of the method brings."""
+"""`homer eval ablation`: what each part of HOMER contributes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .eval_options import (
 )
 from .eval_runs import layout_of, length_table, open_folder, progress, report
 from .groups import with_groups
+from .help import QUESTIONS
 from .settings import Settings
 
 
@@ -37,8 +38,8 @@ def ablation(
         typer.Option(
             "--text",
             metavar="FILE",
-            help="Look for magic numbers in this document in UTF-8, or in several of them, in "
-            "place of keys in repeated sentences.",
+            help="Hide magic numbers in this document, a UTF-8 file, and not pass keys in repeated "
+            "sentences. Repeat the option for more documents.",
         ),
     ] = None,
     parts: Annotated[
@@ -46,7 +47,9 @@ def ablation(
         typer.Option(
             "--parts",
             metavar="LIST",
-            help="Any of selection, recompute, positions, refinement, layers_tree, W, M, T.",
+            rich_help_panel=QUESTIONS,
+            help="The parts to change, separated by commas: any of selection, recompute, "
+            "positions, refinement, layers_tree, W, M, T.",
             show_default="all",
         ),
     ] = "selection,recompute,positions,refinement,layers_tree,W,M,T",
@@ -54,15 +57,25 @@ def ablation(
     run: PlottedRun,
     settings: Settings,
 ) -> None:
-    """Change one part of the method at a time, on pass keys or needles.
+    """Change one part of HOMER at a time and compare.
 
-    selection: the paper's (calibrated by --calibration, or on the pass keys' own sentences), ours,
-    ours with one thing changed, random. recompute: none, suffix, all. positions: the
-    survivors closed up, or at their own distances. refinement: propagative, by
-    each layer's own scores, random. layers_tree; W, the warm-up layers; M, the chunk's length; T,
-    the target's.
+    The task is to find pass keys, or needles with --text. The parts are:
 
-    Example: homer eval ablation --lengths 8x -o runs/ablation
+    \b
+    selection    how tokens are chosen: by the paper (with and without a
+                 calibration), by default, with one change, at random
+    recompute    none, suffix or all
+    positions    kept tokens side by side, or at their own distances
+    refinement   what layers keep: by the last layer's choice, by each layer's
+                 own scores, at random
+    layers_tree  how many layers chunks and merges run
+    W, M, T      warm-up layers, length of a chunk, tokens in the cache
+
+    The calibration is that of --calibration, or is measured on the sentences that hide pass keys.
+
+    \b
+    Example:
+      homer eval ablation --lengths 8x -o runs/ablation
     """
     from ..evaluation import plots
     from ..evaluation.ablation import (

@@ -1,4 +1,4 @@
-"""`homer eval lm`: the tasks of lm-evaluation-harness."""
+"""`homer eval lm`: the tasks of EleutherAI's lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from .eval_options import Run, split_list
 from .eval_runs import open_folder, report
 from .groups import with_groups
+from .help import QUESTIONS, TEXT
 from .output import table
 from .ranks import is_rank
 from .settings import Settings
@@ -20,13 +21,13 @@ from .settings import Settings
 if TYPE_CHECKING:
     from ..evaluation.runs import Record
 
-# What is kept of all that the harness returns.
+# The parts of the harness's results that are saved.
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better", "configs")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LmRun(Run):
-    """A run that begins anew."""
+    """A run that starts over if it was stopped."""
 
     output: Annotated[
         Path,
@@ -34,7 +35,7 @@ class LmRun(Run):
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Where the run goes: config.json, predictions.jsonl and results.json.",
+            help="The folder for the results: config.json, predictions.jsonl and results.json.",
         ),
     ]
 
@@ -44,15 +45,19 @@ def lm(
     *,
     tasks: Annotated[
         str,
-        typer.Option("--tasks", metavar="LIST", help="Names of tasks, groups or tags of lm_eval."),
+        typer.Option(
+            "--tasks",
+            metavar="LIST",
+            help="Tasks, groups or tags of lm_eval, separated by commas.",
+        ),
     ],
     method: Annotated[
         str,
         typer.Option(
             "--method",
             metavar="NAME",
-            help="What reads requests that are longer than the context limit: any of the methods "
-            "of the other evaluations. Shorter ones are the plain model's.",
+            help="The method for requests longer than the context limit: any method of the other "
+            "evaluations. Shorter requests go to the plain model.",
         ),
     ] = "homer",
     include_path: Annotated[
@@ -60,7 +65,8 @@ def lm(
         typer.Option(
             "--include-path",
             metavar="FOLDER",
-            help="Task files (YAML) of your own.",
+            rich_help_panel=QUESTIONS,
+            help="A folder with your own task files (YAML).",
             show_default="none",
         ),
     ] = None,
@@ -70,7 +76,8 @@ def lm(
             "--limit",
             metavar="N",
             min=1,
-            help="Take no more documents of each task.",
+            rich_help_panel=QUESTIONS,
+            help="The most documents of each task.",
             show_default="all",
         ),
     ] = None,
@@ -80,27 +87,34 @@ def lm(
             "--num-fewshot",
             metavar="N",
             min=0,
-            help="Examples before each question.",
+            rich_help_panel=QUESTIONS,
+            help="How many examples stand before each question.",
             show_default="the task's own",
         ),
     ] = None,
     apply_chat_template: Annotated[
         bool,
         typer.Option(
-            "--apply-chat-template", help="Put the requests into the tokenizer's chat template."
+            "--apply-chat-template",
+            rich_help_panel=TEXT,
+            help="Put the requests into the tokenizer's chat template.",
         ),
     ] = False,
     run: LmRun,
     settings: Settings,
 ) -> None:
-    """Run tasks of EleutherAI's lm-evaluation-harness (the `eval` extra).
+    """Run tasks of EleutherAI's lm-evaluation-harness.
 
-    Requests that fit the context limit go through the plain model. Of longer ones, the last whole
-    lines (at most 128 tokens) are the suffix, and the method reads the rest. A run that was stopped
-    begins anew.
+    Requests that fit the context limit go to the plain model. Of a longer request, the last whole
+    lines (at most 128 tokens) are the suffix, and the method reads the rest. A stopped run starts
+    over.
 
-    Example: homer eval lm --model meta-llama/Llama-2-7b-hf --tasks longbench_hotpotqa --limit 50 -o
-    runs/hotpotqa
+    Needs: pip install 'homer_triton[eval]'.
+
+    \b
+    Example:
+      homer eval lm --model meta-llama/Llama-2-7b-hf \\
+          --tasks longbench_hotpotqa --limit 50 -o runs/hotpotqa
     """
     from ..evaluation.environment import describe_environment
     from ..extras import require
@@ -145,13 +159,13 @@ def lm(
 
 
 def _outcome(sample: Record) -> Record:
-    """What the model answered to a document; what it was asked is in the data."""
+    """The model's answer to a document, without the question, which is in the task's data."""
     names = ("target", "resps", "filtered_resps", *sample["metrics"])
     return _plain({name: sample[name] for name in names})
 
 
 def _plain(content: Record) -> Record:
-    """The same as JSON holds it: NumPy's numbers as numbers, anything else by its name."""
+    """The content as JSON values: NumPy's numbers as numbers, unknown objects as text."""
 
     def convert(value: Any) -> Any:
         return value.item() if hasattr(value, "item") else str(value)
@@ -161,7 +175,7 @@ def _plain(content: Record) -> Record:
 
 
 def _table(results: Record) -> str:
-    """A line for each figure of each task."""
+    """A table with one line for each figure of each task."""
     rows = []
     for task, figures in results.items():
         for name, value in figures.items():

@@ -1,4 +1,4 @@
-"""What the evaluations share: their options, and what these options say."""
+"""The options that the evaluations share, and how their values are read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..checks import MOST, SEEDS
+from .help import OTHER, QUESTIONS
 from .inputs import open_model, read_text
 from .options import Json, Loading, NoChatTemplate
 from .ranks import Devices, begin, joined
@@ -29,10 +30,12 @@ Methods = Annotated[
     typer.Option(
         "--methods",
         metavar="LIST",
-        help="Any of plain, pi, ntk, yarn (RoPE rescaled), window (the last tokens that fit), "
-        "retrieval (the passages that BM25 finds for the question), independent (chunks without "
-        "merging), sequential (chunk after chunk, what the question attends to is kept), homer, "
-        "appended (homer on a text that comes in four parts), homer+pi, homer+ntk, homer+yarn.",
+        help="The methods to compare, separated by commas. plain: the whole text at once. pi, ntk, "
+        "yarn: the same with rescaled RoPE. window: the last tokens that fit the context limit. "
+        "retrieval: the passages that BM25 finds for the question (needs bm25s). independent: "
+        "chunks without merging. sequential: chunk after chunk, keeping what the question attends "
+        "to. homer: HOMER. appended: HOMER on a text that arrives in four parts. homer+pi, "
+        "homer+ntk, homer+yarn: HOMER with rescaled RoPE and longer chunks.",
     ),
 ]
 Texts = Annotated[
@@ -40,14 +43,19 @@ Texts = Annotated[
     typer.Option(
         "--text",
         metavar="FILE",
-        help="A document in UTF-8; give the option again for more of them.",
+        help="A document, a UTF-8 file. Repeat the option for more documents.",
     ),
 ]
 
 Seed = Annotated[
     int,
     typer.Option(
-        "--seed", metavar="N", min=SEEDS[0], max=SEEDS[1], help="Draws whatever is random."
+        "--seed",
+        metavar="N",
+        min=SEEDS[0],
+        max=SEEDS[1],
+        rich_help_panel=QUESTIONS,
+        help="The seed of everything random.",
     ),
 ]
 Lengths = Annotated[
@@ -55,7 +63,8 @@ Lengths = Annotated[
     typer.Option(
         "--lengths",
         metavar="LIST",
-        help="Text lengths: tokens, or times the context limit as in 4x.",
+        help="The lengths of the texts, separated by commas: numbers of tokens, or multiples of "
+        "the context limit, as in 4x.",
     ),
 ]
 
@@ -64,7 +73,7 @@ DEFAULT_METHODS = "plain,pi,ntk,yarn,window,independent,homer"
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Loading):
-    """A run folder and the model that fills it."""
+    """The folder of a run, and the model to evaluate."""
 
     output: Annotated[
         Path,
@@ -72,8 +81,8 @@ class Run(Loading):
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Where the run goes: config.json, predictions.jsonl, metrics.json and plots. A "
-            "run that was stopped goes on from there.",
+            help="The folder for the results: config.json, predictions.jsonl, metrics.json and any "
+            "plots. A stopped run continues there.",
         ),
     ]
     model: Annotated[
@@ -81,8 +90,8 @@ class Run(Loading):
         typer.Option(
             "--model",
             metavar="PATH_OR_ID",
-            help="A checkpoint: a folder or a Hugging Face hub id.",
-            show_default="the small one that ships with homer_triton",
+            help="The checkpoint: a folder or a Hugging Face hub id.",
+            show_default="the small model that ships with homer_triton",
         ),
     ] = None
     devices: Devices = 1
@@ -90,7 +99,7 @@ class Run(Loading):
 
     @contextmanager
     def open(self) -> Iterator[Opened]:
-        """The model, on each of the processes that share the run. Raises as `open_model` does."""
+        """The model, on each process that shares the run. Raises the errors of `open_model`."""
         from ..demo import CHECKPOINT
 
         begin(self.devices)
@@ -103,14 +112,17 @@ class Run(Loading):
 
 @dataclass(frozen=True, kw_only=True)
 class PlottedRun(Run):
-    """A run with figures to draw."""
+    """A run that draws plots."""
 
     no_plots: Annotated[
-        bool, typer.Option("--no-plots", help="Write the figures as numbers only.")
+        bool,
+        typer.Option(
+            "--no-plots", rich_help_panel=OTHER, help="Do not draw plots. They need matplotlib."
+        ),
     ] = False
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` where plots are wanted and cannot be drawn."""
+        """Raise `ValueError` if plots are wanted and matplotlib is missing."""
         if not self.no_plots:
             from ..evaluation.plots import require_matplotlib
 
@@ -119,7 +131,9 @@ class PlottedRun(Run):
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """How many questions are asked, about how long a text, and how."""
+    """How many questions are asked, and about how long a text."""
+
+    panel = QUESTIONS
 
     lengths: Lengths = "1x,4x,8x,16x"
     samples: Annotated[
@@ -127,35 +141,36 @@ class Asked:
         typer.Option(
             "--samples",
             metavar="N",
-            help="Questions of each kind at each length: of each depth or task; one number, or "
-            "one for each length as in 4x:12,8x:6.",
+            help="How many questions to ask at each length, for each depth or task: one number, or "
+            "one for each length, as in 4x:12,8x:6.",
         ),
     ] = "4"
     seed: Seed = 0
     no_chat_template: NoChatTemplate = False
 
     def numbers(self, limit: int) -> dict[int, int]:
-        """How many questions at each length, in tokens; limit: the model's."""
+        """The number of questions at each length, in tokens. limit: the model's context limit."""
         return parse_samples(self.samples, parse_lengths(self.lengths, limit), limit)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AskedAtDepths(Asked):
-    """The same for what is hidden at some depth."""
+    """The same, for tasks that hide something at a depth of the text."""
 
     depths: Annotated[
         str,
         typer.Option(
-            "--depths", metavar="LIST", help="Where the key is hidden, from 0 (the beginning) to 1."
+            "--depths",
+            metavar="LIST",
+            help="Where the key is hidden, separated by commas, from 0 (the beginning) to 1 (the "
+            "end).",
         ),
     ] = "0.1,0.3,0.5,0.7,0.9"
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model, its tokenizer, and where they came from; the processes that have it, None for one
-    alone.
-    """
+    """A model, its tokenizer and its checkpoint; ranks: None for a process that is alone."""
 
     model: Llama
     tokenizer: PreTrainedTokenizerBase
@@ -169,19 +184,18 @@ class Opened:
 
 
 def split_list(text: str) -> tuple[str, ...]:
-    """The entries of a list with commas."""
+    """The entries of a list separated by commas."""
     return tuple(entry.strip() for entry in text.split(",") if entry.strip())
 
 
 def parse_length(text: str, limit: int) -> int:
-    """Tokens, from a number or a multiple of the context limit such as 4x; a broken token is left
-    out.
+    """A length in tokens, rounded down, from a number or a multiple of the context limit, as in 4x.
 
-    Raises `ValueError` for anything else, and for less than one token and more than any text has.
+    Raises `ValueError` for anything else, for less than one token, and for more than any text has.
     """
     number, times = (text[:-1], limit) if text[-1:] in ("x", "×") else (text, 1)
     try:
-        # A decimal's exponent is not written out, however large it is.
+        # Decimal does not write out a large exponent.
         tokens = (Fraction if "/" in number else Decimal)(number) * times
         fits = 1 <= tokens <= MOST
     except (ValueError, ArithmeticError):
@@ -195,7 +209,7 @@ def parse_length(text: str, limit: int) -> int:
 
 
 def parse_lengths(text: str, limit: int) -> tuple[int, ...]:
-    """Ascending lengths in tokens. Raises `ValueError` as `parse_length` does, and for none."""
+    """Lengths in tokens, ascending. Raises `ValueError` for none, and as `parse_length` does."""
     lengths = tuple(sorted({parse_length(entry, limit) for entry in split_list(text)}))
     if not lengths:
         raise ValueError("--lengths is empty; give at least one, such as 4x.")
@@ -203,9 +217,9 @@ def parse_lengths(text: str, limit: int) -> tuple[int, ...]:
 
 
 def parse_samples(text: str, lengths: tuple[int, ...], limit: int) -> dict[int, int]:
-    """How many questions to ask at each of the lengths, in tokens.
+    """The number of questions at each of the lengths, in tokens.
 
-    Raises `ValueError` for what is neither one number nor one for each length, and for less than
+    Raises `ValueError` for anything but one number or one number for each length, and for less than
     one question.
     """
     if ":" not in text:
@@ -235,13 +249,13 @@ def _parse_number(entry: str, text: str) -> int:
 
 
 def describe_samples(samples: Mapping[int, int]) -> int | dict[str, int]:
-    """The numbers as plain values: one where all are the same."""
+    """The numbers as plain values: a single one if all are equal."""
     numbers = set(samples.values())
     return numbers.pop() if len(numbers) == 1 else {str(n): m for n, m in samples.items()}
 
 
 def parse_depths(text: str) -> tuple[float, ...]:
-    """Ascending depths. Raises `ValueError` for what is not a number from 0 to 1, and for none."""
+    """Depths, ascending. Raises `ValueError` unless there are some, all from 0 to 1."""
     try:
         depths = tuple(sorted({float(entry) for entry in split_list(text)}))
     except ValueError:
@@ -252,7 +266,7 @@ def parse_depths(text: str) -> tuple[float, ...]:
 
 
 def describe_config(config: HomerConfig) -> dict[str, Any]:
-    """HOMER's settings as plain values, a calibration by its digest."""
+    """HOMER's settings as plain values, with a digest of the calibration."""
     bias = None if config.calibration is None else config.calibration.bias
     return {
         "max_chunk_len": config.max_chunk_len,
@@ -266,18 +280,18 @@ def describe_config(config: HomerConfig) -> dict[str, Any]:
 
 
 def read_texts(files: Sequence[str]) -> dict[str, str]:
-    """The texts by their files' names. Raises as `read_text` does."""
+    """The texts by the names of their files. Raises the errors of `read_text`."""
     return {file: read_text(file) for file in files}
 
 
 def describe_texts(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Texts by their names and a digest."""
+    """The names of texts, and a digest of their contents."""
     contents = (content.encode() for content in texts.values())
     return {"texts": list(texts), "texts_digest": digest(contents)}
 
 
 def digest(contents: Iterable[bytes]) -> str:
-    """Tells contents apart."""
+    """A short digest that differs for different contents."""
     total = hashlib.sha256()
     for content in contents:
         total.update(hashlib.sha256(content).digest())

@@ -1,4 +1,4 @@
-"""`homer eval passkey`, `needles` and `ruler`: answers that are looked up in what a model says."""
+"""`homer eval passkey`, `needles` and `ruler`: find what a text hides or counts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AskedBeyond(Asked):
-    """Questions whose texts have a least length."""
+    """Questions about texts that cannot be short."""
 
     lengths: Lengths = "4x,8x,16x"
 
@@ -51,8 +51,10 @@ def passkey(
 ) -> None:
     """Find a five-digit key in a long text of repeated sentences.
 
-    Example: homer eval passkey --methods plain,yarn,homer --lengths 1x,8x
-    -o runs/passkey
+    \b
+    Example:
+      homer eval passkey --methods plain,yarn,homer --lengths 1x,8x \\
+          -o runs/passkey
     """
     from ..evaluation.passkey import PASSKEY
     from ..evaluation.questions import Questions
@@ -72,13 +74,15 @@ def needles(
     run: PlottedRun,
     settings: Settings,
 ) -> None:
-    """Find a magic number in a text of yours.
+    """Find a magic number hidden in your own texts.
 
-    Each question hides another number in another stretch of the documents, which are taken one
-    after another and must be as long as the longest of --lengths.
+    Each question hides a random number in a random part of the documents. The documents are joined.
+    Together they must be as long as the longest of --lengths.
 
-    Example: homer eval needles --text novel.txt --methods plain,yarn,homer --lengths 1x,8x
-    -o runs/needles
+    \b
+    Example:
+      homer eval needles --text novel.txt --methods plain,yarn,homer \\
+          --lengths 1x,8x -o runs/needles
     """
     from ..evaluation.needles import needles_in
     from ..evaluation.questions import Questions
@@ -102,9 +106,10 @@ def ruler(
         typer.Option(
             "--tasks",
             metavar="LIST",
-            help="Any of niah_single_1, niah_multikey_2, niah_multikey_3 (needles in noise, among "
-            "others, among others of random letters), vt (variables traced through assignments), "
-            "cwe, fwe (the most frequent words).",
+            help="The tasks, separated by commas. niah_single_1: a needle in repeated sentences. "
+            "niah_multikey_2: a needle among other needles. niah_multikey_3: the same with random "
+            "identifiers (UUIDs). vt: trace variables through assignments. cwe, fwe: find the most "
+            "frequent words.",
             show_default="all",
         ),
     ] = "niah_single_1,niah_multikey_2,niah_multikey_3,vt,cwe,fwe",
@@ -113,12 +118,16 @@ def ruler(
     run: PlottedRun,
     settings: Settings,
 ) -> None:
-    """Retrieve, trace and aggregate in made-up texts: six tasks of RULER (Hsieh et al. 2024).
+    """Run six tasks of RULER on generated texts.
 
-    An answer is worth the share of what is asked for that it holds.
+    RULER (Hsieh et al. 2024) asks a model to retrieve, trace and aggregate. The score of an answer
+    is the share of the expected values that it contains.
 
-    Example: homer eval ruler --model meta-llama/Llama-3.2-1B --methods plain,homer --lengths
-    4096,8192 --tasks niah_single_1,vt -o runs/ruler
+    \b
+    Example:
+      homer eval ruler --model HuggingFaceTB/SmolLM2-1.7B-Instruct \\
+          --methods plain,homer --lengths 8192,16384 \\
+          --tasks niah_single_1,vt -o runs/ruler
     """
     from ..evaluation.questions import Questions
     from ..evaluation.ruler import choose_tasks
@@ -134,8 +143,8 @@ def ruler(
 def _opened(
     run: PlottedRun, asked: Asked, settings: Settings
 ) -> Iterator[tuple[Opened, dict[int, int]]]:
-    """The model, and how many questions to ask at each length, in tokens; bad settings are refused
-    first.
+    """The model, and the number of questions at each length, in tokens. Raises for bad settings
+    before the model is loaded.
     """
     _ = settings.config
     with run.open() as opened:
@@ -152,9 +161,9 @@ def _run(
     named: Record | None = None,
     inputs: Inputs | None = None,
 ) -> None:
-    """Let the methods answer all questions, draw the figures, and print them.
+    """Let the methods answer all questions, then draw the plots and print the figures.
 
-    named: settings of the run beside those that all have; inputs: files that were read, by option.
+    named: settings of the run besides the common ones; inputs: files that were read, by option.
     """
     from ..evaluation import plots
     from ..evaluation.methods import make_readers

@@ -1,4 +1,4 @@
-"""What the evaluations do around a task: open model and folder, show progress, print figures."""
+"""What the evaluations share around a task: the folder, the progress bar and the tables."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def open_folder(
     settings: Record,
     inputs: Inputs | None = None,
 ) -> RunFolder:
-    """The run's folder; a stopped run of the same settings goes on.
+    """The run's folder. A stopped run of the same settings continues there.
 
-    inputs: what else is read than the checkpoint and the calibration. Raises as `RunFolder` does,
-    and `ValueError` where the folder's files are among all these.
+    inputs: files that are read besides the checkpoint and the calibration. Raises the errors of
+    `RunFolder`, and `ValueError` if the folder holds one of the files that are read.
     """
     from ..evaluation.environment import describe_environment
     from ..evaluation.runs import RunFolder
@@ -47,13 +47,15 @@ def open_folder(
     environment = {"model": opened.checkpoint, **describe_environment(model.device)}
     folder = RunFolder(run.output, settings, environment, opened.ranks)
     if folder.records and folder.is_first:
-        note(f"{run.output} has {len(folder.records):,} predictions already; going on from there.")
+        note(f"{run.output} has {len(folder.records):,} predictions already; the run continues.")
     return folder
 
 
 def layout_of(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Layout:
-    """What stands around a text that ends in a question; a chat model's turn begins with the
-    beginning of the answer.
+    """A function that lays out prefix and suffix around a text, for a question about it.
+
+    chat: whether to use the tokenizer's chat template. The beginning of an answer, if a task has
+    one, starts the model's turn.
     """
 
     def lay_out(question: str, instruction: str = "", reply: str = "") -> tuple[str | None, str]:
@@ -65,7 +67,7 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Layout:
 
 @contextmanager
 def progress(task: str, total: int) -> Iterator[Callable[[], Any]]:
-    """A progress bar, as the function that moves it."""
+    """A progress bar of `total` answers; yields the function that advances it by one."""
     from tqdm import tqdm
 
     shown = at_terminal() and is_first()
@@ -74,7 +76,7 @@ def progress(task: str, total: int) -> Iterator[Callable[[], Any]]:
 
 
 def report(folder: RunFolder, metrics: Record, text: str, as_json: bool) -> None:
-    """Print the figures, as a table or as JSON, and what the folder holds."""
+    """Print the figures as JSON, or as a table with the names of the folder's files."""
     if as_json:
         print_json({"output": str(folder.path), **metrics})
     else:
@@ -84,8 +86,8 @@ def report(folder: RunFolder, metrics: Record, text: str, as_json: bool) -> None
 
 
 def length_table(metrics: Record, limit: int) -> str:
-    """Accuracies and costs, a line for each method at each length; each task's accuracy too where
-    there are several.
+    """A table of accuracies and costs, one line for each method at each length. If there are
+    several tasks, it has the accuracy of each.
     """
     tasks: dict[str, list[str]] = {}
     for row in metrics.get("by_task", []):
@@ -117,7 +119,7 @@ def share_cells(row: Record) -> list[str]:
 
 
 def cost_cells(row: Record) -> list[str]:
-    """The time of an answer and the memory that it takes, as far as they are known."""
+    """The time and the peak memory of a question, empty where they are unknown."""
     seconds, peak = row["seconds"], row["peak_bytes"]
     return [
         "" if seconds is None else f"{seconds:.2f} s",
@@ -126,8 +128,8 @@ def cost_cells(row: Record) -> list[str]:
 
 
 def perplexity_table(metrics: Record) -> str:
-    """Perplexities over everything scored, then by where the text last had a token, a line for each
-    method.
+    """Two tables with a line for each method: perplexities over everything scored, and by where a
+    token last occurred in the text.
     """
 
     def figures(row: Record, middle: str, low: str, high: str, digits: int) -> list[str]:
@@ -157,6 +159,6 @@ def perplexity_table(metrics: Record) -> str:
     compared = ["reference", "tokens", *scored, "of the window's", "95 % interval"]
     return (
         table(["method", *scored, "segments", "errors"], overall)
-        + "\n\nBeyond the limit, by where the text last had a token:\n\n"
+        + "\n\nBeyond the limit, by where a token last occurred in the text:\n\n"
         + table(["method", *compared], by_reference)
     )

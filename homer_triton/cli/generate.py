@@ -1,4 +1,4 @@
-"""`homer generate`: answers from a long text, or from an encoding of one."""
+"""`homer generate`: answers from a long text, or from a saved encoding of one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .ranks import Devices, begin
 from .reading import opened, read
 from .settings import Settings
 
-# Of an answer, in JSON.
-_TOLD = ("text", "token_ids", "finish_reason", "seconds_to_first", "seconds")
+# What the JSON has of an answer.
+_REPORTED = ("text", "token_ids", "finish_reason", "seconds_to_first", "seconds")
 
 
 @with_groups
@@ -32,9 +32,9 @@ def generate(
         typer.Option(
             "--prompt",
             metavar="TEXT",
-            help="The question, put after the context. Given several times, the text is encoded "
-            "once and each prompt gets an answer of its own.",
-            show_default="none: go on with the text",
+            help="The question about the text. Repeat the option to ask several, each answered on "
+            "its own.",
+            show_default="none, the model continues after the text",
         ),
     ] = None,
     around: Around,
@@ -43,17 +43,24 @@ def generate(
     as_json: Json = False,
     settings: Settings,
 ) -> None:
-    """Answer questions about a text that may be many times longer than the model's context limit.
+    """Answer questions about a long text.
 
-    The text is merged into a short cache, steered by the question, and the answer streams to
-    stdout. Where the tokenizer has a chat template, text and question become the user's turn.
+    The text may be many times longer than the model's context limit. HOMER reads it in chunks. Each
+    chunk ends with the suffix, which holds the prompt. The tokens that the suffix attends to are
+    kept, and the chunks are merged into one short KV cache. The answer comes from this cache and
+    streams to stdout.
+
+    With one prompt, the text is read for this prompt. With several, it is read once and for none
+    of them: what the end of the text (or --suffix) attends to is kept, and a prompt finds only
+    that. For the best answers, ask one prompt per run.
+
+    If the tokenizer has a chat template, text and prompt become the user's turn.
 
     \b
     Examples:
-      homer generate --model meta-llama/Llama-3.2-1B-Instruct \\
+      homer generate --model HuggingFaceTB/SmolLM2-1.7B-Instruct \\
           --context-file book.txt --prompt "Who tells the story?"
-      homer generate --model MODEL --encoded book.safetensors \\
-          --prompt "Where?" --prompt "When?"
+      homer generate --model MODEL --encoded book.safetensors
     """
     from .. import EncodedContext
     from .. import generate as go_on
@@ -61,7 +68,7 @@ def generate(
     config = settings.config
     fixed = [name for name in given_options(around) if name in ("--prefix", "--suffix")]
     require_one_source(context_file, encoded, [*fixed, *given_options(settings)])
-    # Bad settings are refused before the long work.
+    # Raises for bad settings before the long work begins.
     decoding = asdict(wanted.decoding)
     prompts = prompt or []
     questions: list[str | None] = [*prompts] or [None]
@@ -89,7 +96,7 @@ def generate(
             **decoding,
         )
         said = asdict(answer)
-        answers.append({"prompt": question, **{name: said[name] for name in _TOLD}})
+        answers.append({"prompt": question, **{name: said[name] for name in _REPORTED}})
         if not as_json:
             print()
     if as_json:

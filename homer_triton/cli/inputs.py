@@ -1,4 +1,4 @@
-"""From options to what the library takes: texts, models, settings, and the parts of an input."""
+"""From options to the library's arguments: texts, models, RoPE parameters, parts of an input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def read_text(file: str) -> str:
-    """The text of a UTF-8 file, "-" for standard input, without a byte order mark.
+    """The text of a UTF-8 file without its byte order mark; "-" reads standard input.
 
     Raises `FileNotFoundError`, or `ValueError` for a file that cannot be read or is not UTF-8.
     """
@@ -40,10 +40,7 @@ def read_text(file: str) -> str:
 
 
 def parse_rope_scaling(text: str | None) -> Mapping[str, Any] | None:
-    """The object that `--rope-scaling` gives as JSON.
-
-    Raises `ValueError` for anything else.
-    """
+    """The JSON object given to `--rope-scaling`. Raises `ValueError` for anything else."""
     if text is None:
         return None
     try:
@@ -67,7 +64,7 @@ def open_model(
 ) -> tuple[Llama, PreTrainedTokenizerBase]:
     """The model that the options name, and its tokenizer.
 
-    Raises as `homer_triton.load` does, and `ValueError` for a checkpoint without a tokenizer.
+    Raises the errors of `homer_triton.load`, and `ValueError` for a checkpoint without a tokenizer.
     """
     from .. import load
 
@@ -75,8 +72,8 @@ def open_model(
     model = load(path_or_id, device, dtype, scaling, ops, quantize)  # type: ignore[arg-type]
     if model.tokenizer is None:
         raise ValueError(
-            f"The checkpoint {path_or_id} has no tokenizer, which text needs; put its "
-            "tokenizer.json and tokenizer_config.json beside config.json."
+            f"The checkpoint {path_or_id} has no tokenizer; put its tokenizer.json and "
+            "tokenizer_config.json beside config.json."
         )
     return model, model.tokenizer
 
@@ -84,10 +81,11 @@ def open_model(
 def tokenizer_of(
     encoded: EncodedContext, model: str | None, rope_scaling: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of the checkpoint that made an encoding; None is the small one that ships.
+    """The tokenizer of the checkpoint that made an encoding.
 
-    rope_scaling: the RoPE parameters that it was encoded with, as JSON. Raises `ValueError` where
-    that checkpoint did not make it, has no tokenizer, or has one that cannot be the right one.
+    model: the checkpoint, None for the small one that ships; rope_scaling: the RoPE parameters of
+    the encoding, as JSON. Raises `ValueError` if that checkpoint did not make the encoding, has no
+    tokenizer, or has one with too few tokens.
     """
     from ..demo import CHECKPOINT
     from ..loading import fingerprint_of, load_tokenizer
@@ -95,13 +93,13 @@ def tokenizer_of(
     checkpoint = model or str(CHECKPOINT)
     tokenizer = load_tokenizer(checkpoint)
     if tokenizer is None:
-        raise ValueError(f"The checkpoint {checkpoint} has no tokenizer, which text needs.")
+        raise ValueError(f"The checkpoint {checkpoint} has no tokenizer.")
     found = fingerprint_of(checkpoint, parse_rope_scaling(rope_scaling))
     if found != encoded.model:
         whose = "the one that ships" if model is None else model
         raise ValueError(
             f"The encoding was made by another model than {whose} ({encoded.model}, this is "
-            f"{found}); name it with --model, and with --rope-scaling if it was encoded so."
+            f"{found}); name it with --model, and give its --rope-scaling if it had one."
         )
     if int(encoded.token_ids.max()) >= len(tokenizer):
         raise ValueError(
@@ -112,34 +110,35 @@ def tokenizer_of(
 
 
 def require_one_source(context_file: str | None, encoded: Path | None, given: list[str]) -> None:
-    """Raise `ValueError` unless there is one source, and no setting that an encoding has fixed.
+    """Raise `ValueError` unless there is exactly one source, and for options that do not fit it.
 
-    given: the options that were used and that only a text can take.
+    given: the options in use that only --context-file can take, because an encoding fixes them.
     """
     if (context_file is None) == (encoded is None):
         raise ValueError("Give a text with --context-file, or an encoding with --encoded.")
     if encoded is not None and given:
         raise ValueError(
             f"{', '.join(given)} cannot change what {encoded} holds; give the text with "
-            "--context-file to encode it anew."
+            "--context-file to encode it again."
         )
 
 
 def note_long_chunks(config: HomerConfig, model: ModelConfig) -> None:
-    """Tell the person at the terminal where chunks hold positions that a model never saw."""
+    """Print a note to stderr if chunks hold positions that the model was not trained on."""
     chunk_len, limit = config.chunk_len(model), model.context_limit
     if chunk_len > limit and not model.reaches_beyond_limit:
         note(
             f"chunks of {chunk_len:,} tokens are longer than the model's context limit of "
-            f"{limit:,}; it was not trained on such positions."
+            f"{limit:,}; the model was not trained on such positions."
         )
 
 
 @dataclass(frozen=True)
 class Parts:
-    """An input cut for `encode`, and what to append for each answer (None: nothing).
+    """An input, cut for `encode`.
 
-    prefix, suffix: as `encode` takes them, None for its defaults.
+    prefix, suffix: the arguments of `encode`, None for its defaults; appended: for each answer, the
+    text to add after the encoding (None: nothing).
     """
 
     prefix: str | None
@@ -148,9 +147,9 @@ class Parts:
 
 
 def takes_template(tokenizer: PreTrainedTokenizerBase, chat: bool, thinking: bool | None) -> bool:
-    """Whether texts go into the tokenizer's chat template; chat: whether they may.
+    """Whether texts go into the tokenizer's chat template. chat: whether they may.
 
-    Raises `ValueError` for thinking, which only a template asks about, without one.
+    Raises `ValueError` if `thinking` is given without a template.
     """
     templated = chat and bool(tokenizer.chat_template)
     if thinking is not None and not templated:
@@ -170,13 +169,14 @@ def compose(
 ) -> Parts:
     """Lay the texts out around the context: `prefix ‖ context ‖ suffix ‖ prompt`.
 
-    ask_later: append each prompt after the encoding, one per answer; otherwise the prompt, if any,
-    ends the suffix, so that it decides what is kept. chat: put all of it into the user's turn of
-    the tokenizer's chat template, if it has one, which the prompt closes. special_tokens: let the
-    prompts hold control tokens, as prefix and suffix may. thinking: as `chat_affixes` takes it.
+    ask_later: append each prompt after the encoding, one per answer. Otherwise the prompt, if there
+    is one, ends the suffix, so that it decides what is kept. chat: put everything into the user's
+    turn of the tokenizer's chat template, if it has one; the turn ends after the prompt.
+    special_tokens: whether prompts may hold control tokens; prefix and suffix always may. thinking:
+    see `chat_affixes`.
 
-    Raises `ValueError` for a chat template that does not take a plain user turn, for thinking where
-    no template asks about it, and for texts that are not Unicode.
+    Raises `ValueError` for a chat template that does not take a plain user turn, for `thinking`
+    without a template that has this switch, and for texts that are not Unicode.
     """
     from ..chat import chat_affixes
     from ..checks import check_text

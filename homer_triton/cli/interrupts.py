@@ -1,4 +1,4 @@
-"""Ctrl-C, which arrives wherever it is pressed: while libraries are imported too."""
+"""Handling of Ctrl-C, which may come at any time, even while libraries are imported."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = 130
-# Set for the processes that a command starts, which speaks for them.
+# Set for the processes that a command starts. Only the command prints messages.
 QUIET = "HOMER_RANK_OF_A_COMMAND"
-# Seconds after which an interrupt that was caught by nobody of ours comes once more. What is to be
-# cleaned up on the way out takes less.
+# Seconds after which an interrupt that our code has not caught is raised again. Cleaning up on the
+# way out takes less.
 AGAIN = 2.0
 
 _pressed = False
 
 
 class Interrupted(SystemExit):
-    """The exit after an interrupt, of which people have been told."""
+    """The exit after an interrupt, when the message has been printed."""
 
 
 def was_interrupted() -> bool:
-    """Whether there was an interrupt: what failed since may have failed by it."""
+    """Whether there was an interrupt, which may have caused any later failure."""
     return _pressed
 
 
 def caught() -> None:
-    """Let an interrupt come no second time: the way out has begun, and may take long."""
+    """Do not raise the interrupt again: our code handles it, and cleaning up may take long."""
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def leave_interrupted() -> NoReturn:
-    """Say so, and exit."""
+    """Print that the command was interrupted, and exit."""
     caught()
     if QUIET not in os.environ:
         print("homer: interrupted.", file=sys.stderr)
@@ -44,10 +44,10 @@ def leave_interrupted() -> NoReturn:
 
 @contextmanager
 def heard_interrupts() -> Iterator[None]:
-    """Let Ctrl-C raise `KeyboardInterrupt` until it is heard.
+    """Let Ctrl-C raise `KeyboardInterrupt` again and again until our code catches it.
 
-    Python drops an exception in a destructor, and libraries drop some while they are imported; so
-    it is raised again. Where interrupts are ignored, as in the background, they stay so.
+    Python drops exceptions in destructors, and some libraries drop them while they are imported.
+    Where interrupts are ignored, as in background jobs, they stay ignored.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
@@ -71,7 +71,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _drop_interrupts(dropped: sys.UnraisableHookArgs) -> None:
-    """Print what Python drops, but for interrupts, which come again at once."""
+    """Print an exception that Python drops. For an interrupt, raise it again soon instead."""
     if issubclass(dropped.exc_type, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, 0.01)
     else:

@@ -1,6 +1,4 @@
-"""The options that commands share, each with its help in one place, those that go together in
-groups.
-"""
+"""The options that commands share. Each has its help text here; related options form groups."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .help import COST, MODEL, OTHER, TEXT
 from .inputs import Parts, compose, open_model
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ ModelPath = Annotated[
     typer.Option(
         "--model",
         metavar="PATH_OR_ID",
-        help="A checkpoint of Llama, Mistral, Qwen2, Qwen3, SmolLM3 or Phi-3: a folder with "
-        "config.json and safetensors files, or a Hugging Face hub id.",
+        help="The checkpoint: a folder with config.json and safetensors files, or a Hugging Face "
+        "hub id. Llama, Mistral, Qwen2, Qwen3, SmolLM3 and Phi-3 are supported.",
     ),
 ]
 RopeScaling = Annotated[
@@ -32,13 +31,16 @@ RopeScaling = Annotated[
     typer.Option(
         "--rope-scaling",
         metavar="JSON",
-        help="RoPE parameters in place of the checkpoint's, for example "
+        rich_help_panel=MODEL,
+        help="RoPE parameters that replace the checkpoint's, for example "
         '\'{"rope_type": "yarn", "factor": 4.0}\'.',
     ),
 ]
 
 _context_file = typer.Option(
-    "--context-file", metavar="FILE", help="The long text, in UTF-8; - reads standard input."
+    "--context-file",
+    metavar="FILE",
+    help="The long text, a UTF-8 file. Use - for standard input.",
 )
 ContextFile = Annotated[str, _context_file]
 OptionalContextFile = Annotated[str | None, _context_file]
@@ -47,19 +49,26 @@ EncodedFile = Annotated[
     typer.Option(
         "--encoded",
         metavar="FILE",
-        help="Go on from what `homer encode` saved, in place of --context-file.",
+        rich_help_panel=TEXT,
+        help="A file that `homer encode` saved with this model, instead of --context-file.",
     ),
 ]
 SpecialTokens = Annotated[
     bool,
     typer.Option(
         "--special-tokens",
-        help="Take what spells a control token in the text or the prompt for one, such as the end "
-        "of a chat's turn; left out, both are nothing but text.",
+        rich_help_panel=TEXT,
+        help="Read control tokens that the text or the prompt spells out, such as <|im_end|>, as "
+        "control tokens. Without this option they are ordinary text.",
     ),
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")
+    bool,
+    typer.Option(
+        "--json",
+        rich_help_panel=OTHER,
+        help="Print one JSON object on stdout, and nothing else there.",
+    ),
 ]
 
 
@@ -68,24 +77,27 @@ Quantized = Annotated[
     typer.Option(
         "--quantize",
         metavar="NAME",
-        help="Hold the layers' matrices as int8 (anywhere) or fp8 (on a GPU that multiplies it), "
-        "by torchao.",
-        show_default="as they are",
+        rich_help_panel=MODEL,
+        help="Store the layers' matrices as int8 (any device) or fp8 (a GPU that multiplies fp8). "
+        "Needs torchao.",
+        show_default="as in the checkpoint",
     ),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How a model runs."""
+    """Where and how a model runs."""
+
+    panel = MODEL
 
     device: Annotated[
         str | None,
         typer.Option(
             "--device",
             metavar="NAME",
-            help="cuda, cuda:1, cpu, …",
-            show_default="cuda where there is a GPU, else cpu",
+            help="Where the model runs: cuda, cuda:1, cpu, …",
+            show_default="cuda if there is a GPU, else cpu",
         ),
     ] = None
     dtype: Annotated[
@@ -93,7 +105,7 @@ class Loading:
         typer.Option(
             "--dtype",
             metavar="NAME",
-            help="float32, float16 or bfloat16; auto is the checkpoint's own.",
+            help="The number format: float32, float16, bfloat16, or auto (the checkpoint's).",
         ),
     ] = "auto"
     ops: Annotated[
@@ -101,7 +113,8 @@ class Loading:
         typer.Option(
             "--ops",
             metavar="NAME",
-            help="triton or torch; auto is Triton on a GPU, PyTorch elsewhere.",
+            rich_help_panel=COST,
+            help="The kernels: triton, torch, or auto (Triton on a GPU, PyTorch elsewhere).",
         ),
     ] = "auto"
     quantize: Quantized = None
@@ -109,13 +122,13 @@ class Loading:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Loading):
-    """The model of a command that must be given one."""
+    """The model of a command that requires one."""
 
     model: ModelPath
     rope_scaling: RopeScaling = None
 
     def open(self) -> tuple[Llama, PreTrainedTokenizerBase]:
-        """The model and its tokenizer. Raises as `open_model` does."""
+        """The model and its tokenizer. Raises the errors of `open_model`."""
         loading = self.device, self.dtype, self.ops, self.rope_scaling, self.quantize
         return open_model(self.model, *loading)
 
@@ -124,7 +137,8 @@ NoChatTemplate = Annotated[
     bool,
     typer.Option(
         "--no-chat-template",
-        help="Give the model the bare text even where its tokenizer has a chat template.",
+        rich_help_panel=TEXT,
+        help="Give the model the plain text, even if its tokenizer has a chat template.",
     ),
 ]
 
@@ -132,23 +146,26 @@ Thinking = Annotated[
     bool | None,
     typer.Option(
         "--thinking/--no-thinking",
-        help="Let the model think before it answers, where its chat template asks (Qwen3's, "
-        "SmolLM3's).",
-        show_default="the template's own choice",
+        rich_help_panel=TEXT,
+        help="Whether the model thinks before it answers. Only for models whose chat template has "
+        "this switch, such as Qwen3 and SmolLM3.",
+        show_default="the template's choice",
     ),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Around:
-    """What stands around a context, and how it is read."""
+    """The texts around a context, and how they are read."""
+
+    panel = TEXT
 
     prefix: Annotated[
         str | None,
         typer.Option(
             "--prefix",
             metavar="TEXT",
-            help="Text before the context, such as instructions; every chunk holds it.",
+            help="A text before the context, such as instructions. Every chunk begins with it.",
         ),
     ] = None
     suffix: Annotated[
@@ -156,8 +173,9 @@ class Around:
         typer.Option(
             "--suffix",
             metavar="TEXT",
-            help="Text after the context; every chunk ends in it, and what it attends to is kept.",
-            show_default="the prompt, or else the context's own end",
+            help="A text after the context. Every chunk ends with it, and the tokens that it "
+            "attends to are kept. A prompt that the text is read for follows it.",
+            show_default="only the prompt, or without one the end of the context",
         ),
     ] = None
     no_chat_template: NoChatTemplate = False
@@ -167,7 +185,7 @@ class Around:
     def compose(
         self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], ask_later: bool
     ) -> Parts:
-        """The texts laid out around the context, as `inputs.compose` does it."""
+        """The texts around the context, as `inputs.compose` lays them out."""
         chat = not self.no_chat_template
         parts = self.prefix, self.suffix, prompts, chat, ask_later
         return compose(tokenizer, *parts, self.special_tokens, self.thinking)

@@ -1,4 +1,4 @@
-"""Results for people and for machines: tables, readable sizes, and the one JSON object."""
+"""Output for people and programs: notes, tables, readable sizes, and one JSON object."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 
 def print_json(result: dict[str, Any]) -> None:
-    """Print the only thing that a command with `--json` writes to stdout."""
+    """Print the result of a command with `--json`: the only thing that it writes to stdout."""
     text = json.dumps(result, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # JSON may escape what the terminal has no letters for
+    except UnicodeEncodeError:  # escape what the terminal's encoding lacks
         text = json.dumps(result)
     print(text)
 
 
 def note(sentence: str) -> None:
-    """Tell the person at the terminal; stdout stays for the result."""
+    """Print a note to stderr; stdout is for the result."""
     print(sentence, file=sys.stderr)
 
 
 def note_kept(encoded: EncodedContext) -> None:
-    """Tell the person at the terminal what an encoding kept."""
+    """Print to stderr how much an encoding kept."""
     stats, leaves = encoded.stats, len(encoded.plan.levels[0].nodes)
     note(
         f"kept {stats.kept_tokens:,} of {stats.tokens:,} tokens ({leaves:,} "
@@ -37,7 +37,7 @@ def note_kept(encoded: EncodedContext) -> None:
 
 
 def summary(encoded: EncodedContext) -> dict[str, Any]:
-    """An encoding's plan and figures as plain values."""
+    """An encoding's plan and figures as plain values, for JSON."""
     return {
         "next_position": encoded.next_position,
         "model": encoded.model,
@@ -47,12 +47,12 @@ def summary(encoded: EncodedContext) -> dict[str, Any]:
 
 
 def at_terminal() -> bool:
-    """Whether someone is there to watch a progress bar."""
+    """Whether stderr is a terminal, where progress bars are shown."""
     return sys.stderr.isatty()
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines of aligned columns: the first column to the left, the others to the right."""
+    """A table in plain text: the first column aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

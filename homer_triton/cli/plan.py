@@ -1,4 +1,4 @@
-"""`homer plan`: the merge tree and its cost, before anything is run."""
+"""`homer plan`: the merge tree of an input and its cost, without running anything."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .groups import with_groups
+from .help import COST, MODEL, TEXT
 from .inputs import note_long_chunks, parse_rope_scaling, read_text
 from .options import (
     Json,
@@ -33,16 +34,27 @@ def plan(
     context_len: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Tokens of the context.", show_default="those of the file"
+            metavar="N",
+            min=1,
+            help="The tokens of the context.",
+            show_default="those of --context-file",
         ),
     ] = None,
     context_file: OptionalContextFile = None,
     prefix_len: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Tokens before the context.")
+        int,
+        typer.Option(
+            metavar="N", min=0, rich_help_panel=TEXT, help="The tokens before the context."
+        ),
     ] = 1,
     suffix_len: Annotated[
         int,
-        typer.Option(metavar="N", min=1, help="Tokens after the context, the question's included."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=TEXT,
+            help="The tokens after the context, the question included.",
+        ),
     ] = 32,
     special_tokens: SpecialTokens = False,
     rope_scaling: RopeScaling = None,
@@ -51,7 +63,9 @@ def plan(
         typer.Option(
             "--dtype",
             metavar="NAME",
-            help="What keys and values are kept in; auto is the checkpoint's own.",
+            rich_help_panel=MODEL,
+            help="The number format of keys and values: float32, float16, bfloat16, or auto (the "
+            "checkpoint's).",
         ),
     ] = "auto",
     quantize: Quantized = None,
@@ -60,24 +74,30 @@ def plan(
         typer.Option(
             "--device",
             metavar="NAME",
-            help="Whose memory is reckoned: cuda or cpu; it need not be there.",
+            help="The kind of device whose memory to compute: cuda or cpu. It need not be here.",
         ),
     ] = "cuda",
     devices: Annotated[
         int,
-        typer.Option("--devices", metavar="N", min=1, help="Say what each of so many has to do."),
+        typer.Option(
+            "--devices",
+            metavar="N",
+            min=1,
+            rich_help_panel=COST,
+            help="Also show the share of each of N devices.",
+        ),
     ] = 1,
     as_json: Json = False,
     settings: Settings,
 ) -> None:
-    """Print the merge tree for an input: its levels, layers, lengths, memory and operations.
+    """Show the merge tree of an input, and its memory and operations.
 
-    Nothing is run, and of the model only config.json is read (and the tokenizer, for
-    --context-file).
+    Give the length of the text, or the text itself. The model does not run: only its config.json is
+    read, and to count a text its tokenizer.
 
     \b
     Example:
-      homer plan --model meta-llama/Llama-3.2-1B --context-len 131072
+      homer plan --model HuggingFaceTB/SmolLM2-1.7B-Instruct --context-len 131072
     """
     from .. import plan as lay_out
     from ..engine.shares import Shares
@@ -111,31 +131,31 @@ def plan(
         print(_in_words(tree, described))
 
 
-_AGAIN = {
+_AFTER_THE_TREE = {
     "none": "its cache is the result",
     "suffix": "the suffix reads its cache once more",
-    "all": "all that survived is read once more",
+    "all": "the kept tokens are read once more",
 }
 
 
 def _context_tokens(
     length: int | None, file: str | None, folder: Path, special_tokens: bool
 ) -> int:
-    """The length given, or that of a file under the tokenizer of the checkpoint in `folder`.
+    """The given length, or the length of a file by the tokenizer of the checkpoint in `folder`.
 
-    Raises `ValueError` unless just one is given, and for a file without a tokenizer.
+    Raises `ValueError` unless exactly one is given, and for a file if there is no tokenizer.
     """
     if length is not None and file is None:
         return length
     if length is not None or file is None:
-        raise ValueError("Give the context's length with --context-len, or --context-file.")
+        raise ValueError("Give a length with --context-len, or a text with --context-file.")
     from ..loading import load_tokenizer
     from ..text.controls import affix_ids, plain_ids
 
     text = read_text(file)
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
-        raise ValueError(f"{folder} has no tokenizer; give --context-len in place of the text.")
+        raise ValueError(f"{folder} has no tokenizer; give --context-len instead of the text.")
     return len(affix_ids(tokenizer, text) if special_tokens else plain_ids(tokenizer, text))
 
 
@@ -197,22 +217,25 @@ def _in_words(tree: Plan, described: dict[str, Any]) -> str:
             readable_flops(described["prefill_flops"]),
             f"{described['flops_ratio']:.1%}",
         ],
-        ["rows in the cache", f"{tree.rows:,}", f"{tokens:,}", f"{tree.rows / tokens:.1%}"],
+        ["tokens in the cache", f"{tree.rows:,}", f"{tokens:,}", f"{tree.rows / tokens:.1%}"],
     ]
+    at_once = "1 chunk runs" if tree.leaf_batch == 1 else f"{tree.leaf_batch} chunks run"
     lengths = (
         f"{tokens:,} tokens: prefix {tree.prefix_len:,}, context {tree.context_len:,}, suffix "
-        f"{tree.suffix_len:,}; chunks of {tree.max_chunk_len:,}, target {tree.target_len:,}, "
-        f"{tree.layers_warmup} warm-up layers\n"
-        f"new tokens go on at position {tree.next_position:,}; at most {tree.peak_slots:,} tokens "
-        "are alive at once\n"
-        f"{'1 leaf runs' if tree.leaf_batch == 1 else f'{tree.leaf_batch} leaves run'} at once; "
-        "finished chunks wait " + ("in host memory" if tree.offload else "on the device") + "\n"
+        f"{tree.suffix_len:,}\n"
+        f"at most {tree.max_chunk_len:,} tokens in a chunk and {tree.target_len:,} in the finished "
+        f"cache; {tree.layers_warmup} warm-up layers\n"
+        f"new tokens start at position {tree.next_position:,}; at most {tree.peak_slots:,} tokens "
+        "are held at once\n"
+        f"{at_once} at once; finished chunks wait "
+        + ("in host memory" if tree.offload else "on the device")
+        + "\n"
         f"the tree runs {tree.layers_tree} of {tree.num_layers} layers, then "
-        + _AGAIN[tree.recompute]
+        + _AFTER_THE_TREE[tree.recompute]
     )
     parts = [
         lengths,
-        table(["height", "chunks", "layers", "rows in", "rows kept"], levels),
+        table(["height", "chunks", "layers", "tokens in", "tokens kept"], levels),
         table(["", "HOMER", "plain prefill", "ratio"], costs),
     ]
     if "devices" in described:
@@ -227,7 +250,7 @@ def _in_words(tree: Plan, described: dict[str, Any]) -> str:
             ]
             for rank, share in enumerate(described["devices"])
         ]
-        headings = ["device", "leaves", "operations", "of one's", "sent", "memory"]
+        headings = ["device", "chunks", "operations", "share of work", "sent", "memory"]
         parts.append(table(headings, shares))
     return "\n\n".join(parts)
 

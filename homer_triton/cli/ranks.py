@@ -1,4 +1,4 @@
-"""Commands on several ranks: those that torchrun starts, or that a command starts by itself."""
+"""Commands on several ranks, started by torchrun or by the command itself (--devices)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from .errors import BAD_INPUT
+from .help import COST
 from .interrupts import QUIET, caught
 
 if TYPE_CHECKING:
@@ -27,14 +28,15 @@ Devices = Annotated[
         "--devices",
         metavar="N",
         min=1,
-        help="Share the work among N processes on this machine, each with a GPU of its own where "
-        "there are some. Several machines: torchrun … -m homer_triton.",
+        rich_help_panel=COST,
+        help="Share the work among N processes on this machine, each with its own GPU if there are "
+        "GPUs. For several machines, use torchrun … -m homer_triton.",
     ),
 ]
 
-# Where the processes that a command started find each other; torchrun has ways of its own.
+# Where the processes that a command starts find each other. torchrun has its own way.
 _MEETING = "HOMER_RANKS_MEET_AT"
-# Seconds that a process has to tidy up once it is asked to end.
+# Seconds that a process has to clean up once it is asked to end.
 _PATIENCE = 10.0
 
 
@@ -44,22 +46,21 @@ def is_rank() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is the process that speaks and writes."""
+    """Whether this process prints and writes files: rank 0, or the only process."""
     return not is_rank() or os.environ["RANK"] == "0"
 
 
 def begin(devices: int, context_file: str | None = "") -> None:
-    """Run this command as so many processes, if it is not one of them already; then it does not
-    return.
+    """Run this command as `devices` processes and exit, unless this is one of them already.
 
-    context_file: the text that they share. Raises `ValueError` where it is standard input, or None
-    for an encoding.
+    context_file: the text that they share. Raises `ValueError` for standard input, and for None,
+    which means an encoding, if there are several processes.
     """
     starts = devices > 1 and not is_rank()
     if starts or is_rank():
         if context_file is None:
             raise ValueError(
-                "Several processes have nothing to share with --encoded; leave --devices out."
+                "With --encoded, several processes have nothing to share; leave --devices out."
             )
         if context_file == "-":
             raise ValueError(
@@ -71,10 +72,10 @@ def begin(devices: int, context_file: str | None = "") -> None:
 
 @contextmanager
 def joined(device: str | None) -> Iterator[Ranks | None]:
-    """The ranks that this process was started among, None where it is alone.
+    """This process's ranks, None if it is alone.
 
-    device: where the model runs; GPUs talk by nccl, CPUs by gloo. Raises `ValueError` where this
-    machine has fewer GPUs than processes.
+    device: where the model runs. GPUs communicate by nccl, CPUs by gloo. Raises `ValueError` if
+    this machine has fewer GPUs than processes.
     """
     if not is_rank():
         yield None
@@ -106,30 +107,32 @@ def joined(device: str | None) -> Iterator[Ranks | None]:
 
 
 def start_ranks(count: int) -> NoReturn:
-    """Run this very command on `count` ranks in place of this process, and exit as it did.
+    """Run this command on `count` ranks instead of in this process, and exit with its code.
 
-    Only the first rank is heard; where another one fails, one sentence says so.
+    Only the first rank prints. If another one fails, one sentence says so.
     """
     arguments = _without("--devices", sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder:
         ranks = [_start(rank, count, arguments, Path(folder)) for rank in range(count)]
         try:
             failed = _first_to_fail(ranks)
-            if failed:  # the first one finds out, and may say why
+            if failed:  # rank 0 notices, and may say why
                 with suppress(subprocess.TimeoutExpired):
                     ranks[0].wait(_PATIENCE)
         finally:
             _end(ranks)
         if failed is None:
             sys.exit(0)
-        if ranks[0].returncode == BAD_INPUT:  # which it has said
+        if ranks[0].returncode == BAD_INPUT:  # it has printed the reason
             sys.exit(BAD_INPUT)
         code = ranks[failed].returncode
         said = (Path(folder) / f"{failed}.stderr").read_text(errors="replace") if failed else ""
     sentences = [line for line in said.splitlines() if line.startswith("homer: ")]
     if code < 0:
         name = signal.Signals(-code).name
-        print(f"homer: Rank {failed} was ended by {name}; the others were, too.", file=sys.stderr)
+        print(
+            f"homer: Rank {failed} was ended by {name}, so all ranks were stopped.", file=sys.stderr
+        )
     elif sentences:
         print(sentences[-1], file=sys.stderr)
     elif failed:
@@ -157,12 +160,12 @@ def _start(
             stdin=subprocess.DEVNULL,
             stdout=None if rank == 0 else subprocess.DEVNULL,
             stderr=None if rank == 0 else stderr,
-            start_new_session=True,  # an interrupt is passed on once, by the one that started them
+            start_new_session=True,  # this process passes on interrupts, once
         )
 
 
 def _first_to_fail(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """The number of the first one that fails, None once all have ended well."""
+    """Wait, and return the number of the first rank that fails, or None if none does."""
     while True:
         codes = [process.poll() for process in ranks]
         for rank, code in enumerate(codes):
@@ -174,10 +177,10 @@ def _first_to_fail(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End those that still run; what they wrote halfway goes with them. A second interrupt ends
+    """End the ranks that still run; they remove their unfinished files. A second interrupt ends
     them at once.
     """
-    caught()  # or an interrupt that ends this comes once more
+    caught()  # else the interrupt that led here would be raised again
     try:
         for process in ranks:
             if process.poll() is None:
@@ -193,7 +196,7 @@ def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _without(option: str, arguments: Sequence[str]) -> list[str]:
-    """A command line without an option that has a value."""
+    """The command line without this option and its value."""
     left = iter(arguments)
     kept = []
     for word in left:

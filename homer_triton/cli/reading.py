@@ -1,4 +1,4 @@
-"""Reading a text for a command: the model on every rank, and the encoding at its end."""
+"""Loading the model and encoding a text, on one process or on several ranks."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 def opened(
     checkpoint: Checkpoint, config: HomerConfig
 ) -> Iterator[tuple[Llama, PreTrainedTokenizerBase, Ranks | None]]:
-    """A checkpoint's model and tokenizer on the ranks that this process was started among, None
-    where it is alone; people hear of chunks that are too long. Raises as `open_model` does.
+    """A checkpoint's model and tokenizer, and this process's ranks (None if it is alone).
+
+    Prints a note if chunks are longer than the context limit. Raises the errors of `open_model`.
     """
     with joined(checkpoint.device) as ranks:
         model, tokenizer = checkpoint.open()
@@ -41,7 +42,7 @@ def read(
     special_tokens: bool = False,
     ranks: Ranks | None = None,
 ) -> EncodedContext | None:
-    """A text's encoding, with a bar for who watches; None where another rank has it."""
+    """A text's encoding, with a progress bar at a terminal; None if another rank has it."""
     from .. import encode
 
     return encode(

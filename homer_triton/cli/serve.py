@@ -1,4 +1,4 @@
-"""`homer serve`: the model behind HTTP, for OpenAI's clients and for browsers."""
+"""`homer serve`: the model over HTTP, for OpenAI's clients and for browsers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from .answers import Answers
 from .groups import with_groups
+from .help import SERVER
 from .inputs import note_long_chunks, takes_template
 from .options import Checkpoint, Json, NoChatTemplate, Thinking
 from .output import note, print_json
@@ -21,16 +22,26 @@ _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """How a server is reached, and what it may take."""
+    """How a server is reached, and its limits."""
+
+    panel = SERVER
 
     host: Annotated[
         str,
-        typer.Option("--host", metavar="NAME", help="Where to listen; 0.0.0.0 is everywhere."),
+        typer.Option(
+            "--host",
+            metavar="NAME",
+            help="The address to listen at. 0.0.0.0 means all networks; set --api-key then.",
+        ),
     ] = "127.0.0.1"
     port: Annotated[
         int,
         typer.Option(
-            "--port", metavar="N", min=0, max=65535, help="The port; 0 takes any free one."
+            "--port",
+            metavar="N",
+            min=0,
+            max=65535,
+            help="The port to listen at. 0 takes any free one.",
         ),
     ] = 8000
     name: Annotated[
@@ -38,7 +49,7 @@ class Serving:
         typer.Option(
             "--name",
             metavar="NAME",
-            help="What clients call the model.",
+            help="The model's name for clients.",
             show_default="the hub id, or the folder's name",
         ),
     ] = None
@@ -48,8 +59,8 @@ class Serving:
             "--api-key",
             metavar="KEY",
             envvar="HOMER_API_KEY",
-            help="Answer only those who send this key.",
-            show_default="none: anybody who reaches the port may ask",
+            help="Refuse requests without this key.",
+            show_default="none, everybody who reaches the port may ask",
         ),
     ] = None
     documents: Annotated[
@@ -57,8 +68,8 @@ class Serving:
         typer.Option(
             "--documents",
             metavar="FOLDER",
-            help="Where documents and their encodings are kept.",
-            show_default="homer_triton/documents in the user's cache",
+            help="The folder for documents and their encodings.",
+            show_default="homer_triton/documents in the user's cache folder",
         ),
     ] = None
     documents_size: Annotated[
@@ -66,7 +77,8 @@ class Serving:
         typer.Option(
             "--documents-size",
             metavar="SIZE",
-            help="What they may take on disk; beyond it, those used longest ago go.",
+            help="The most disk space for documents and encodings. Beyond it, those used longest "
+            "ago are deleted.",
         ),
     ] = "10GiB"
     at_hand: Annotated[
@@ -74,22 +86,32 @@ class Serving:
         typer.Option(
             "--at-hand",
             metavar="SIZE",
-            help="What encodings may take beside the model, to be asked without reading a file.",
+            help="The most memory for encodings on the model's device. They are asked without "
+            "reading a file.",
         ),
     ] = "1GiB"
     running: Annotated[
         int,
-        typer.Option("--running", metavar="N", min=1, help="Most answers that come side by side."),
+        typer.Option(
+            "--running", metavar="N", min=1, help="The most answers that are generated at once."
+        ),
     ] = 16
     waiting: Annotated[
         int,
         typer.Option(
-            "--waiting", metavar="N", min=1, help="Most requests in the queue; others get a 429."
+            "--waiting",
+            metavar="N",
+            min=1,
+            help="The most requests in the queue. Further ones get HTTP status 429.",
         ),
     ] = 256
     body_size: Annotated[
         str,
-        typer.Option("--body-size", metavar="SIZE", help="The largest request or document."),
+        typer.Option(
+            "--body-size",
+            metavar="SIZE",
+            help="The largest request body, and so the largest document.",
+        ),
     ] = "32MiB"
 
 
@@ -104,16 +126,21 @@ def serve(
     as_json: Json = False,
     settings: Settings,
 ) -> None:
-    """Serve a model to OpenAI's clients, and a page to browsers, until Ctrl-C.
+    """Serve a model over HTTP, with OpenAI's API and a web page.
 
-    Conversations longer than the model's limit are merged, so that a client need not know of it.
-    Documents are sent once, kept on disk, and asked many times. Options for answers are what
-    requests get that do not say otherwise.
+    A conversation longer than the model's context limit is read by HOMER; clients need not do
+    anything for this. A document is sent once and stays on disk. It is read for the first question
+    of each conversation, and the encoding is kept for later turns and equal questions.
+    --max-new-tokens (up to a quarter of the context limit) and the options under "Answer" are
+    defaults for requests. Ctrl-C stops the server.
+
+    Needs: pip install 'homer_triton[serve]'.
 
     \b
     Example:
-      homer serve --model meta-llama/Llama-3.2-1B-Instruct
-      curl http://127.0.0.1:8000/v1/documents -H "Content-Type: text/plain" --data-binary @book.txt
+      homer serve --model HuggingFaceTB/SmolLM2-1.7B-Instruct
+      curl http://127.0.0.1:8000/v1/documents \\
+          -H "Content-Type: text/plain" --data-binary @book.txt
     """
     from ..config import parse_bytes
     from ..extras import require
@@ -135,7 +162,7 @@ def serve(
     )
     folder = serving.documents or _cache() / "homer_triton" / "documents"
     if serving.api_key is not None and not serving.api_key.isascii():
-        raise ValueError("--api-key must be of ASCII characters, as HTTP's headers are.")
+        raise ValueError("--api-key must be of ASCII characters, because HTTP headers are.")
     listening = bind(serving.host, serving.port)
     model, tokenizer = checkpoint.open()
     note_long_chunks(config, model.config)
@@ -153,17 +180,19 @@ def serve(
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if as_json:
         print_json({"url": url, "model": name, "fingerprint": fingerprint})
-    note(f"{name} is served at {url}; Ctrl-C ends it.")
+    note(f"Serving {name} at {url}. Press Ctrl-C to stop.")
     Server(app, service).run(sockets=[listening])
 
 
 def _cache() -> Path:
-    """Where a user's programs keep what they can make again."""
+    """The user's cache folder (XDG)."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     return Path(given) if os.path.isabs(given) else Path.home() / ".cache"
 
 
 def _name(path_or_id: str) -> str:
-    """What a model is called that was given no name: no path, which is nobody's business."""
+    """The default name of a model: its hub id, or the name of its folder without the private path
+    to it.
+    """
     path = Path(path_or_id).expanduser()
     return path.resolve().name if path.is_dir() else path_or_id

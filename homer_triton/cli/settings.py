@@ -1,4 +1,4 @@
-"""HomerConfig's settings as options, each in one place: commands that encode take them all."""
+"""HomerConfig's settings as options, for all commands that encode."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .help import COST, SETTINGS
+
 if TYPE_CHECKING:
     from .. import HomerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """By HomerConfig's field, the option that gives it. What is left out is left to the library."""
+    """One option for each field of HomerConfig. For an option left out, the library decides."""
+
+    panel = SETTINGS
 
     max_chunk_len: Annotated[
         int | None,
         typer.Option(
             "--max-chunk-len",
             metavar="N",
-            help="Most tokens in a chunk, prefix and suffix included.",
-            show_default="a quarter of the context limit, 1024 to 8192",
+            help="The text is read in chunks: the most tokens in one, prefix and suffix included.",
+            show_default="a quarter of the context limit, from 1024 (or half of a shorter limit) "
+            "to 8192",
         ),
     ] = None
     target_len: Annotated[
@@ -31,8 +36,9 @@ class Settings:
         typer.Option(
             "--target-len",
             metavar="N",
-            help="Most tokens in the finished cache.",
-            show_default="an eighth of a chunk, at least 384, beside prefix and suffix",
+            help="The most tokens in the finished cache, prefix and suffix included.",
+            show_default="an eighth of a chunk (at least 384) plus prefix and suffix, up to a "
+            "chunk; a whole chunk without --recompute all",
         ),
     ] = None
     layers_warmup: Annotated[
@@ -40,8 +46,8 @@ class Settings:
         typer.Option(
             "--layers-warmup",
             metavar="N",
-            help="Layers that chunks run alone, beyond their share, before the first merge.",
-            show_default="half of the layers, fewer where the text needs more merges",
+            help="Warm-up layers: extra layers that every chunk runs alone before the first merge.",
+            show_default="half of the layers, fewer if the text needs many merges",
         ),
     ] = None
     leaf_batch: Annotated[
@@ -49,18 +55,22 @@ class Settings:
         typer.Option(
             "--leaf-batch",
             metavar="N",
-            help="Chunks that run at once, a power of two: faster on a chip that one does not "
-            "fill, for more memory.",
-            show_default="as many as fill the chip, in at most twice the memory",
+            rich_help_panel=COST,
+            help="How many chunks run at once, a power of two. More are faster if one chunk does "
+            "not keep the chip busy, and take more memory.",
+            show_default="as many as keep the chip busy, in at most twice the memory of one (or "
+            "256 MiB)",
         ),
     ] = None
     offload: Annotated[
         Literal["cpu"] | None,
         typer.Option(
             "--offload",
-            help="Where finished chunks wait: in the computer's memory, so that a GPU's does not "
-            "grow with the text.",
-            show_default="on the device",
+            metavar="cpu",
+            rich_help_panel=COST,
+            help="Keep finished chunks in host memory, so that GPU memory does not grow with the "
+            "text.",
+            show_default="they stay on the device",
         ),
     ] = None
     memory_budget: Annotated[
@@ -68,17 +78,19 @@ class Settings:
         typer.Option(
             "--memory-budget",
             metavar="SIZE",
-            help="What encoding may take beside the weights, such as 12GiB; --leaf-batch and "
-            "--offload are chosen to fit where they are left out.",
-            show_default="none",
+            rich_help_panel=COST,
+            help="The most memory for reading the text, beside the weights, such as 12GiB. "
+            "--leaf-batch and --offload are chosen to fit, unless you set them.",
+            show_default="no limit",
         ),
     ] = None
     cuda_graphs: Annotated[
         bool | None,
         typer.Option(
             "--cuda-graphs",
-            help="Replay steps of equal shape from CUDA graphs, for small models.",
-            show_default="no",
+            rich_help_panel=COST,
+            help="Replay steps of equal shape from CUDA graphs. Helps small models on a GPU.",
+            show_default="off",
         ),
     ] = None
     calibration: Annotated[
@@ -86,7 +98,8 @@ class Settings:
         typer.Option(
             "--calibration",
             metavar="FILE",
-            help="What `homer calibrate` made for this model: corrects the scores for distance.",
+            help="A file that `homer calibrate` made for this model. It corrects the scores of "
+            "--selection paper for distance.",
             show_default="none",
         ),
     ] = None
@@ -95,8 +108,10 @@ class Settings:
         typer.Option(
             "--selection",
             metavar="NAME",
-            help="What decides which tokens are kept: votes (the question's attention) or paper, "
-            "and changes to rows, logit, heads, layers and window as in votes,window=7.",
+            help="What decides which tokens are kept. votes: the attention of the suffix, by the "
+            "model's retrieval heads, which look up what a question repeats. paper: the attention "
+            "of its last token, as published. Change a part (rows, logit, heads, layers, window) "
+            "as in votes,window=7.",
             show_default="votes, or paper with --calibration",
         ),
     ] = None
@@ -104,8 +119,10 @@ class Settings:
         Literal["none", "suffix", "all"] | None,
         typer.Option(
             "--recompute",
-            help="What is read once more in the end: all that survived, as one ordinary prompt; "
-            "the suffix over the merged cache; or none, as in the paper.",
+            metavar="none|suffix|all",
+            help="What the model reads once more after the merging. all: the kept tokens, as one "
+            "ordinary prompt. suffix: the suffix, over the merged cache. none: nothing, as in the "
+            "paper.",
             show_default="all",
         ),
     ] = None
@@ -114,16 +131,17 @@ class Settings:
         typer.Option(
             "--layers-tree",
             metavar="N",
-            help="Layers that chunks and their merges run, where all survivors are recomputed.",
-            show_default="4/5 of the layers",
+            help="How many of the model's layers chunks and merges run. Fewer than all need "
+            "--recompute all.",
+            show_default="4/5 of the layers with --recompute all, else all",
         ),
     ] = None
 
     @cached_property
     def config(self) -> HomerConfig:
-        """The settings that the options give, the library's defaults elsewhere.
+        """The settings that were given, with the library's defaults for the others.
 
-        Raises as `HomerConfig` and `Calibration.load` do.
+        Raises the errors of `HomerConfig` and `Calibration.load`.
         """
         from .. import Calibration, HomerConfig
 
@@ -135,5 +153,5 @@ class Settings:
 
     @property
     def files(self) -> dict[str, Path | None]:
-        """The files that are read, by the options that name them."""
+        """The files to read, by the option that names them."""
         return {"--calibration": self.calibration}

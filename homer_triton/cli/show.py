@@ -1,4 +1,4 @@
-"""`homer show`: which tokens of an encoded text survived, on a page."""
+"""`homer show`: an HTML page of the tokens that were kept of an encoded text."""
 
 from __future__ import annotations
 
@@ -14,32 +14,42 @@ from .output import print_json, readable_bytes
 
 
 def show(
-    encoded: Annotated[Path, typer.Argument(metavar="ENCODED", help="What `homer encode` saved.")],
+    encoded: Annotated[
+        Path, typer.Argument(metavar="ENCODED", help="A file that `homer encode` saved.")
+    ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the HTML page goes.")
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The file for the HTML page.")
     ],
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             metavar="PATH_OR_ID",
-            help="The checkpoint whose tokenizer turns the tokens into text.",
-            show_default="the small one that ships, if it made the encoding",
+            help="The checkpoint that made the encoding. Its tokenizer turns tokens into text.",
+            show_default="the small model that ships with homer_triton",
         ),
     ] = None,
     png: Annotated[
         Path | None,
-        typer.Option("--png", metavar="FILE", help="Also draw what was kept where, for a paper."),
+        typer.Option(
+            "--png",
+            metavar="FILE",
+            help="Also draw a figure of where tokens were kept. Needs matplotlib.",
+        ),
     ] = None,
     rope_scaling: RopeScaling = None,
     as_json: Json = False,
 ) -> None:
-    """Show which tokens of a text survived, and at which height of the tree the others were pruned.
+    """Show on an HTML page which tokens of a text were kept.
 
-    The page is one file with everything in it: the text in colours, an overview to click on, and a
-    search by words or by token number.
+    For the other tokens, the page shows at which height of the merge tree they were pruned. It is a
+    single file that needs nothing else: the text in colours, an overview to click on, and a search
+    by words or token number.
 
-    Example: homer show book.safetensors -o kept.html
+    \b
+    Example:
+      homer show book.safetensors --model HuggingFaceTB/SmolLM2-1.7B-Instruct \\
+          -o kept.html
     """
     from .. import EncodedContext
     from ..evaluation.kept_page import build_page

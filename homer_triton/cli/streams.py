@@ -1,4 +1,4 @@
-"""Standard input, output and error as users may have left them: closed, full, or of few letters."""
+"""Standard input, output and error in any state: closed, full, or with a limited encoding."""
 
 import codecs
 import errno
@@ -10,16 +10,16 @@ from contextlib import contextmanager
 
 from .errors import BAD_INPUT, describe_failure
 
-# What a terminal shows that lacks a character of ours; of any other, its number.
+# Replacements for characters that the terminal's encoding lacks. Others become an escape.
 _LOOKALIKES = {"─": "-", "–": "-", "×": "x", "…": "...", "≥": ">="}
 
 
 @contextmanager
 def checked_streams() -> Iterator[None]:
-    """Run a command, and exit with its code once all that it printed is written.
+    """Run a command, and exit with its code once all its output is written.
 
-    Where that cannot be, one sentence says so and the code is 2; a reader that has heard enough is
-    no failure worth a word.
+    If the output cannot be written, print one sentence and exit with code 2. If its reader has
+    stopped reading, as `head` does, exit with code 1 and print nothing.
     """
     _open_closed()
     codecs.register_error("homer", _spell)
@@ -34,7 +34,7 @@ def checked_streams() -> Iterator[None]:
     try:
         sys.stdout.flush()
     except OSError as error:
-        # The interpreter flushes once more when it ends.
+        # The interpreter flushes again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if error.errno == errno.EPIPE:
             code = code or 1
@@ -45,18 +45,20 @@ def checked_streams() -> Iterator[None]:
 
 
 def _open_closed() -> None:
-    """Give output that is closed a place to go: another file would get its number, and its text."""
+    """Open closed streams on /dev/null. Otherwise the next file to be opened would get the stream's
+    number, and with it the output.
+    """
     for descriptor, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
         if descriptor and getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of `codecs`: characters by others that look like them, or by number."""
+    """An error handler for `codecs`: replaces a character by a similar one, or by an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lost = error.object[error.start : error.end]

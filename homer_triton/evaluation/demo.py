@@ -1,6 +1,6 @@
-"""What the demo shows: the plain model beside HOMER on passkeys, up to 16 times the context limit.
+"""The demo's measurements: the plain model and HOMER on pass keys, far beyond the context limit.
 
-Every measurement has a process of its own, so that one's memory is not another's.
+Every measurement runs in a process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ from ..text.controls import plain_ids
 from ..text.tokens import split_input
 from .passkey import find_answer, make_sample
 
-# Texts as multiples of the model's context limit.
+# The texts' lengths, as multiples of the model's context limit.
 TIMES = (1, 4, 8, 16)
-# The demo model finds keys in every layer; its chunks are too small to keep even one core busy.
+# The demo model finds keys in every layer, so it needs one warm-up layer only. Its chunks are too
+# small to keep a core busy, so eight run at once.
 _OWN: dict[str, Any] = {"layers_warmup": 1, "leaf_batch": 8}
 SYSTEMS: dict[str, HomerConfig | None] = {
     "plain model": None,
     "HOMER": HomerConfig(**_OWN),
     "HOMER, the paper's": HomerConfig.paper(**_OWN),
 }
-# A space may be a token of its own; five digits and the end of the sentence must fit.
+# Enough for five digits and the end of the sentence; a space may be a token of its own.
 NEW_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One question's outcome: the key that was hidden, and what was said."""
+    """A question, the key that was hidden, and the text that a system answered."""
 
     key: str
     question: str
@@ -58,11 +59,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One system at one length.
+    """The results of one system at one length.
 
     times: the text's length as a multiple of the context limit; tokens: the same in tokens, the
-    answer included; seconds: mean per question; peak_bytes: the most memory above that of the
-    loaded model.
+    answer included; seconds: the mean time per question; peak_bytes: the peak memory above that of
+    the loaded model.
     """
 
     system: str
@@ -78,12 +79,13 @@ class Measurement:
 
 
 def measure(checkpoint: str | Path, samples: int, seed: int) -> Iterator[Measurement]:
-    """Ask every system for `samples` passkeys at every length, each key at another depth.
+    """Ask every system for `samples` pass keys at every length, each key at another depth.
 
-    checkpoint: a folder or hub id; seed: draws keys and texts, the same ones for every system.
-    Yields one measurement after another, by length and in `SYSTEMS`' order. Raises as `load` does.
+    checkpoint: a folder or hub id; seed: of the keys and texts, which are the same for every
+    system. Yields the measurements by length, and then in the order of `SYSTEMS`. Raises the errors
+    of `load`.
     """
-    # Children are copies of a server that has imported everything and run nothing.
+    # Children are forked from a server that has imported everything and run nothing.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([quiet.__name__, __name__])
     tasks = [
@@ -94,33 +96,33 @@ def measure(checkpoint: str | Path, samples: int, seed: int) -> Iterator[Measure
 
 
 def _prepare_child() -> None:
-    # An interrupt from the keyboard reaches the whole process group; the parent ends its children.
+    # Ctrl-C reaches the whole process group. The parent ends its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # tqdm's own lock is shared between processes, and one that is ended would leave it behind.
+    # tqdm's default lock is shared between processes; one that is killed would never release it.
     tqdm.set_lock(threading.RLock())
-    # The demo model's matrices are too small to share out, and two children run at once.
+    # Two children run at once, and the demo model's matrices are too small for several threads.
     torch.set_num_threads(1)
 
 
 def _measure(task: tuple[str | Path, str, int, int, int]) -> Measurement:
-    """One measurement, in a process that has done nothing before."""
+    """One measurement, in a process that has run nothing before."""
     checkpoint, system, times, samples, seed = task
     model = load(checkpoint, "cpu", "float32", ops="torch")
     tokenizer = model.tokenizer
     if tokenizer is None:
-        raise ValueError(f"{checkpoint} has no tokenizer, which the demo's texts need.")
+        raise ValueError(f"{checkpoint} has no tokenizer, which the demo needs.")
     tokens = times * model.config.context_limit
     config = SYSTEMS[system]
 
     def count(text: str) -> int:
         return len(plain_ids(tokenizer, text))
 
-    # A short first question makes the libraries set themselves up; what they take is not counted.
+    # The libraries initialize themselves on a short first question, which is not measured.
     _ask(model, "What is the pass key?", "The pass key is", config)
     resident = _peak_resident()
     answers, seconds = [], 0.0
     for index in range(samples):
-        # Together with the answer the text fills its length.
+        # Text, question and answer together have `tokens` tokens.
         sample = make_sample(
             tokens - NEW_TOKENS, (index + 0.5) / samples, seed * samples + index, count
         )
@@ -134,7 +136,7 @@ def _measure(task: tuple[str | Path, str, int, int, int]) -> Measurement:
 
 
 def _ask(model: Llama, context: str, question: str, config: HomerConfig | None) -> list[int]:
-    """Token ids of the answer of HOMER with some settings, or of the plain model for None."""
+    """The token ids of HOMER's answer with these settings, or of the plain model's for None."""
     if config is None:
         return _ask_plain(model, context, question)
     encoded = encode(model, context, suffix=question, config=config)
@@ -143,7 +145,7 @@ def _ask(model: Llama, context: str, question: str, config: HomerConfig | None) 
 
 @torch.no_grad()
 def _ask_plain(model: Llama, context: str, question: str) -> list[int]:
-    """Token ids of the plain model's greedy answer: the whole input at once, then one by one."""
+    """The token ids of the plain model's greedy answer: one prefill, then one token at a time."""
     fresh = torch.cat(split_input(model, context, None, question, 0))
     cache = model.new_cache(len(fresh) + NEW_TOKENS)
     filled = 0
@@ -159,6 +161,6 @@ def _ask_plain(model: Llama, context: str, question: str) -> list[int]:
 
 
 def _peak_resident() -> int:
-    """Bytes of this process's largest resident set so far."""
+    """The largest resident set of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
