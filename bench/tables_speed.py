@@ -61,15 +61,16 @@ def speed() -> str:
     large = gpu_lengths("Llama-3-8B")
     device = large[262144]["triton+paper"]["device"]
     cases = [
-        *(("50M parameters, two CPU cores", small, OURS, n) for n in (2048, 8192, 32768)),
-        *((f"8B as published, one {device}", large, "triton+paper", n) for n in (262144, 1048576)),
+        *(("50M, two CPU cores", "default", small, OURS, n) for n in (2048, 8192, 32768)),
+        *((f"8B, one {device}", "paper's", large, "triton+paper", n) for n in (262144, 1048576)),
     ]
     rows = []
-    for model, lengths, system, tokens in cases:
+    for model, method, lengths, system, tokens in cases:
         ours, plain = lengths[tokens][system], lengths[tokens].get(PLAIN)
         rows.append(
             [
                 model,
+                method,
                 f"{tokens:,}",
                 seconds_of(plain) if plain else "",
                 seconds_of(ours),
@@ -78,7 +79,7 @@ def speed() -> str:
                 memory(ours, "peak_bytes"),
             ]
         )
-    header = ["model and machine", "tokens", "plain prefill", "HOMER", "times as fast"]
+    header = ["model and machine", "method", "tokens", "plain prefill", "HOMER", "speed-up"]
     return markdown([*header, "memory, plain", "HOMER"], rows)
 
 
@@ -180,10 +181,11 @@ def quantized() -> str:
     slower = [small[name] / half[name] for name in names]
     parts = [
         '`quantize="int8"` (`--quantize int8`, the extra `quantized`) stores the layers\' matrices',
-        f"with torchao, one byte per number. {found['shape']}'s shape takes {share:.0%} of the",
-        f"memory of float32. SmolLM2-135M's perplexity on a novel is {worse:.1%} higher than in",
-        f"bfloat16. On a CPU, reading takes {slower[0]:.1f} × and a new token {slower[1]:.1f} ×",
-        "the time of bfloat16 ([results](../bench/results/quantized.json)).",
+        f"with torchao, one byte per number. {found['shape']}'s shape takes {share:.0%} of its",
+        "memory in float32. Compared with bfloat16, SmolLM2-135M's perplexity on a novel is",
+        f"{worse:.1%} higher, and on a CPU reading is {slower[0]:.1f} × and a new token "
+        f"{slower[1]:.1f} × as slow",
+        "([results](../bench/results/quantized.json)).",
     ]
     return "\n".join(parts) + "\n"
 
