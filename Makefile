@@ -1,19 +1,27 @@
-# `make demo` and `make test` need nothing but Python 3.11 or 3.12 and make; the first call makes .venv.
+# All of this needs nothing but Python 3.11 or 3.12 and make. The first call makes .venv.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 OUT ?= out/gpu
+
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 REAL ?= out/smollm2
 MINUTES ?= 10
 SEED ?= 0
 
-.PHONY: demo test fuzz lint compile bench real tune gpu clean
+.PHONY: demo check test fuzz lint compile bench real tune gpu clean
 
-demo: .venv/ready
+demo: .venv/demo
 	$(BIN)/homer demo
 
+# Whether a change broke something, in two minutes.
+check: lint
+	$(BIN)/python -m pytest -q $(PARALLEL) --hypothesis-profile quick \
+		-m "not (slow or process or interpreter or gpu)"
+
 test: .venv/ready
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -q $(PARALLEL)
 	$(BIN)/python bench/compile.py
 
 # FUZZ="--trees 10000 --kills 200" bounds what is tried; a failing seed is tried again by
@@ -31,7 +39,7 @@ bench: .venv/ready
 
 # TEXTS="novel.txt another.txt"; what is done already is not done again.
 real: .venv/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt gguf accelerate
+	$(INSTALL) gguf accelerate
 	$(BIN)/python bench/smollm2.py $(REAL)
 	$(BIN)/python bench/real.py --model $(REAL) $(foreach text,$(TEXTS),--text $(text))
 	$(BIN)/python bench/tables.py
@@ -48,10 +56,15 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/ready: setup.py constraints.txt
+# Only what the package needs; without compiling thousands of files that nobody imports.
+.venv/demo: setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "homer_triton needs Python 3.11 or 3.12 on the PATH (or PYTHON=/path/to/python)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plots]'
+	$(INSTALL) -e .
+	touch $@
+
+.venv/ready: .venv/demo
+	$(INSTALL) -e '.[dev,plots]'
 	touch $@
 
 clean:

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -13,6 +14,9 @@ if not torch.cuda.is_available():
 # The models in the tests are tiny: threads would cost more than they bring, in child processes too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+# For `make check`: --hypothesis-profile quick.
+settings.register_profile("quick", max_examples=5, deadline=None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

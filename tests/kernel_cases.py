@@ -24,7 +24,7 @@ seeds = st.integers(0, 2**16)
 # Every example launches many interpreted programs: few of them, no deadline, and the same ones in
 # every run.
 few_examples = settings(
-    max_examples=12,
+    max_examples=min(12, settings().max_examples),
     deadline=None,
     derandomize=True,
     database=None,

@@ -25,6 +25,7 @@ def ask(context: ht.EncodedContext, prompt: list[int], **settings: int) -> Quest
     return Question(context, torch.tensor(prompt), ht.Decoding(**settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("after", [0, 1, 4])
 @torch.no_grad()
@@ -73,6 +74,7 @@ def test_every_answer_has_settings_of_its_own(model: ht.Llama) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("after", [0, 1, 4])
 @pytest.mark.parametrize("gone", [False, True])

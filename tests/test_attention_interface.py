@@ -28,6 +28,7 @@ def example(family: str = "Llama") -> dict[str, Any]:
     return names
 
 
+@pytest.mark.interpreter
 @families
 def test_the_example_prunes_and_goes_on(family: str):
     names = example(family)
@@ -35,6 +36,7 @@ def test_the_example_prunes_and_goes_on(family: str):
     assert names["answer"].shape == (1, 3 + 4)
 
 
+@pytest.mark.interpreter
 @families
 def test_the_prompt_is_read_as_stock_attention_does(family: str):
     names = example(family)
@@ -47,6 +49,7 @@ def test_the_prompt_is_read_as_stock_attention_does(family: str):
     torch.testing.assert_close(names["logits"], expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.interpreter
 @families
 def test_keeping_every_row_changes_no_token(family: str):
     names = example(family)
@@ -70,6 +73,7 @@ def test_keeping_every_row_changes_no_token(family: str):
     assert answer[0, 3:].tolist() == plain[0, 63:].tolist()
 
 
+@pytest.mark.interpreter
 def test_padding_is_refused():
     names = example()
     mask = torch.ones(1, 60, dtype=torch.long, device=DEVICE)

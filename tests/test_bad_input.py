@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from checkpoints import edit_json
 from command_line import checkpoint, run, text
+from fuzz.processes import Ended, Homer
 from safetensors.torch import load_file, save_file
 from typer.testing import Result
 
@@ -255,6 +257,7 @@ def test_no_command_writes_over_what_it_reads(place: Workplace) -> None:
     assert_refused(same, "-o and --png both name")
 
 
+@pytest.mark.process
 def test_standard_input_may_be_the_output_too(place: Workplace) -> None:
     command = [sys.executable, "-c", "from homer_triton.cli import main; main()", "encode"]
     the_text = place.context.read_text()
@@ -274,33 +277,28 @@ def test_names_that_are_not_utf8(place: Workplace) -> None:
     folder = os.fsencode(place.folder)
     context, output, page = (folder + b"/" + x for x in (b"\xe9.txt", b"\xe9.st", b"\xe9.html"))
     os.rename(place.context, context)
-    command = [sys.executable, "-c", "from homer_triton.cli import main; main()"]
     model = os.fsencode(place.model)
-    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     for arguments in (
         [b"encode", b"--context-file", context, b"-o", output],
         [b"encode", b"--context-file", context, b"-o", output, b"--json"],
         [b"show", output, b"-o", page],
         [b"generate", b"--encoded", output, b"--max-new-tokens", b"3"],
     ):
-        done = subprocess.run(
-            [*command, *arguments, b"--model", model], capture_output=True, env=strict
-        )
-        assert done.returncode == 0, done.stderr
+        done = forked(place, *arguments, b"--model", model)
+        assert done.code == 0, done.stderr
         if b"--json" in arguments:
             written = json.loads(done.stdout)["output"]
             assert os.fsencode(written) == output
     os.remove(output)
     os.rename(model, model + b"\xe9")
     for arguments, reason in (
-        ([b"show", output, b"-o", page], b"There is no encoded context"),
-        ([b"encode", b"--context-file", context, b"-o", output], b"is not UTF-8, which"),
+        ([b"show", output, b"-o", page], "There is no encoded context"),
+        ([b"encode", b"--context-file", context, b"-o", output], "is not UTF-8, which"),
     ):
-        other = [*command, *arguments, b"--model", model + b"\xe9"]
-        done = subprocess.run(other, capture_output=True, env=strict)
-        assert (done.returncode, done.stdout) == (2, b"")
+        done = forked(place, *arguments, b"--model", model + b"\xe9")
+        assert (done.code, done.stdout) == (2, "")
         assert reason in done.stderr
-        assert done.stderr.count(b"\n") == 1
+        assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("output", ["", "."])
@@ -409,6 +407,7 @@ def test_bugs_keep_their_traceback(place: Workplace, monkeypatch: pytest.MonkeyP
     assert isinstance(place.encode().exception, RuntimeError)
 
 
+@pytest.mark.process
 def test_interrupt_and_traceback_in_a_real_process(place: Workplace) -> None:
     pipe = place.folder / "pipe"
     os.mkfifo(pipe)
@@ -432,34 +431,46 @@ def test_interrupt_and_traceback_in_a_real_process(place: Workplace) -> None:
 HOMER = [sys.executable, "-c", "from homer_triton.cli import main; main()"]
 
 
-def plan_in_a_process(place: Workplace, redirection: str, **settings: str) -> tuple[int, str, str]:
-    """A real process's exit code, stdout and stderr, run by a shell."""
+def plan_in_a_process(place: Workplace, redirection: str) -> tuple[int, str, str]:
+    """A cold process's exit code, stdout and stderr, run by a shell."""
     shape = ["--context-len", "60", "--suffix-len", "5"]
     command = shlex.join([*HOMER, "plan", "--model", str(place.model), *shape])
     done = subprocess.run(
-        ["bash", "-c", f"{command} {redirection}"],
-        capture_output=True,
-        env={**os.environ, **settings},
+        ["bash", "-c", f"{command} {redirection}"], capture_output=True, text=True
     )
-    return done.returncode, done.stdout.decode("latin-1"), done.stderr.decode("latin-1")
+    return done.returncode, done.stdout, done.stderr
+
+
+def forked(place: Workplace, *arguments: str | bytes, **streams: Any) -> Ended:
+    """How a process of its own ends, which starts with everything imported."""
+    words = [os.fsdecode(argument) for argument in arguments]
+    return Homer(words, place.folder, place.folder / "streams", **streams).wait(60)
+
+
+def plan(place: Workplace, *options: str, **streams: Any) -> Ended:
+    shape = ("--model", str(place.model), "--context-len", "60", "--suffix-len", "5")
+    return forked(place, "plan", *shape, *options, **streams)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
-@pytest.mark.parametrize("option", ["", "--json"])
-def test_a_result_that_cannot_be_written(place: Workplace, option: str) -> None:
-    found = plan_in_a_process(place, f"{option} > /dev/full")
-    assert found == (2, "", "homer: Cannot write the result: No space left on device.\n")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_result_that_cannot_be_written(place: Workplace, options: tuple[str, ...]) -> None:
+    done = plan(place, *options, stdout="/dev/full")
+    found = (done.code, done.stderr)
+    assert found == (2, "homer: Cannot write the result: No space left on device.\n")
 
 
+@pytest.mark.process
 def test_a_reader_that_has_heard_enough(place: Workplace) -> None:
     found = plan_in_a_process(place, "| true; exit ${PIPESTATUS[0]}")
     assert found == (1, "", "")
 
 
+@pytest.mark.process
 def test_closed_streams(place: Workplace) -> None:
-    shape = shlex.join([*HOMER, "plan", "--model", str(place.model), "--context-file", "-"])
-    done = subprocess.run(["bash", "-c", f"{shape} <&-"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
+    closed = ("plan", "--model", str(place.model), "--context-file", "-")
+    done = forked(place, *closed, stdin=None)
+    assert (done.code, done.stdout) == (2, "")
     assert done.stderr == "homer: Cannot read standard input: it is closed.\n"
     assert plan_in_a_process(place, ">&-") == (0, "", "")
     code, shown, _ = plan_in_a_process(place, "2>&-")
@@ -468,14 +479,14 @@ def test_closed_streams(place: Workplace) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_terminals_of_few_letters(place: Workplace, encoding: str) -> None:
-    code, shown, said = plan_in_a_process(place, "", PYTHONIOENCODING=encoding)
-    assert (code, said) == (0, "")
-    assert "------  ------" in shown
+    done = plan(place, encoding=encoding)
+    assert (done.code, done.stderr) == (0, "")
+    assert "------  ------" in done.stdout
     place.model = place.folder / "─é𝔸…"
-    code, shown, said = plan_in_a_process(place, "", PYTHONIOENCODING=encoding)
-    accent = "é" if encoding == "latin-1" else r"\xe9"
-    assert (code, shown, said.count("\n")) == (2, "", 1)
-    assert rf"/-{accent}\U0001d538..." in said
+    done = plan(place, encoding=encoding)
+    accent = "\ufffd" if encoding == "latin-1" else r"\xe9"  # the stream is read as UTF-8
+    assert (done.code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert rf"/-{accent}\U0001d538..." in done.stderr
 
 
 def test_json_holds_whatever_the_terminal_can_show(
@@ -567,6 +578,7 @@ WAIT = "time.sleep(20)"
 CATCH = "\n            ".join(["try:", f"    {WAIT}", "except BaseException:", "    "])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "drop", "meanwhile"),
     [

@@ -136,10 +136,13 @@ def test_a_config_that_asks_for_too_much_is_refused_before_memory_is_taken(
 
 def test_a_limit_without_end_makes_no_tables_for_it(tmp_path: Path) -> None:
     save_checkpoint(tmp_path)
-    edit_json(tmp_path / "config.json", lambda c: c | {"max_position_embeddings": 10**12})
-    model = ht.load(tmp_path, "cpu")
-    encoded = ht.encode(model, [5, 6, 7] * 20, suffix=[8])
-    assert len(ht.generate(model, encoded, max_new_tokens=2).token_ids) > 0
+    config, said = ht.HomerConfig(64, 16), []
+    for limit in (10**12, 2048):
+        edit_json(tmp_path / "config.json", lambda c, n=limit: c | {"max_position_embeddings": n})
+        model = ht.load(tmp_path, "cpu")
+        encoded = ht.encode(model, [5, 6, 7] * 20, suffix=[8], config=config)
+        said.append(ht.generate(model, encoded, max_new_tokens=2).token_ids)
+    assert said[0] == said[1]
 
 
 def test_an_index_nested_without_end_is_refused(tmp_path: Path) -> None:

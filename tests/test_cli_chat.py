@@ -82,6 +82,7 @@ def terminal(story: Path) -> Iterator[Terminal]:
     opened.close()
 
 
+@pytest.mark.process
 def test_a_conversation_at_a_terminal(terminal: Terminal, story: Path) -> None:
     assert "Ask a question about the text, or type /help." in terminal.until("> ")
     terminal.type("/help\n")
@@ -104,6 +105,7 @@ def test_a_conversation_at_a_terminal(terminal: Terminal, story: Path) -> None:
     assert terminal.process.wait(30) == 0
 
 
+@pytest.mark.process
 def test_ctrl_c_ends_an_answer_and_ctrl_d_the_conversation(tmp_path: Path) -> None:
     file = tmp_path / "long.txt"
     file.write_text(text(60))
@@ -127,6 +129,7 @@ def test_ctrl_c_ends_an_answer_and_ctrl_d_the_conversation(tmp_path: Path) -> No
         terminal.close()
 
 
+@pytest.mark.slow
 def test_lines_on_standard_input_are_questions(story: Path) -> None:
     words = ("chat", "--model", CHECKPOINT, "--device", "cpu", *SETTINGS, *PAPER)
     options = ("--context-file", story, "--max-new-tokens", 7)
@@ -145,6 +148,7 @@ def test_lines_on_standard_input_are_questions(story: Path) -> None:
     assert "71432" in answers[0]
 
 
+@pytest.mark.process
 def test_a_long_conversation_is_compacted(story: Path) -> None:
     words = ("chat", "--model", CHECKPOINT, "--device", "cpu", *SETTINGS, *PAPER)
     lines = f"{QUESTION}\n" + "The sky is blue and the grass is green\n" * 6

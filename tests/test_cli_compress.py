@@ -44,6 +44,7 @@ def tokens(some: str) -> int:
     return len(tokenizer(some, add_special_tokens=False)["input_ids"])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("unit", ["token", "word", "sentence"])
 def test_the_short_text_goes_to_stdout(folder: Path, unit: str) -> None:
     result = compress(folder, "--target-len", 60, "--unit", unit)
@@ -78,6 +79,7 @@ def test_the_gap_may_be_empty(folder: Path) -> None:
     assert set(short.split()) <= set(STORY.split())
 
 
+@pytest.mark.slow
 def test_json_is_one_object(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "short.txt"
     report = json.loads(compress(folder, "--target-len", 60, "--json").stdout)

@@ -12,11 +12,15 @@ from homer_triton.cli.demo import in_words
 from homer_triton.evaluation.demo import SYSTEMS, TIMES, Answer, Measurement
 
 
+@pytest.mark.process
 def test_every_system_is_measured_at_every_length(tmp_path: Path) -> None:
+    """And nothing is said beside the results, not even by libraries that its processes load."""
     model = checkpoint(tmp_path / "model", num_hidden_layers=8)
-    result = run("demo", "--model", model, "--samples", 2, "--seed", 3, "--json")
-    assert result.exit_code == 0, result.stderr
-    rows = json.loads(result.stdout)["measurements"]
+    command = [sys.executable, "-m", "homer_triton", "demo", "--model", str(model)]
+    settings = ["--samples", "2", "--seed", "3", "--json"]
+    ran = subprocess.run([*command, *settings], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    rows = json.loads(ran.stdout)["measurements"]
     assert [(row["times"], row["system"]) for row in rows] == [
         (times, system) for times in TIMES for system in SYSTEMS
     ]
@@ -26,14 +30,7 @@ def test_every_system_is_measured_at_every_length(tmp_path: Path) -> None:
     assert len(keys) == 1  # every system is asked the same
 
 
-def test_nothing_is_said_beside_the_results(tmp_path: Path) -> None:
-    """Not even by libraries that its measuring processes load."""
-    model = checkpoint(tmp_path / "model", num_hidden_layers=8)
-    command = [sys.executable, "-m", "homer_triton", "demo", "--model", str(model)]
-    ran = subprocess.run([*command, "--samples", "1", "--json"], capture_output=True, text=True)
-    assert (ran.returncode, ran.stderr) == (0, "")
-
-
+@pytest.mark.process
 def test_checkpoints_that_are_not_there_are_refused(tmp_path: Path) -> None:
     result = run("demo", "--model", tmp_path / "absent")
     assert result.exit_code == 2

@@ -31,6 +31,7 @@ def novel(sentences: int) -> str:
     return " ".join(f"The river number {i} runs over the old stone." for i in range(sentences))
 
 
+@pytest.mark.slow
 def test_needles_run_from_texts_to_plots(model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(novel(60))
     (tmp_path / "b.txt").write_text(novel(60))
@@ -51,7 +52,10 @@ def test_needles_run_from_texts_to_plots(model: Path, tmp_path: Path) -> None:
     assert all(len(answer["key"]) == 7 for answer in answers)
     assert all(answer["tokens"] + 32 <= answer["length"] for answer in answers)
     assert [row["total"] for row in metrics["by_length"]] == [4, 2, 4, 2]
-    assert all(row["seconds"] > 0 and row["peak_bytes"] >= 0 for row in metrics["by_length"])
+    for row in metrics["by_length"]:
+        own = [a for a in answers if (a["method"], a["length"]) == (row["method"], row["length"])]
+        assert row["seconds"] == pytest.approx(sum(a["seconds"] for a in own) / len(own))
+        assert row["peak_bytes"] == max(a["peak_bytes"] for a in own)
     assert len(metrics["by_depth"]) == 8
     assert config["settings"]["samples"] == {"256": 2, "1024": 1}
     assert config["settings"]["texts"] == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
@@ -61,6 +65,7 @@ def test_needles_run_from_texts_to_plots(model: Path, tmp_path: Path) -> None:
         assert (output / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_ruler_runs_all_its_tasks(model: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     result = run(
@@ -92,6 +97,7 @@ def test_ruler_runs_all_its_tasks(model: Path, tmp_path: Path) -> None:
     assert (output / "accuracy_by_length.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_some_of_rulers_tasks_go_on_where_they_stopped(model: Path, tmp_path: Path) -> None:
     command = (
         *("eval", "ruler", "--model", model, "--methods", "window", "--lengths", "700"),
@@ -111,6 +117,7 @@ def test_some_of_rulers_tasks_go_on_where_they_stopped(model: Path, tmp_path: Pa
     assert [answer["text"] for answer in predictions(tmp_path / "run")] == texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import run
 
 import homer_triton as ht
 from homer_triton.cli.interrupts import AGAIN
@@ -66,10 +67,11 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture(scope="module")
 def alone(story: Path, tmp_path_factory: pytest.TempPathFactory) -> ht.EncodedContext:
     output = tmp_path_factory.mktemp("alone") / "out.safetensors"
-    assert finish(start(command(story, output)))[0] == 0
+    assert run(*command(story, output)).exit_code == 0
     return ht.EncodedContext.load(output)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("launcher", "options"),
     [
@@ -92,28 +94,29 @@ def test_several_processes_write_what_one_does(
     assert os.listdir(tmp_path) == ["out.safetensors"]
 
 
+@pytest.mark.process
 def test_generate_and_compress_share_the_reading(story: Path, tmp_path: Path) -> None:
     read = ("--model", CHECKPOINT, "--context-file", story, "--prompt", "What is the pass key?")
     for words in (("generate", "--max-new-tokens", "8", "--json"), ("compress", "--json")):
         arguments = [*map(str, (words[0], *read, *words[1:], *SETTINGS))]
-        (code, together, stderr), alone = (
-            finish(start([*arguments, *more])) for more in (("--devices", "2"), ())
-        )
+        code, together, stderr = finish(start([*arguments, "--devices", "2"]))
         assert code == 0, stderr
-        said, expected = json.loads(together), json.loads(alone[1])
+        said, expected = json.loads(together), json.loads(run(*arguments).stdout)
         assert said["plan"] == expected["plan"]
         for found in (said, expected):
             found["answers"] = [answer["token_ids"] for answer in found.get("answers", [])]
         assert (said["answers"], said.get("text")) == (expected["answers"], expected.get("text"))
 
 
+@pytest.mark.process
 def test_an_evaluation_deals_out_its_questions(tmp_path: Path) -> None:
     words = ("eval", "passkey", "--methods", "window,homer", "--lengths", "2x", "--depths", "0.3")
-    for folder, options in (("alone", ()), ("shared", ("--devices", "2"))):
-        output = ("--samples", "3", "--no-plots", "--json", "-o", tmp_path / folder)
-        code, stdout, stderr = finish(start([*map(str, (*words, *output, *options))]))
-        assert code == 0, stderr
-        assert len(json.loads(stdout)["by_length"]) == 2  # said once
+    options = ("--samples", "3", "--no-plots", "--json", "-o")
+    assert run(*words, *options, tmp_path / "alone").exit_code == 0
+    shared = (*words, *options, tmp_path / "shared", "--devices", "2")
+    code, stdout, stderr = finish(start([*map(str, shared)]))
+    assert code == 0, stderr
+    assert len(json.loads(stdout)["by_length"]) == 2  # said once
     told = []
     for folder in ("alone", "shared"):
         records = map(json.loads, (tmp_path / folder / "predictions.jsonl").open())
@@ -123,28 +126,47 @@ def test_an_evaluation_deals_out_its_questions(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "shared")) == sorted(os.listdir(tmp_path / "alone"))
 
 
-def test_the_harness_is_not_shared(tmp_path: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    arguments = ["eval", "lm", "--tasks", "x", "-o", str(tmp_path / "run")]
-    code, _, stderr = finish(start(arguments, *launcher))
-    assert code != 0
-    assert "`homer eval lm` runs as one process; start it without torchrun." in stderr
+@pytest.mark.parametrize(
+    ("arguments", "ranks", "sentence"),
+    [
+        (
+            ("eval", "lm", "--tasks", "x", "-o", "run"),
+            "2",
+            "`homer eval lm` runs as one process; start it without torchrun.",
+        ),
+        (
+            ("generate", "--model", CHECKPOINT, "--encoded", "x", "--devices", "2"),
+            "1",
+            "With --encoded, several processes have nothing to share; leave --devices out.",
+        ),
+        (
+            ("encode", "--model", CHECKPOINT, "--context-file", "-", "-o", "x", "--devices", "2"),
+            "1",
+            "Several processes cannot read standard input; give the text as a file.",
+        ),
+    ],
+    ids=["harness", "encoding", "stdin"],
+)
+def test_what_cannot_be_shared_is_refused_before_any_process_starts(
+    arguments: Any, ranks: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_process(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(subprocess, "Popen", no_process)
+    result = run(*arguments)
+    assert (result.exit_code, result.stderr) == (2, f"homer: {sentence}\n")
 
 
-def test_an_encoding_is_not_shared(tmp_path: Path) -> None:
-    arguments = ["generate", "--model", str(CHECKPOINT), "--encoded", "x", "--devices", "2"]
-    code, _, stderr = finish(start(arguments))
-    sentence = "With --encoded, several processes have nothing to share; leave --devices out."
-    assert (code, stderr) == (2, f"homer: {sentence}\n")
-
-
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (("--target-len", "1"), "target_len=1 leaves no room"),
-        (("--context-file", "-"), "Several processes cannot read standard input"),
         (("--model", "absent"), "absent"),
-        (("--dtype", "float1"), "float1"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -167,6 +189,7 @@ def children(process: subprocess.Popen[str], count: int) -> Iterator[int]:
     return map(int, found)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_killed_rank_ends_all(story: Path, tmp_path: Path, rank: int) -> None:
     process = start(command(story, tmp_path / "out.safetensors", "--devices", 3))
@@ -183,6 +206,7 @@ def test_a_killed_rank_ends_all(story: Path, tmp_path: Path, rank: int) -> None:
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.process
 def test_an_interrupt_ends_all(story: Path, tmp_path: Path) -> None:
     process = start(command(story, tmp_path / "out.safetensors", "--devices", 2))
     ranks = list(children(process, 2))
@@ -196,6 +220,7 @@ def test_an_interrupt_ends_all(story: Path, tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.process
 def test_ranks_that_take_long_to_end_are_waited_for() -> None:
     """Longer than an interrupt takes to come once more."""
     command = f"""

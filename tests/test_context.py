@@ -230,6 +230,7 @@ def test_descriptions_of_another_kind_are_refused(
         ht.EncodedContext.load(path)
 
 
+@pytest.mark.slow
 def test_a_small_file_with_large_claims_is_refused_at_once(
     encoded: ht.EncodedContext, tmp_path: Path
 ) -> None:

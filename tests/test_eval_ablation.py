@@ -155,6 +155,7 @@ def test_random_choices_follow_their_seed(
     assert not torch.equal(first, other)
 
 
+@pytest.mark.slow
 def test_random_pruning_spares_the_affix_and_spreads_over_the_text(model: ht.Llama) -> None:
     prefix, context, suffix = parts(200)
     kept = torch.zeros(205)
@@ -171,6 +172,7 @@ def test_random_pruning_spares_the_affix_and_spreads_over_the_text(model: ht.Lla
     assert quarters.min() > 80
 
 
+@pytest.mark.slow
 def test_variants_differ_from_the_settings_in_one_thing(tmp_path: Path) -> None:
     model = ht.load(save_model(tmp_path))
     bias = calibrate_on_filler(model, LIMIT // 2)
@@ -204,6 +206,7 @@ def test_variants_differ_from_the_settings_in_one_thing(tmp_path: Path) -> None:
     assert same <= {"selection: votes", "recompute: all", "positions: closed up", *own, *alike}
 
 
+@pytest.mark.slow
 def test_the_table_comes_from_one_command(tmp_path: Path) -> None:
     output = tmp_path / "run"
     result = run(

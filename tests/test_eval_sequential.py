@@ -57,6 +57,7 @@ def test_a_text_within_the_budget_is_a_plain_prefill(
     assert encoded.positions.tolist() == encoded.source_indices.tolist() == list(range(target))
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("ops", ["torch", "triton"])
 def test_a_long_text_fills_the_target(ops: str, tmp_path: Path) -> None:
     model = ht.from_transformers(random_model(num_hidden_layers=2), ops=ops)  # type: ignore[arg-type]

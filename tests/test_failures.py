@@ -114,6 +114,7 @@ def live_tensors() -> int:
     return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("height", [1, 3])
 def test_an_interrupt_keeps_no_memory(model: ht.Llama, height: int) -> None:
     def interrupt(node: Node) -> None:
@@ -220,6 +221,7 @@ def interrupt_at_a_terminal(arguments: list[object]) -> tuple[int, bytes, str]:
     return process.returncode, stdout, re.split(r"chunk/s\]|s/chunk\]", shown)[-1].strip()
 
 
+@pytest.mark.process
 def test_ctrl_c_at_a_terminal(tmp_path: Path) -> None:
     context, output = tmp_path / "text", tmp_path / "out"
     context.write_text("The grass is green. The sky is blue. " * 2000)

@@ -17,10 +17,11 @@ from fuzz.kills import check_interrupted
 from fuzz.processes import Ended, Homer
 
 # Attempts of each kind: a few seconds of each.
-SHORT = {"trees": 60, "answers": 60, "files": 100, "commands": 15, "kills": 3}
+SHORT = {"trees": 30, "answers": 30, "files": 60, "commands": 10, "kills": 2}
 PIECES = (b'{"a": [1, 2], "b": "x"}', b'{"a": 1}\n{"a": 2}\n', b"plain", b"")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_short_part(kind: str, tmp_path: Path) -> None:
     (tally,) = fuzz([kind], tmp_path, 0, SHORT, minutes=60)
@@ -46,6 +47,7 @@ def fail() -> None:
     raise FaultError("a fault", "of this case")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "what"),
     [

@@ -74,6 +74,7 @@ def test_other_families_side_by_side(family: str) -> None:
     assert tokens_of(together) == tokens_of(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_triton_kernels_decode_side_by_side(
     hf_model: PreTrainedModel, dtype: torch.dtype
@@ -94,6 +95,7 @@ def test_the_triton_kernels_decode_side_by_side(
         assert abs(ours.logprobs[0] - theirs.logprobs[0]) <= tolerance
 
 
+@pytest.mark.slow
 def test_frequencies_that_follow_the_length_are_each_sequences_own() -> None:
     """Dynamic NTK, whose base moves with every token past the limit."""
     rope = {"rope_theta": 10000.0, **ROPES["dynamic"]}
@@ -127,6 +129,7 @@ def test_samples_are_those_of_one_at_a_time(
     assert len({tuple(answer.token_ids) for answer in together[:3]}) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -184,6 +187,7 @@ def test_stop_strings_and_pieces_of_text() -> None:
     assert ht.generate(model, text, "The sky", 14, stop_strings=stop).text == answers[0].text
 
 
+@pytest.mark.slow
 def test_a_grown_context_goes_on_as_one_long_run(
     model: ht.Llama, texts: list[ht.EncodedContext], tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def test_replayed_steps_give_what_the_steps_do() -> None:
     assert max(keys.values()) > 8, "no shape came often enough to be replayed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"selection": PAPER, "recompute": "none"}])
 def test_a_second_text_of_the_same_lengths_captures_nothing(
     settings: dict[str, Any], captured: list[Captured]

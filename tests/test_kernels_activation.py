@@ -19,6 +19,7 @@ from homer_triton.kernels import reference, silu_mul
 __all__ = ["poisoned"]
 
 
+@pytest.mark.interpreter
 @few_examples
 @given(
     seed=seeds,

@@ -48,6 +48,7 @@ def definition(q, k, v, prefix_k, prefix_v, rows):
     return reference.causal_attention(q, k, v, prefix_k, prefix_v, rows)
 
 
+@pytest.mark.interpreter
 @few_examples
 @given(
     seed=seeds,
@@ -89,6 +90,7 @@ def test_decoding_one_row_after_a_long_prefix(dtype):
     assert_as_exact(out, definition, q, k, v, prefix_k, prefix_v, None)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("prefix", [0, 5, 300])
 @pytest.mark.parametrize("dim", [32, 80])
 def test_one_query_a_chunk_sees_no_row_behind_its_own(prefix, dim):

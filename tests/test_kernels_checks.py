@@ -115,6 +115,7 @@ def good(op: str) -> dict[str, Any]:
     }[op]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", kernels.__all__)
 def test_every_op_takes_its_good_arguments(op):
     getattr(kernels, op)(**good(op))
@@ -230,6 +231,7 @@ for op in kernels.__all__:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DEVICE != "cpu", reason="there is a GPU")
 def test_without_a_gpu_and_the_interpreter_every_kernel_says_what_runs() -> None:
     here = Path(__file__).resolve().parent

@@ -27,6 +27,7 @@ def digits(seed, *shape, dtype=torch.float32):
     return (integers(seed, 7, *shape) - 3).to(dtype)
 
 
+@pytest.mark.interpreter
 @few_examples
 @given(
     seed=seeds,
@@ -54,6 +55,7 @@ def test_the_kept_rows_with_ties(seed, dtype, batch, rows, heads, calibrated, cu
         assert torch.equal(actual, expected)
 
 
+@pytest.mark.interpreter
 def test_the_lowest_significances_are_dropped():
     q, k, bias = random(0, 2, 8, 32), random(1, 2, 300, 4, 32), random(2, 300)
     positions = torch.arange(300, device=DEVICE).expand(2, -1)
@@ -86,6 +88,7 @@ def test_both_zeros_tie():
     assert score_and_select(q, k, positions, bias, 2, 0, 4)[0].tolist() == [[2, 3]]
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("key_heads", [1, 3, 8])
 @pytest.mark.parametrize("biased", [False, True])
 def test_nan_is_the_lowest_score(key_heads, biased):
@@ -109,18 +112,19 @@ def test_nan_is_the_lowest_score(key_heads, biased):
     assert kept.tolist() == [[0, 1, 2, *range(44, 70)]] * 2
 
 
-@pytest.mark.parametrize("rows", [32_768, 70_000])
-@pytest.mark.parametrize("ties", [False, True])
-def test_the_most_rows_that_counts_hold(rows, ties):
-    q, k = digits(0, 1, 1, 16), digits(1, 1, rows, 1, 16)
+@pytest.mark.interpreter
+def test_the_most_rows_that_counts_hold():
+    rows = 70_000  # all of one score: more than 16 bits count
+    q, k = torch.zeros(1, 1, 16, device=DEVICE), digits(1, 1, rows, 1, 16)
     positions = torch.arange(rows, device=DEVICE)[None]
-    arguments = (0 * q if ties else q, k, positions, None, 1000, 7, rows - 68)
+    arguments = (q, k, positions, None, 1000, 7, rows - 68)
     for actual, expected in zip(
         score_and_select(*arguments), reference.score_and_select(*arguments), strict=True
     ):
         assert torch.equal(actual, expected)
 
 
+@pytest.mark.interpreter
 def test_all_of_the_most_rows_may_reach_a_threshold():
     k = 1 + digits(1, 1, 32_768, 1, 16).abs()
     positions = torch.arange(32_768, device=DEVICE)[None]

@@ -63,6 +63,7 @@ def assert_parity(ours: ht.Llama, theirs: PreTrainedModel, length: int) -> None:
     assert our_greedy(ours, token_ids) == their_greedy(theirs, token_ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old_style", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loaded_model_is_transformers_model(tmp_path: Path, shape: str, old_style: bool) -> None:
@@ -70,6 +71,7 @@ def test_loaded_model_is_transformers_model(tmp_path: Path, shape: str, old_styl
     assert_parity(ht.load(tmp_path, device="cpu", ops="torch"), theirs, LIMIT // 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old_style", [False, True])
 @pytest.mark.parametrize("length", [LIMIT // 2, 3 * LIMIT])
 @pytest.mark.parametrize("rope", ROPES)
@@ -89,12 +91,14 @@ def test_a_rope_override_is_transformers_override(tmp_path: Path) -> None:
     assert_parity(ours, random_model("llama-2", rope_parameters=rope), 3 * LIMIT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shared_model_is_transformers_model(shape: str) -> None:
     theirs = random_model(shape)
     assert_parity(ht.from_transformers(theirs, ops="torch"), theirs, LIMIT // 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_half_precision_is_as_exact_as_transformers(tmp_path: Path, shape: str, dtype: str) -> None:

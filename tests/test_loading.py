@@ -47,6 +47,7 @@ def test_kernels_have_every_op_of_the_reference() -> None:
         _ = kernels.absent
 
 
+@pytest.mark.process
 def test_the_cpu_path_needs_no_triton() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True)
     assert done.stdout.strip() == "127", done.stderr

@@ -93,7 +93,7 @@ def test_slots_stay_within_a_chunk_and_one_waiting_half_for_each_height(
     """
     chunk = 2048
     room = chunk - prefix - suffix
-    for leaves in range(1, 513):
+    for leaves in (*range(1, 70), *range(70, 513, 37), 127, 128, 129, 255, 256, 257, 511, 512):
         for context in (room * leaves, room * (leaves - 1) + 1):
             plan = build_plan(prefix, context, suffix, 32, chunk, chunk, 8)
             bound = chunk + plan.height * chunk // 2 + prefix
@@ -101,6 +101,7 @@ def test_slots_stay_within_a_chunk_and_one_waiting_half_for_each_height(
             assert plan.peak_slots <= bound, (leaves, context)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
 def test_ranks_take_the_memory_that_is_planned(tmp_path: Path) -> None:
     sizes = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 12}
@@ -122,7 +123,8 @@ def test_ranks_take_the_memory_that_is_planned(tmp_path: Path) -> None:
         assert 0.6 * planned <= measured <= 1.1 * planned, (measured, planned)
 
 
-@pytest.mark.parametrize("leaves", [1, 2, 3, 5, 8, 31, 100, 511, 512])
+@pytest.mark.process
+@pytest.mark.parametrize("leaves", [1, 2, 3, 5, 8, 31, 100, 257])
 def test_an_encoding_takes_the_slots_that_its_plan_says(leaves: int) -> None:
     hf_model = random_model(hidden_size=16, intermediate_size=16, num_hidden_layers=11)
     model = ht.from_transformers(hf_model, ops="torch")
@@ -135,11 +137,12 @@ def test_an_encoding_takes_the_slots_that_its_plan_says(leaves: int) -> None:
     assert encoded.stats.peak_slots == encoded.plan.peak_slots <= chunk + height * chunk // 2 + 2
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
-def test_the_process_peak_hardly_grows_from_16k_to_128k_tokens() -> None:
-    short, long = (peak_kib(CHECKPOINT, tokens) for tokens in (16_384, 131_072))
+def test_the_process_peak_hardly_grows_from_8k_to_64k_tokens() -> None:
+    short, long = (peak_kib(CHECKPOINT, tokens) for tokens in (8192, 65_536))
     cache_row = 2 * 16 * 128 * 4
-    assert 0.15 * short * 1024 < 131_072 / 2 * cache_row, "too small to see a linear growth"
+    assert 0.15 * short * 1024 < 65_536 / 2 * cache_row, "too small to see a linear growth"
     assert long <= 1.15 * short
 
 
@@ -155,16 +158,16 @@ def peak_kib(checkpoint: Path, tokens: int) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
 @pytest.mark.parametrize(
     ("tokens", "leaf_batch", "documents", "dtype", "recompute"),
     [
-        (16_384, 2, 1, "float32", "none"),
         (4096, 8, 1, "float32", "none"),
-        (4096, 2, 3, "bfloat16", "none"),
-        (16_384, 1, 1, "float32", "suffix"),
-        (16_384, 1, 1, "float32", "all"),
-        (4096, 2, 3, "bfloat16", "all"),
+        (1024, 2, 3, "bfloat16", "none"),
+        (4096, 1, 1, "float32", "suffix"),
+        (4096, 1, 1, "float32", "all"),
+        (1024, 2, 3, "bfloat16", "all"),
     ],
 )
 def test_the_plan_predicts_the_process_peak(
@@ -190,9 +193,9 @@ def test_the_plan_predicts_the_process_peak(
     assert (0.75 if wide else 0.9) * measured <= predicted <= spare * measured
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("recompute", ["none", "all"])
+@pytest.mark.parametrize(("recompute", "dtype"), [("none", "bfloat16"), ("all", "float32")])
 def test_the_plan_knows_of_matrices_that_are_unpacked(
     tmp_path: Path, dtype: str, recompute: str
 ) -> None:

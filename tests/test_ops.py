@@ -16,8 +16,12 @@ from homer_triton.evaluation.passkey import make_sample
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load(ops: str, dtype: str = "float32") -> ht.Llama:
-    return ht.load(CHECKPOINT, DEVICE, dtype, ops=ops)
+def load(ops: str, dtype: str = "float32", layers: int | None = None) -> ht.Llama:
+    """The shipped model, or its first layers."""
+    model = ht.load(CHECKPOINT, DEVICE, dtype, ops=ops)
+    config = replace(model.config, num_hidden_layers=layers or model.config.num_hidden_layers)
+    weights = replace(model.weights, layers=model.weights.layers[:layers])
+    return ht.Llama(config, weights, model.ops, model.tokenizer)
 
 
 def text_and_question(model: ht.Llama, tokens: int) -> tuple[str, str, str]:
@@ -27,12 +31,14 @@ def text_and_question(model: ht.Llama, tokens: int) -> tuple[str, str, str]:
     return sample.context, sample.prompt, sample.answer
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize(
     ("selection", "recompute", "leaf_batch"),
     [("paper", "suffix", 2), ("votes,layers=last", "none", 1), ("votes,window=5", "all", 1)],
 )
 def test_triton_encodes_as_pytorch_does(selection: str, recompute: str, leaf_batch: int) -> None:
-    ours, definition = load("triton"), load("torch")
+    layers = None if DEVICE == "cuda" else 6  # the interpreter takes a second a layer
+    ours, definition = load("triton", layers=layers), load("torch", layers=layers)
     assert ours.ops is kernels
     context, question, answer = text_and_question(ours, 190)
     config = ht.HomerConfig(
@@ -51,7 +57,7 @@ def test_triton_encodes_as_pytorch_does(selection: str, recompute: str, leaf_bat
         torch.testing.assert_close(
             getattr(got, name), getattr(want, name), atol=2e-3, rtol=2e-3, msg=name
         )
-    if selection == "paper":  # the others need longer chunks to answer from
+    if layers is None and selection == "paper":  # the others need longer chunks to answer from
         assert answer in ht.generate(ours, got, max_new_tokens=6).text.replace(" ", "")
 
 

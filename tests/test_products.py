@@ -193,6 +193,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(
     not Path("/proc/self/statm").exists() or not products._is_x86(), reason="x86 Linux"
 )
@@ -205,6 +206,7 @@ def test_texts_of_every_length_cost_no_memory_of_their_own() -> None:
     assert float(done.stdout) < 10, done.stderr
 
 
+@pytest.mark.process
 def test_a_capacity_that_was_set_stays() -> None:
     script = "import os, homer_triton.kernels.products; print(os.environ['LRU_CACHE_CAPACITY'])"
     own = {**os.environ, "LRU_CACHE_CAPACITY": "7"}

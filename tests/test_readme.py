@@ -28,6 +28,7 @@ def snippets(page: Path) -> list[str]:
     return SNIPPET.findall(page.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in READMES if snippets(page)], ids=name)
 def test_every_snippet_runs(page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}

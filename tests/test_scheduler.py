@@ -136,6 +136,7 @@ def test_offloading_changes_no_bit() -> None:
         assert torch.equal(getattr(stays, name), getattr(moves, name)), name
 
 
+@pytest.mark.slow
 def test_nothing_in_the_tree_waits_for_a_value() -> None:
     """On tensors without data every read of a value is an error: no GPU's host ever waits."""
     model, plan = peers(4, 2)[1], Lengths(2, 90, 2, LAYERS, TIGHT).plan()

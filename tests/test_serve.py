@@ -102,6 +102,7 @@ def test_a_stream_is_the_answer_in_pieces(api: openai.OpenAI, library: Library) 
     assert "".join(chunk.choices[0].text for chunk in plain) == library.plain(prompt, 8)
 
 
+@pytest.mark.slow
 def test_a_message_beyond_the_limit_is_merged(api: openai.OpenAI, library: Library) -> None:
     for key in (71432, 40165):
         messages = [
@@ -135,6 +136,7 @@ def test_a_stop_is_no_part_of_the_answer(api: openai.OpenAI, library: Library) -
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
 
 
+@pytest.mark.slow
 def test_samples_and_many_prompts(api: openai.OpenAI, library: Library) -> None:
     prompts = ["The grass is green. The", "The sky is blue. The"]
     settings = {"temperature": 1.5, "top_p": 0.9}

@@ -98,6 +98,7 @@ def test_one_that_comes_while_a_text_is_read_is_answered_before(
     assert order(heard, Ended) == ["late", "long"]
 
 
+@pytest.mark.slow
 def test_never_more_run_than_there_is_room_for(model: ht.Llama, short: ht.EncodedContext) -> None:
     heard: Heard = []
     most = 0
@@ -119,6 +120,7 @@ def test_never_more_run_than_there_is_room_for(model: ht.Llama, short: ht.Encode
     assert not order(heard, Failed)
 
 
+@pytest.mark.slow
 def test_one_that_comes_later_joins_those_that_run(
     model: ht.Llama, short: ht.EncodedContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -278,6 +278,7 @@ def send(url: str, body: dict) -> socket.socket:
     return opened
 
 
+@pytest.mark.slow
 def test_a_full_queue_and_clients_that_leave(
     model: ht.Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +332,7 @@ def test_who_leaves_while_a_text_is_read_leaves_nothing(model: ht.Llama, tmp_pat
         assert httpx.get(f"{url}/v1/documents").json()["data"] == []
 
 
+@pytest.mark.slow
 def test_one_reading_serves_all_who_ask_the_same(model: ht.Llama, tmp_path: Path) -> None:
     """Answers to many questions at once: of a text that is read for them once, and of one that
     was read already, which they share.
@@ -383,6 +385,7 @@ def engine_is_idle(engine: Engine) -> bool:
     return not engine.running and not engine.waiting and not engine.is_reading
 
 
+@pytest.mark.slow
 def test_what_was_used_longest_ago_goes(model: ht.Llama, tmp_path: Path) -> None:
     texts = [story(20000 + i) for i in range(4)]
     encoded = [ht.encode(model, text, config=CONFIG) for text in texts]
@@ -457,6 +460,7 @@ def test_damaged_and_foreign_files_are_not_used(model: ht.Llama, tmp_path: Path)
     assert document.id == id_of(text, None)
 
 
+@pytest.mark.slow
 def test_a_restart_answers_from_disk(model: ht.Llama, tmp_path: Path) -> None:
     asked = {"model": "demo", "messages": asking(QUESTION), "max_tokens": 7}
     said = []

@@ -67,6 +67,7 @@ def test_the_page_needs_nothing_else(url: str) -> None:
     assert not re.search(r"src=|https?:|@import", html)
 
 
+@pytest.mark.slow
 def test_a_text_is_dropped_asked_and_seen(url: str, model: ht.Llama, tmp_path: Path) -> None:
     text = story(71432)
     with Browser(url) as browser:
@@ -109,6 +110,7 @@ def test_a_text_is_dropped_asked_and_seen(url: str, model: ht.Llama, tmp_path: P
         assert browser.run("byId('survived').hidden")
 
 
+@pytest.mark.slow
 def test_with_the_keyboard_alone(url: str) -> None:
     with Browser(url) as browser:
         browser.run("byId('text').focus()")
@@ -134,6 +136,7 @@ def test_with_the_keyboard_alone(url: str) -> None:
         wait(browser, "!asked && byId('known').hidden")
 
 
+@pytest.mark.slow
 def test_an_answer_is_stopped(url: str) -> None:
     with Browser(url) as browser:
         browser.run("byId('question').value = 'The sky is blue. The sun is'")
@@ -146,6 +149,7 @@ def test_an_answer_is_stopped(url: str) -> None:
         assert browser.run("!document.querySelector('.coming') && byId('stop').disabled")
 
 
+@pytest.mark.slow
 def test_a_narrow_screen(url: str, tmp_path: Path) -> None:
     with Browser(url) as browser:
         browser.call(
@@ -169,6 +173,7 @@ def test_a_narrow_screen(url: str, tmp_path: Path) -> None:
         browser.screenshot(tmp_path / "narrow.png")
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_is_said(url: str, model: ht.Llama, tmp_path: Path) -> None:
     with Browser(url) as browser:
         drop(browser, "picture.png", "new Uint8Array([137, 80, 78, 71, 255])")

@@ -22,6 +22,7 @@ def prompts_of(count: int) -> list[str]:
     return [f"The pass key is {key}. {key} is the pass key. {QUESTION}" for key in keys]
 
 
+@pytest.mark.process
 def test_two_hundred_at_once_then_memory_is_what_it_was(tmp_path: Path) -> None:
     """None lost and none mixed up, beside a document's; later ones take no more memory."""
     library = Library(load_demo())
@@ -102,6 +103,7 @@ def interrupt(server: Process) -> None:
     assert "Traceback" not in told
 
 
+@pytest.mark.process
 def test_a_kill_leaves_documents_whole_or_absent_and_ctrl_c_lets_answers_end(
     tmp_path: Path,
 ) -> None:

@@ -67,6 +67,7 @@ def wait(browser: Browser, condition: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_page_holds_every_token_and_its_fate(page: Path, encoded: Path) -> None:
     context = ht.EncodedContext.load(encoded)
     data = data_of(page.read_text())
@@ -78,6 +79,7 @@ def test_the_page_holds_every_token_and_its_fate(page: Path, encoded: Path) -> N
     assert {0, 1} <= set(fates)
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else(page: Path) -> None:
     html = page.read_text()
     assert "default-src 'none'" in html
@@ -91,6 +93,7 @@ def test_texts_that_do_not_fit_are_refused(encoded: Path) -> None:
         build_page(ht.EncodedContext.load(encoded), ["a", "b"], "title")
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_text_can_be_read_in_a_browser(browser: Browser, encoded: Path) -> None:
     context = ht.EncodedContext.load(encoded)
@@ -110,6 +113,7 @@ def test_the_text_can_be_read_in_a_browser(browser: Browser, encoded: Path) -> N
     assert len(legend) == context.plan.height + 2
 
 
+@pytest.mark.slow
 @needs_browser
 def test_search_finds_words_and_token_numbers(
     browser: Browser, encoded: Path, tmp_path: Path
@@ -140,6 +144,7 @@ def test_search_finds_words_and_token_numbers(
     assert browser.run("byId('found').textContent").startswith("60 of 60, ")
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_link_opens_the_page_at_what_it_names(page: Path) -> None:
     with Browser(page.as_uri() + "#q=dark%20magnet") as browser:
@@ -149,6 +154,7 @@ def test_a_link_opens_the_page_at_what_it_names(page: Path) -> None:
         assert 0.3 < top / browser.run("innerHeight") < 0.7
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_legend_button_shows_one_fate_only(browser: Browser) -> None:
     browser.run("document.querySelector('#legend button').click()")
@@ -159,6 +165,7 @@ def test_a_legend_button_shows_one_fate_only(browser: Browser) -> None:
     assert len(set(browser.run(bright))) > 1
 
 
+@pytest.mark.slow
 @needs_browser
 def test_long_texts_are_drawn_only_where_they_are_seen(
     model: Path, encoded: Path, tmp_path: Path

@@ -57,6 +57,7 @@ def test_both_checkpoints_are_small_enough_to_ship():
     assert sum(sizes.values()) <= 24e6
 
 
+@pytest.mark.slow
 def test_homer_reads_on_where_the_plain_model_is_lost(perplexity):
     assert perplexity["homer"] <= 1.15 * perplexity["window"]
     assert perplexity["plain"] >= 2 * perplexity["window"]
@@ -76,6 +77,7 @@ def test_any_text_comes_back_as_it_was(model, text):
     assert model.tokenizer.decode(ids[1:]) == text
 
 
+@pytest.mark.slow
 def test_held_out_modules_are_not_trained_on():
     held_out = held_out_modules()
     assert len(held_out) >= 6
@@ -115,8 +117,10 @@ def test_texts_are_joined_by_the_end_token():
     assert tokenizer.decode(stream) == "one</s>two</s>"
 
 
-def test_the_same_seed_trains_the_same_checkpoint(tmp_path):
-    texts = training_texts()[:40]
+@pytest.mark.slow
+def test_the_same_seed_trains_the_same_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("homer_triton.demo.train_text.WINDOWS_PER_STEP", 1)
+    texts = training_texts()[:10]
     checkpoints = []
     for name in ("first", "second"):
         save(*train(texts, steps=2, seed=0), tmp_path / name)

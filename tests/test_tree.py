@@ -171,6 +171,7 @@ def test_config_refuses_settings_by_name(setting: dict[str, object], message: st
         ht.HomerConfig(**setting)
 
 
+@pytest.mark.slow
 def test_settings_left_out_come_from_the_model() -> None:
     model = ht.ModelConfig.from_hf(
         random_model(num_hidden_layers=16, max_position_embeddings=200).config

@@ -37,6 +37,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setitem(tiles.TABLE, op, families)
 
 
+@pytest.mark.interpreter
 def test_a_sweep_checks_and_times_every_candidate(tmp_path: Path) -> None:
     jobs = tune_sizes.sizes_jobs(["scoring", "voting", "decoding"])
     assert len(jobs) == 4
@@ -60,6 +61,7 @@ def test_a_candidate_that_cannot_run_is_told_and_loses() -> None:
     assert tune_sizes.best({"one": {"a": 2.0, "b": 1.0}, "two": {"a": 1.0, "b": 1.5}}) == "b"
 
 
+@pytest.mark.interpreter
 def test_attention_is_swept_by_pointers_and_by_descriptors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

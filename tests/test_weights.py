@@ -160,8 +160,9 @@ print(kilobytes("VmHWM") - before)
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("shape", ["llama-3", "qwen2", "qwen3", "smollm3", "phi3"])
+@pytest.mark.parametrize("shape", ["qwen2", "phi3"])  # matrices to fuse, and fused ones
 def test_loading_takes_hardly_more_memory_than_the_checkpoint(tmp_path: Path, shape: str) -> None:
     # A large vocabulary: the embedding alone is a third of the checkpoint.
     with torch.device("meta"):
