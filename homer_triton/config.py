@@ -29,10 +29,10 @@ class HomerConfig:
     """Settings for `encode`. What is left at None gets a default that fits the model.
 
     The input is `prefix ‖ context ‖ suffix`. The prefix is its start (a chat template's opening, or
-    the beginning-of-sequence token), the suffix its end (usually the question). The context between
-    them is cut into chunks, the leaves of a binary tree. Every chunk holds the prefix, its part of
-    the context, and the suffix. At each level of the tree, chunks run through some of the model's
-    layers, lose the context tokens that matter least, and are merged in pairs.
+    what the tokenizer puts before a text), the suffix its end (usually the question). The context
+    between them is cut into chunks, the leaves of a binary tree. Every chunk holds the prefix, its
+    part of the context, and the suffix. At each level of the tree, chunks run through some of the
+    model's layers, lose the context tokens that matter least, and are merged in pairs.
 
         config = ht.HomerConfig(max_chunk_len=2048, memory_budget="12GiB")
         encoded = ht.encode(model, text, suffix="What is the pass key?", config=config)

@@ -91,9 +91,10 @@ def encode(
     Args:
         model: From `load` or `from_transformers`.
         context: The long text, or its token ids (a list or a 1-D tensor).
-        prefix: What the input starts with, text or token ids. Default: the beginning-of-sequence
-            token, if the model has one. A prefix that you give replaces that token, so begin it
-            with "<s>" or whatever the model's is.
+        prefix: What the input starts with, text or token ids. Default: what the
+            tokenizer puts before a text: "<s>" for Llama and Mistral, nothing for Qwen and SmolLM2
+            (without a tokenizer, the config's beginning-of-sequence token). A prefix that you give
+            replaces it, so begin it with "<s>" for a model that needs one.
         suffix: What the input ends with, text or token ids; usually the question. Default: the
             context's own end, 100 tokens of it or an eighth of a chunk if that is less.
         config: The settings; the defaults of `HomerConfig` if left out.

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import save_checkpoint
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
@@ -30,6 +30,9 @@ def checkpoint(folder: Path, words: int = VOCABULARY, chat: bool = False, **sett
         models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )

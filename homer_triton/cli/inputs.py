@@ -180,7 +180,7 @@ def compose(
     """
     from ..chat import chat_affixes
     from ..checks import check_text
-    from ..text.controls import Affix, words
+    from ..text.controls import Affix, opening_ids, words
 
     given = [("--prefix", prefix), ("--suffix", suffix), *(("--prompt", p) for p in prompts)]
     for option, text in given:
@@ -193,8 +193,8 @@ def compose(
         except ValueError as error:
             remedy = "use --no-chat-template" if thinking is None else "leave --thinking out"
             raise ValueError(f"{str(error)[:-1]}; {remedy}.") from error
-    elif prefix is not None and isinstance(tokenizer.bos_token, str):
-        opening = tokenizer.bos_token
+    elif prefix is not None:
+        opening = "".join(tokenizer.convert_ids_to_tokens(opening_ids(tokenizer)))
     before = opening + (prefix or "") or None
     read = Affix if special_tokens else words
     endings = tuple("\n" + read(prompt) + closing for prompt in prompts)

@@ -1,9 +1,9 @@
 """Any task of EleutherAI's lm-evaluation-harness, long requests read by one of our methods.
 
 What fits the model's context limit goes through the plain model, as in the harness itself. A longer
-request is cut into prefix (the beginning-of-sequence token), context and suffix for the method; the
-suffix is the request's last whole lines, at most `SUFFIX_LEN` tokens, since that is where tasks put
-their question. Importing this module needs the package lm_eval.
+request is cut into prefix (what the tokenizer puts before a text), context and suffix for the
+method; the suffix is the request's last whole lines, at most `SUFFIX_LEN` tokens, since that is
+where tasks put their question. Importing this module needs the package lm_eval.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from ..config import HomerConfig
 from ..model.errors import shorten
 from ..model.llama import Llama
-from ..text.tokens import tokenize
+from ..text.tokens import beginning, tokenize
 from .methods import make_readers
 
 # The most tokens of a request that may be its suffix, and the share of a chunk that they may take.
@@ -57,22 +57,21 @@ class HomerLM(TemplateLM):
         self.tokenizer: PreTrainedTokenizerBase = model.tokenizer
         self._reader = make_readers((method,), model, config)[method]
         self._suffix_len = min(SUFFIX_LEN, max(1, config.chunk_len(model.config) // SUFFIX_SHARE))
-        own = self.tokenizer.bos_token_id
-        self._bos = model.config.bos_token_id if own is None else own
+        self._beginning = beginning(model)
         ends = (*model.config.eos_token_ids, self.tokenizer.eos_token_id)
         self._ends = [token for token in ends if token is not None]
-        if not self._ends and self._bos is None:
+        if not self._ends and not self._beginning:
             raise ValueError("The model has no token that begins or ends a text.")
 
     @property
     def eot_token_id(self) -> int:
         """The token that ends a text."""
-        return int([*self._ends, self._bos][0])
+        return int([*self._ends, *self._beginning][0])
 
     @property
     def prefix_token_id(self) -> int:
         """The token that a text without a beginning is read after."""
-        return self.eot_token_id if self._bos is None else int(self._bos)
+        return int([*self._beginning, self.eot_token_id][0])
 
     @property
     def max_length(self) -> int:
@@ -106,16 +105,16 @@ class HomerLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Token ids; the beginning-of-sequence token comes first, unless it is there already or
-        `add_special_tokens` is false.
+        """Token ids. What the tokenizer puts before a text comes first, unless it is there already
+        or `add_special_tokens` is false.
         """
         ids: list[int] = tokenize(
             self.model, string, "the request", special_tokens=self._in_template
         ).tolist()
-        begins = self._bos is None or ids[:1] == [self._bos]
+        begins = ids[: len(self._beginning)] == self._beginning
         if add_special_tokens is False or (begins and not add_special_tokens):
             return ids
-        return ids if self._bos is None else [int(self._bos), *ids]
+        return [*self._beginning, *ids]
 
     def _loglikelihood_tokens(
         self,
@@ -141,9 +140,9 @@ class HomerLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts, in windows of the context limit, every token scored
-        once: the harness's own definition, which leaves nothing for a method to read. The
-        beginning-of-sequence token is read and not scored; the harness's "hf" model, where its
-        tokenizer adds one, scores a second one too.
+        once: the harness's own definition, which leaves nothing for a method to read. The first
+        token is read and not scored; the harness's "hf" model, where its tokenizer adds one, scores
+        a second one too.
         """
         totals = []
         for (text,) in tqdm([r.args for r in requests], disable=disable_tqdm or None):
@@ -202,7 +201,8 @@ class HomerLM(TemplateLM):
     def _read(self, context: list[int], room: int) -> _Text:
         """Read a context's token ids, with room for as many tokens behind it."""
         ids = torch.tensor(context)
-        prefix = 1 if context[0] == self._bos else 0
+        begins = context[: len(self._beginning)] == self._beginning
+        prefix = len(self._beginning) if begins else 0
         suffix = suffix_length(self.tokenizer, context, self._suffix_len)
         if self._fits(len(ids), room) or len(ids) <= prefix + suffix:
             cache = self.model.new_cache(len(ids) + room, to_grow=True)

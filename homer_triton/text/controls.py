@@ -16,6 +16,9 @@ from ..model.errors import is_panic, shorten
 # Where in a text something begins and ends, in characters.
 Span = tuple[int, int]
 
+# Any text of ordinary words.
+_PROBE = "a text"
+
 # Whether special tokens are split is a state of the tokenizer, which threads may share.
 _reading = Lock()
 
@@ -119,6 +122,20 @@ def control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
         and not token.content.isspace()
         and (token.special or token.content in template)
     }
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token ids that the tokenizer puts before a text by itself.
+
+    They are read off a probe, since tokenizers say it in many ways (a template post-processor,
+    `add_bos_token`, code of their own).
+    """
+    text = _read(tokenizer, _PROBE)
+    whole = list(tokenizer(_PROBE, verbose=False)["input_ids"])
+    for start in range(len(whole) - len(text) + 1):
+        if whole[start : start + len(text)] == text:
+            return whole[:start]
+    raise ValueError("The tokenizer changes a text when it adds its special tokens; give a prefix.")
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) -> list[int]:

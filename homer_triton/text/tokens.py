@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import check_text
 from ..model.llama import Llama
-from .controls import affix_ids, plain_ids
+from .controls import affix_ids, opening_ids, plain_ids
 
 TokensLike = str | Sequence[int] | Tensor
 
@@ -82,7 +82,7 @@ def split_input(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids of prefix, context and suffix, with their defaults.
 
-    A prefix left out is the beginning-of-sequence token, if the model has one. A suffix left out is
+    A prefix left out is what the tokenizer puts before a text (`beginning`). A suffix left out is
     taken from the end of the context: 100 tokens, or an eighth of a chunk if that is less. Control
     tokens count in prefix and suffix, in the context only with `special_tokens`. Raises
     `ValueError` for an empty context.
@@ -103,8 +103,12 @@ def split_input(
 
 
 def beginning(model: Llama) -> list[int]:
-    """What every text begins with: the beginning-of-sequence token's id, if the model has one."""
+    """The ids that a text begins with: what the tokenizer puts before a text, which is often the
+    beginning-of-sequence token (Llama, Mistral) and often nothing (Qwen, SmolLM2).
+
+    Without a tokenizer it is the config's beginning-of-sequence token, if there is one.
+    """
+    if model.tokenizer is not None:
+        return opening_ids(model.tokenizer)
     bos = model.config.bos_token_id
-    if model.tokenizer is not None and model.tokenizer.bos_token_id is not None:
-        bos = model.tokenizer.bos_token_id
     return [] if bos is None else [bos]
