@@ -1,5 +1,5 @@
-"""What running a plan costs, before anything is run: floating-point operations and memory, beside
-those of the plain model. They are methods of `Plan`. No torch here.
+"""The cost of a plan, known before it runs: floating-point operations and memory, and those of a
+plain prefill. These functions are methods of `Plan`. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ UNPACKED_COPIES = 2
 
 
 def flops(plan: Plan, shape: ModelShape) -> int:
-    """Floating-point operations of the encoding; a multiply and an add are two."""
+    """Floating-point operations of the encoding. A multiply and an add count as two.
+
+    shape: the model's sizes, such as `model.config`.
+    """
     total = layer_flops(shape, 0, plan.prefix_len) * plan.layers_tree
     total += sum(node_flops(plan, shape, node) for level in plan.levels for node in level.nodes)
     narrowing = plan.narrowing()
@@ -45,8 +48,9 @@ def _recompute_flops(plan: Plan, shape: ModelShape) -> int:
 
 
 def prefill_flops(plan: Plan, shape: ModelShape) -> int:
-    """Floating-point operations of running the whole input through the plain model, last logits
-    only.
+    """Floating-point operations of a plain prefill of the whole input, with the last logits only.
+
+    shape: the model's sizes, such as `model.config`.
     """
     head = 2 * shape.hidden_size * shape.vocab_size
     return layer_flops(shape, 0, plan.input_len) * plan.num_layers + head
@@ -55,9 +59,16 @@ def prefill_flops(plan: Plan, shape: ModelShape) -> int:
 def memory(
     plan: Plan, shape: ModelShape, itemsize: int, documents: int = 1, on_gpu: bool = True
 ) -> int:
-    """Bytes at the peak above the model's weights, of what the encoding does one after another:
-    walk the tree, gather the finished caches, and read once more what `recompute` says.
-    documents run side by side; on_gpu: on a GPU, or in a CPU's memory.
+    """The most bytes that the encoding needs at once, on top of the model's weights.
+
+    Its steps are to walk the tree, to gather the finished caches, and to read again what
+    `recompute` says.
+
+    Args:
+        shape: The model's sizes, such as `model.config`.
+        itemsize: Bytes of a number in the model's dtype.
+        documents: How many documents run side by side.
+        on_gpu: Whether it runs on a GPU.
     """
     return memory_of(plan, shape, itemsize, documents, on_gpu, list(plan.steps()), finishes=True)
 
@@ -116,8 +127,10 @@ def memory_of(
 
 
 def prefill_memory(plan: Plan, shape: ModelShape, itemsize: int) -> int:
-    """Bytes at the peak above the weights when the plain model reads the whole input with exact
-    attention.
+    """The most bytes that a plain prefill with exact attention needs at once, on top of the
+    weights.
+
+    shape, itemsize: as in `memory`.
     """
     cache = plan.input_len * cache_bytes(shape, itemsize)
     whole = plan.input_len
