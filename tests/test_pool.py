@@ -44,5 +44,5 @@ def test_taken_slots_do_not_change_with_later_calls() -> None:
     first = pool.take(3)
     before = first.tolist()
     pool.give(pool.take(2))
-    pool.give(torch.tensor([before]))
+    pool.give(torch.tensor([before[::-1]]))
     assert first.tolist() == before

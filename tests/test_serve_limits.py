@@ -1,5 +1,6 @@
 """What a server refuses and lets go: bad input, full queues, clients that leave, keys, room."""
 
+import asyncio
 import json
 import socket
 import time
@@ -28,7 +29,9 @@ from serving import (
 
 import homer_triton as ht
 from homer_triton.serving.engine import Engine
+from homer_triton.serving.errors import ApiError
 from homer_triton.serving.groups import Group
+from homer_triton.serving.guard import Guard
 from homer_triton.serving.memory import Memory, size_of
 from homer_triton.serving.records import NoDocumentError, TooLargeError, id_of
 from homer_triton.serving.stops import Stops
@@ -264,6 +267,26 @@ def test_large_bodies_are_refused_before_they_are_read(model: ht.Llama, tmp_path
         assert answer.status_code == 413
         answer = httpx.post(f"{url}/v1/documents", content=b"word " * 1900, headers=text)
         assert answer.status_code == 200
+
+
+def test_a_body_in_many_messages_is_counted_as_a_whole() -> None:
+    async def read(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+
+    messages = [{"type": "http.request", "body": b"x" * 400, "more_body": n < 2} for n in range(3)]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    scope = {"type": "http", "path": "/", "headers": [(b"host", b"localhost")]}
+    guard = Guard(read, None, 1000, is_local=True)
+    with pytest.raises(ApiError, match="larger than 1,000 bytes"):
+        asyncio.run(guard(scope, receive, send))
+    assert messages == []
 
 
 def send(url: str, body: dict) -> socket.socket:
