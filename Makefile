@@ -1,7 +1,7 @@
 # All of this needs nothing but Python 3.11 or 3.12 and make. The first call makes .venv.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT ?= out/gpu
 
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
@@ -56,7 +56,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Only what the package needs; without compiling thousands of files that nobody imports.
+# Only what the package needs.
 .venv/demo: setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "homer_triton needs Python 3.11 or 3.12 on the PATH (or PYTHON=/path/to/python)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
