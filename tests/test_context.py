@@ -250,7 +250,8 @@ def test_a_small_file_with_large_claims_is_refused_at_once(
         start = process_time()
         with pytest.raises(ValueError, match=f"or is damaged: {reason}"):
             ht.EncodedContext.load(path)
-        assert process_time() - start < 2  # a second, and another for a busy machine
+        # A second, and more for a slow and busy machine.
+        assert process_time() - start < 8
 
 
 def test_keys_of_other_heads_than_the_models_are_refused(encoded: ht.EncodedContext) -> None:
