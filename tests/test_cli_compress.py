@@ -63,6 +63,7 @@ def test_the_short_text_goes_to_stdout(folder: Path, unit: str) -> None:
     assert 50 <= tokens(short) <= 60
 
 
+@pytest.mark.slow
 def test_the_short_text_goes_to_a_file_as_it_is(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "short.txt"
     result = compress(folder, "--target-len", 60, "-o", output, "--gap", " [...] ")
@@ -117,6 +118,7 @@ def test_an_encoding_is_compressed_by_its_tokenizer_alone(
     assert report["tokens_out"] <= 30
 
 
+@pytest.mark.slow
 def test_an_encoding_under_another_rope_is_compressed_under_it(tmp_path: Path) -> None:
     path = tmp_path / "scaled.safetensors"
     model = ht.load(CHECKPOINT, dtype="float32", rope_scaling=json.loads(LINEAR))
@@ -135,6 +137,7 @@ def test_an_encoding_without_a_question_has_its_end_on_demand(folder: Path) -> N
     assert json.loads(whole.stdout)["text"].endswith("The grass is green. The sky is blue.")
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     story, encoded = folder / "story.txt", folder / "asked.safetensors"
     before = story.read_bytes(), encoded.read_bytes()

@@ -65,6 +65,7 @@ def test_generate_streams_the_librarys_answer(folder: Path) -> None:
     assert f"kept {len(encoded)} of 103 tokens" in result.stderr
 
 
+@pytest.mark.slow
 def test_generate_applies_the_chat_template(folder: Path) -> None:
     options = (
         *("generate", "--model", folder / "chat", "--context-file", folder / "context.txt"),

@@ -324,6 +324,7 @@ def test_a_memory_budget_sets_how_much_runs_at_once() -> None:
         read(need(1, 1) - 1)
 
 
+@pytest.mark.slow
 def test_threads_share_a_model() -> None:
     model = peers(4, 2)[1]
     config = to_config(Settings(15, 15, 2))

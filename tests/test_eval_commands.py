@@ -234,6 +234,7 @@ def test_a_failed_segment_leaves_no_perplexity(model: Path, tmp_path: Path) -> N
     assert not any("times_window" in row for row in metrics["by_reference"])
 
 
+@pytest.mark.slow
 def test_quality_chooses_the_likeliest_option(model: Path, tmp_path: Path) -> None:
     data, output = write_quality(tmp_path / "dev.jsonl"), tmp_path / "run"
     result = run(

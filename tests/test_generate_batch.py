@@ -52,6 +52,7 @@ def test_many_prompts_of_one_encoding(model: ht.Llama, texts: list[ht.EncodedCon
     assert {answer.finish_reason for answer in together} == {"stop", "length"}
 
 
+@pytest.mark.slow
 def test_many_encodings(model: ht.Llama, texts: list[ht.EncodedContext]) -> None:
     together = ht.generate_batch(model, texts, PROMPTS, max_new_tokens=30)
     alone = [
@@ -165,6 +166,7 @@ def test_logprobs_are_those_of_the_model(
     assert ht.generate(model, texts[0], PROMPTS[1], 3).logprobs is None
 
 
+@pytest.mark.slow
 def test_stop_strings_and_pieces_of_text() -> None:
     model = ht.load(CHECKPOINT, "cpu", "float32", ops="torch")
     story = "The grass is green. The sky is blue. " * 12
@@ -213,6 +215,7 @@ def test_a_grown_context_goes_on_as_one_long_run(
         assert loaded.appended == turns.appended
 
 
+@pytest.mark.slow
 def test_answers_side_by_side_grow_each_its_own(
     model: ht.Llama, texts: list[ht.EncodedContext]
 ) -> None:

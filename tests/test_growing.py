@@ -50,6 +50,7 @@ def test_more_text_costs_its_own_length(model: ht.Llama, encoded: ht.EncodedCont
     assert rows(grown)[-4:] == SUFFIX
 
 
+@pytest.mark.slow
 def test_a_key_is_found_whenever_it_came() -> None:
     model = ht.load(CHECKPOINT, "cpu", "float32", ops="torch")
     config = ht.HomerConfig.paper(max_chunk_len=128, target_len=128, layers_warmup=1)

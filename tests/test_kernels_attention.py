@@ -82,6 +82,7 @@ def test_widest_head(dtype):
     assert_as_exact(causal_attention(q, k, v), definition, q, k, v, None, None, None)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_decoding_one_row_after_a_long_prefix(dtype):
     q, k, v = (random(seed, 1, 1, heads, 64, dtype=dtype) for seed, heads in enumerate((4, 2, 2)))

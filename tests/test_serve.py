@@ -180,6 +180,7 @@ def test_logprobs_are_the_librarys(api: openai.OpenAI, library: Library) -> None
     assert "".join(one.token for one in told.content).strip() == own.text
 
 
+@pytest.mark.slow
 def test_a_document_is_asked_as_chat_does(url: str, api: openai.OpenAI, library: Library) -> None:
     text = story(52871)
     document = put(url, text, title="A story")
@@ -211,6 +212,7 @@ def test_a_document_is_asked_as_chat_does(url: str, api: openai.OpenAI, library:
     assert '"reuse": true' in told["note"]
 
 
+@pytest.mark.slow
 def test_reuse_asks_what_was_kept_when_the_text_came(
     url: str, api: openai.OpenAI, library: Library
 ) -> None:

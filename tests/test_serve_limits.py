@@ -231,6 +231,7 @@ def test_a_bug_is_told_without_its_words(
         assert httpx.post(f"{address}/v1/chat/completions", json=chat()).status_code == 200
 
 
+@pytest.mark.slow
 def test_the_key_and_where_requests_come_from(model: ht.Llama, tmp_path: Path) -> None:
     with served(make_service(tmp_path, model), key="sesame") as url:
         assert client(url, "sesame").models.list().data[0].id == "demo"
@@ -339,6 +340,7 @@ def test_a_full_queue_and_clients_that_leave(
         assert httpx.post(f"{url}/v1/chat/completions", json=chat()).status_code == 200
 
 
+@pytest.mark.slow
 def test_who_leaves_while_a_text_is_read_leaves_nothing(model: ht.Llama, tmp_path: Path) -> None:
     service = make_service(tmp_path, model)
     with served(service) as url:
@@ -502,6 +504,7 @@ def test_a_restart_answers_from_disk(model: ht.Llama, tmp_path: Path) -> None:
     assert said[0] == said[1]
 
 
+@pytest.mark.slow
 def test_memory_holds_what_was_used_last(model: ht.Llama) -> None:
     encoded = [ht.encode(model, story(i), config=CONFIG) for i in range(3)]
     memory = Memory(2 * size_of(encoded[0]))
