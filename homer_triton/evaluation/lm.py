@@ -111,10 +111,13 @@ class HomerLM(TemplateLM):
         ids: list[int] = tokenize(
             self.model, string, "the request", special_tokens=self._in_template
         ).tolist()
-        begins = ids[: len(self._beginning)] == self._beginning
-        if add_special_tokens is False or (begins and not add_special_tokens):
+        if add_special_tokens is False or (self._begins(ids) and not add_special_tokens):
             return ids
         return [*self._beginning, *ids]
+
+    def _begins(self, ids: list[int]) -> bool:
+        """Whether token ids begin with what the tokenizer puts before a text."""
+        return ids[: len(self._beginning)] == self._beginning
 
     def _loglikelihood_tokens(
         self,
@@ -201,8 +204,7 @@ class HomerLM(TemplateLM):
     def _read(self, context: list[int], room: int) -> _Text:
         """Read a context's token ids, with room for as many tokens behind it."""
         ids = torch.tensor(context)
-        begins = context[: len(self._beginning)] == self._beginning
-        prefix = len(self._beginning) if begins else 0
+        prefix = len(self._beginning) if self._begins(context) else 0
         suffix = suffix_length(self.tokenizer, context, self._suffix_len)
         if self._fits(len(ids), room) or len(ids) <= prefix + suffix:
             cache = self.model.new_cache(len(ids) + room, to_grow=True)

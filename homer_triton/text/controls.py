@@ -131,7 +131,7 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     `add_bos_token`, code of their own).
     """
     text = _read(tokenizer, _PROBE)
-    whole = list(tokenizer(_PROBE, verbose=False)["input_ids"])
+    whole = list(_encode(tokenizer, _PROBE, plain=False, add_special_tokens=True)["input_ids"])
     for start in range(len(whole) - len(text) + 1):
         if whole[start : start + len(text)] == text:
             return whole[:start]
@@ -143,14 +143,18 @@ def _read(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) ->
 
 
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, text: str, plain: bool, **wanted: Any
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    plain: bool,
+    add_special_tokens: bool = False,
+    **wanted: Any,
 ) -> BatchEncoding:
     """What a tokenizer makes of a text. Raises `ValueError` where it cannot read it."""
     try:
         with _reading:
             return tokenizer(
                 text,
-                add_special_tokens=False,
+                add_special_tokens=add_special_tokens,
                 split_special_tokens=plain,
                 verbose=False,
                 **wanted,
