@@ -1,6 +1,7 @@
 """Every op of the method in plain PyTorch.
 
-These are the definitions that the Triton kernels are tested against, and what runs on CPUs.
+These are the definitions that the Triton kernels are tested against, and what runs on CPUs. The
+launchers of the same names in `kernels` list the arguments, results and errors of both.
 
 Sizes in the docstrings: B chunks of equal shape run as a batch. T is the number of rows (tokens) of
 a chunk, R of selected rows, A of asking rows, P of prefix rows. HQ query heads and HKV key heads
@@ -53,17 +54,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm: `x / sqrt(mean(x²) + eps) * weight` over the last dimension.
 
     The mean and the division are computed in at least float32 (Zhang & Sennrich 2019).
-
-    Args:
-        x: [..., E].
-        weight: [E].
-        eps: A small number that keeps the root above zero.
-
-    Returns:
-        [..., E] in x's dtype.
-
-    Raises:
-        ValueError: The arguments do not fit together.
     """
     if x.numel() <= FEW_NORMED and x.device.type == "cpu":
         # Beside its negative, x has mean 0, and its mean square is the variance. So one layer norm
@@ -79,37 +69,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The sum with a residual, and its norm: `(x + residual, rms_norm(x + residual))`.
-
-    Args:
-        x: [..., E].
-        residual: [..., E].
-        weight: [E].
-        eps: As in `rms_norm`.
-
-    Returns:
-        The sum and its norm, each [..., E] in x's dtype.
-
-    Raises:
-        ValueError: The arguments do not fit together.
-    """
+    """The sum with a residual, and its norm: `(x + residual, rms_norm(x + residual))`."""
     check_norm(x, residual, weight)
     total = x + residual
     return total, rms_norm(total, weight, eps)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """The gated activation of Llama's MLP: `silu(gate) * up` (Shazeer 2020, SwiGLU).
-
-    Args:
-        gate_up: [..., 2F], the output of a fused projection, with the gate in the first half.
-
-    Returns:
-        [..., F] in the same dtype.
-
-    Raises:
-        ValueError: The last dimension is odd.
-    """
+    """The gated activation of Llama's MLP: `silu(gate) * up` (Shazeer 2020, SwiGLU)."""
     check_silu_mul(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
@@ -120,15 +87,6 @@ def apply_rotary_(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Non
     """Rotate queries or keys in place by their positions (RoPE, Su et al. 2021).
 
     Element i of a head is paired with element i + D/2, as in Llama.
-
-    Args:
-        x: [B, T, H, D], rotated in place.
-        positions: [B, T] int64, each below len(cos).
-        cos: [positions, D/2] float32.
-        sin: [positions, D/2] float32.
-
-    Raises:
-        ValueError: The arguments do not fit together.
     """
     _rotate_(x, cos[positions][:, :, None], sin[positions][:, :, None])
 
@@ -170,22 +128,7 @@ def rotary_and_store_(
     values: Tensor,
     slots: Tensor,
 ) -> None:
-    """Rotate q and k in place (RoPE), then write k and v to their slots of one layer's cache.
-
-    Args:
-        q: [B, T, HQ, D], rotated in place, or None.
-        k: [B, T, HKV, D], rotated in place.
-        v: [B, T, HKV, D].
-        positions: [B, T] int64, each below len(cos).
-        cos: [positions, D/2] float32.
-        sin: [positions, D/2] float32.
-        keys: [slots, HKV, D], the cache's keys, written at `slots`.
-        values: [slots, HKV, D], the cache's values, written at `slots`.
-        slots: [B, T] int64, where each row (token) goes.
-
-    Raises:
-        ValueError: The arguments do not fit together.
-    """
+    """Rotate q and k in place (RoPE), then write k and v to their slots of one layer's cache."""
     cos, sin = cos[positions][:, :, None], sin[positions][:, :, None]
     for x in _side_by_side(q, k):
         _rotate_(x, cos, sin)
@@ -224,21 +167,6 @@ def causal_attention(
 
     Row i sees the whole prefix and the chunk's rows 0 to i. The scale is 1/sqrt(D). A query head
     reads the key head of its group.
-
-    Args:
-        q: [B, R, HQ, D].
-        k: [B, T, HKV, D].
-        v: [B, T, HKV, D].
-        prefix_k: [P, HKV, D], shared by the batch, or None.
-        prefix_v: [P, HKV, D], or None.
-        query_rows: [B, R] int64, the rows of the queries in the chunk, ascending. None: all rows
-            have a query, so that R is T.
-
-    Returns:
-        [B, R, HQ, D].
-
-    Raises:
-        ValueError: The arguments do not fit together.
     """
     batch, queries, chunk = k.shape[0], q.shape[1], k.shape[1]
     prefix = 0 if prefix_k is None else len(prefix_k)
@@ -339,23 +267,8 @@ def score_rows(
         score[i] = join over heads h of (w_h · mean over asking rows of f(q · k_i / sqrt(D)))
 
     One asking row with "logit" and "max" is the paper's score (HOMER, section 3.2). Several with
-    "softmax" and "sum" are the votes of SnapKV (Li et al. 2024).
-
-    Args:
-        q: [B, A, HQ, D], rotated queries of the asking rows, the last A of the chunk. A query head
-            reads the key head of its group.
-        k: [B, T, HKV, D], rotated keys of all rows.
-        prefix_k: [P, HKV, D], keys of the prefix, shared by the batch, or None.
-        logit: f: "logit" (the logit itself), or its "log_softmax" or "softmax" over prefix and
-            chunk, which the asking rows see whole.
-        heads: How heads are joined: "max" or "sum".
-        weights: w, [HQ] float32, or None for 1.
-
-    Returns:
-        [B, T] float32, or k's dtype, if that is wider; NaN where a head has NaN.
-
-    Raises:
-        ValueError: The arguments do not fit together.
+    "softmax" and "sum" are the votes of SnapKV (Li et al. 2024). The scores have k's dtype where it
+    is wider than float32, and are NaN where a head has NaN.
     """
     check_scores(q, k, prefix_k, logit, heads, weights)
     _, asking, query_heads, dim = q.shape
@@ -403,22 +316,6 @@ def score_and_select(
         score_rows(q_last[:, None], k)[i] - bias[positions[-1] - positions[i]]
 
     NaN counts as the lowest. Of equal ones, the later row stays.
-
-    Args:
-        q_last: [B, HQ, D], rotated query of the last row.
-        k: [B, T, HKV, D], rotated keys of all rows.
-        positions: [B, T] int64, RoPE positions.
-        bias: [distances] float32, the calibration of this layer, longer than the largest distance;
-            or None.
-        keep: How many rows of the range stay.
-        first_row: The first row of the range.
-        last_row: The row after the range.
-
-    Returns:
-        The kept rows [B, T - dropped] and the dropped ones [B, dropped], int64, both ascending.
-
-    Raises:
-        ValueError: The arguments do not fit together.
     """
     check_selection(q_last[:, None], k, keep, first_row, last_row)
     check_bias(k, positions, bias, first_row, last_row)
@@ -450,26 +347,6 @@ def vote_and_select(
 
     over the rows j of the range that have i as their neighbour (`spread`). NaN counts as the
     lowest. Of equal ones, the later row stays.
-
-    Args:
-        q: [B, A, HQ, D], rotated queries of the asking rows, the last A of the chunk.
-        k: [B, T, HKV, D], rotated keys of all rows.
-        prefix_k: [P, HKV, D], keys of the prefix, or None.
-        votes: [B, T] float32, scores from before to add, or None.
-        keep: How many rows of the range stay.
-        first_row: The first row of the range.
-        last_row: The row after the range.
-        logit: As in `score_rows`.
-        heads: As in `score_rows`.
-        reach: How many rows before and after a row are its neighbours, beside itself.
-        weights: [HQ] float32, a weight for each query head, or None.
-
-    Returns:
-        The kept rows [B, T - dropped] and the dropped ones [B, dropped], int64, both ascending; and
-        the scores with `votes` added, without neighbours, [B, T].
-
-    Raises:
-        ValueError: The arguments do not fit together.
     """
     check_selection(q, k, keep, first_row, last_row)
     check_votes(k, votes, reach)
@@ -537,22 +414,6 @@ def prune_and_concatenate(
 
     The parent's rows (tokens) are left's context, right's context, and the mean of both suffixes,
     which keeps right's labels.
-
-    Args:
-        left: [B, RL, E], hidden states of the rows that the left chunks kept, suffix last.
-        right: [B, RR, E], the same of the right chunks.
-        left_labels: [B, K, T] int64, K labels of all rows before the prune, such as positions,
-            source indices and slots.
-        right_labels: The same of the right chunks; their T may be another.
-        left_kept: [B, RL] int64, the rows that were kept, suffix included.
-        right_kept: [B, RR] int64.
-        suffix: Rows of the suffix.
-
-    Returns:
-        The parents' hidden states [B, RL + RR - suffix, E] and labels [B, K, RL + RR - suffix].
-
-    Raises:
-        ValueError: The arguments do not fit together.
     """
     check_merge(left, right, left_labels, right_labels, left_kept, right_kept, suffix)
     kinds = left_labels.shape[1]
@@ -565,33 +426,13 @@ def prune_and_concatenate(
 
 
 def average_affix_(cache: Tensor, left_slots: Tensor, right_slots: Tensor) -> None:
-    """Average the keys and values of two siblings' suffixes, in place (HOMER, section 3.1).
-
-    Args:
-        cache: [L, 2, slots, HKV, D], keys (0) and values (1) of L layers. The means are written to
-            `right_slots`.
-        left_slots: [B, S] int64, the slots of the left chunks' suffixes.
-        right_slots: [B, S] int64, the slots of the right chunks' suffixes.
-
-    Raises:
-        ValueError: The arguments do not fit together.
-    """
+    """Average the keys and values of two siblings' suffixes, in place (HOMER, section 3.1)."""
     check_average(cache, left_slots, right_slots)
     cache[:, :, right_slots] = (cache[:, :, left_slots] + cache[:, :, right_slots]) / 2
 
 
 def gather_cache_(cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-    """Copy the keys and values of some slots into a contiguous cache, in place.
-
-    Args:
-        cache: [L, 2, slots, HKV, D], keys (0) and values (1) of L layers.
-        slots: [T] int64, the slots to copy.
-        keys: [L, HKV, T, D], contiguous, written.
-        values: [L, HKV, T, D], contiguous, written.
-
-    Raises:
-        ValueError: The arguments do not fit together.
-    """
+    """Copy the keys and values of some slots into a contiguous cache, in place."""
     check_gather(cache, slots, keys, values)
     for layer, (own_keys, own_values) in enumerate(zip(keys, values, strict=True)):
         own_keys.copy_(cache[layer, 0, slots].transpose(0, 1))
