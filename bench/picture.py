@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -18,6 +17,8 @@ LEFT, RIGHT = 24, 876
 LEAVES, CELLS = 8, 10  # chunks of the text, tokens drawn in each
 NEEDLE = (5, (4, 5))  # the leaf and the cells that hold the answer
 CELL, GAP, AFFIX, TALL = 6, 1, 9, 26  # pixels
+WIDE = 2 * (AFFIX + 3) + CELLS * (CELL + GAP) - GAP  # of a chunk
+MIDDLE = (LEFT + RIGHT) / 2
 TEXT, LEVELS, STEP, CACHE, ANSWER = 34, 108, 82, 432, 494  # top edges
 
 THEMES = {
@@ -44,30 +45,32 @@ THEMES = {
 }
 
 
-@dataclass(frozen=True)
-class Token:
-    """A token of the text; `answer` where it is part of what the question asks for."""
-
-    answer: bool
-
-
-def chunks() -> list[list[list[Token]]]:
-    """Each level's nodes from the leaves to the root, each with its tokens in the text's order."""
+def chunks() -> list[list[list[str]]]:
+    """Each level's nodes from the leaves to the root: the colour of each of a node's tokens."""
     rng = random.Random(3)
     leaf, cells = NEEDLE
-    nodes = [[Token(n == leaf and i in cells) for i in range(CELLS)] for n in range(LEAVES)]
-    levels = [nodes]
+    # Whether each token is part of the answer.
+    nodes = [[n == leaf and i in cells for i in range(CELLS)] for n in range(LEAVES)]
+    levels = []
     while len(nodes) > 1:
-        halves = [[node[i] for i in keep(node, rng)] for node in nodes]
+        stays = [keep(node, rng) for node in nodes]
+        levels.append([coloured(*pair) for pair in zip(nodes, stays, strict=True)])
+        halves = [[node[i] for i in rows] for node, rows in zip(nodes, stays, strict=True)]
         nodes = [halves[i] + halves[i + 1] for i in range(0, len(halves), 2)]
-        levels.append(nodes)
-    return levels
+    return [*levels, [coloured(nodes[0], list(range(CELLS)))]]
 
 
-def keep(node: list[Token], rng: random.Random) -> list[int]:
+def keep(node: list[bool], rng: random.Random) -> list[int]:
     """Which half of a node's tokens stays, the answer's among them."""
-    order = sorted(range(len(node)), key=lambda i: (not node[i].answer, rng.random()))
+    order = sorted(range(len(node)), key=lambda i: (not node[i], rng.random()))
     return sorted(order[: len(node) // 2])
+
+
+def coloured(node: list[bool], stays: list[int]) -> list[str]:
+    """The colours of a node's tokens, of which some stay."""
+    return [
+        "needle" if answer else "kept" if i in stays else "pruned" for i, answer in enumerate(node)
+    ]
 
 
 class Drawing:
@@ -123,23 +126,21 @@ def draw(colours: dict[str, str]) -> str:
     """The picture in these colours."""
     drawing = Drawing(colours)
     levels = chunks()
-    wide = 2 * (AFFIX + 3) + CELLS * (CELL + GAP) - GAP
     long_text(drawing)
     for height, nodes in enumerate(levels):
         top = LEVELS + height * STEP
-        centres = [centre(height, n) for n in range(len(nodes))]
-        for n, (node, x) in enumerate(zip(nodes, centres, strict=True)):
+        for n, node in enumerate(nodes):
+            x = centre(height, n)
             if height:
                 for child in (2 * n, 2 * n + 1):
                     drawing.line(centre(height - 1, child), top - STEP + TALL, x, top)
-            chunk(drawing, x - wide / 2, top, node, kept(node, height, n, levels))
-    middle = (LEFT + RIGHT) / 2
+            chunk(drawing, x - WIDE / 2, top, node)
     drawing.text(LEFT, LEVELS - 14, "Chunks share a prefix (blue) and the question (green).")
     drawing.text(RIGHT, LEVELS - 14, "Early layers run chunk by chunk.", anchor="end")
     for line, words in enumerate(
         ("Neighbours merge.", "Tokens that the question", "attends to least are pruned.")
     ):
-        drawing.text(middle, LEVELS + 2 * STEP - 4 + 19 * line, words, anchor="middle")
+        drawing.text(MIDDLE, LEVELS + 2 * STEP - 4 + 19 * line, words, anchor="middle")
     short_cache(drawing, levels[-1][0])
     return drawing.svg()
 
@@ -148,13 +149,6 @@ def centre(height: int, node: int) -> float:
     """Where a node's middle is."""
     span = (RIGHT - LEFT) / LEAVES * 2**height
     return LEFT + span * (node + 0.5)
-
-
-def kept(node: list[Token], height: int, n: int, levels: list[list[list[Token]]]) -> set[int]:
-    """The tokens of a node that its parent has, by their identity; all of the root's."""
-    if height == len(levels) - 1:
-        return {id(token) for token in node}
-    return {id(token) for token in levels[height + 1][n // 2]}
 
 
 def long_text(drawing: Drawing) -> None:
@@ -172,30 +166,27 @@ def long_text(drawing: Drawing) -> None:
     drawing.box(at - 14, TEXT, 28, 17, "needle")
 
 
-def chunk(drawing: Drawing, x: float, y: float, node: list[Token], kept_ids: set[int]) -> None:
+def chunk(drawing: Drawing, x: float, y: float, node: list[str]) -> None:
     drawing.box(x, y, AFFIX, TALL, "prefix")
     x += AFFIX + 3
-    for token in node:
-        colour = "needle" if token.answer else "kept" if id(token) in kept_ids else "pruned"
+    for colour in node:
         drawing.box(x, y, CELL, TALL, colour)
         x += CELL + GAP
     drawing.box(x + 3 - GAP, y, AFFIX, TALL, "suffix")
 
 
-def short_cache(drawing: Drawing, root: list[Token]) -> None:
-    middle = (LEFT + RIGHT) / 2
-    wide = 2 * (AFFIX + 3) + CELLS * (CELL + GAP) - GAP
-    drawing.line(middle, LEVELS + 3 * STEP + TALL, middle, CACHE)
-    chunk(drawing, middle - wide / 2, CACHE, root, {id(token) for token in root})
-    right = middle + wide / 2 + 14
+def short_cache(drawing: Drawing, root: list[str]) -> None:
+    drawing.line(MIDDLE, LEVELS + 3 * STEP + TALL, MIDDLE, CACHE)
+    chunk(drawing, MIDDLE - WIDE / 2, CACHE, root)
+    right = MIDDLE + WIDE / 2 + 14
     drawing.text(
         right, CACHE + 17, "A short, ordinary KV cache: about 440 tokens", "ink", weight=600
     )
     drawing.text(LEFT, CACHE + 17, "The survivors are read once more, as one prompt.")
-    drawing.line(middle, CACHE + TALL, middle, ANSWER)
-    drawing.text(middle - 20, ANSWER + 16, "“What is the magic number?”", "suffix", "end")
-    drawing.text(middle, ANSWER + 16, "→", "quiet", "middle")
-    drawing.text(middle + 20, ANSWER + 16, "“4817253”", "needle", weight=600)
+    drawing.line(MIDDLE, CACHE + TALL, MIDDLE, ANSWER)
+    drawing.text(MIDDLE - 20, ANSWER + 16, "“What is the magic number?”", "suffix", "end")
+    drawing.text(MIDDLE, ANSWER + 16, "→", "quiet", "middle")
+    drawing.text(MIDDLE + 20, ANSWER + 16, "“4817253”", "needle", weight=600)
 
 
 def main() -> int:
