@@ -429,12 +429,12 @@ def test_interrupt_and_traceback_in_a_real_process(place: Workplace) -> None:
 
 
 HOMER = [sys.executable, "-c", "from homer_triton.cli import main; main()"]
+SHAPE = ("--context-len", "60", "--suffix-len", "5")
 
 
 def plan_in_a_process(place: Workplace, redirection: str) -> tuple[int, str, str]:
     """A cold process's exit code, stdout and stderr, run by a shell."""
-    shape = ["--context-len", "60", "--suffix-len", "5"]
-    command = shlex.join([*HOMER, "plan", "--model", str(place.model), *shape])
+    command = shlex.join([*HOMER, "plan", "--model", str(place.model), *SHAPE])
     done = subprocess.run(
         ["bash", "-c", f"{command} {redirection}"], capture_output=True, text=True
     )
@@ -448,8 +448,8 @@ def forked(place: Workplace, *arguments: str | bytes, **streams: Any) -> Ended:
 
 
 def plan(place: Workplace, *options: str, **streams: Any) -> Ended:
-    shape = ("--model", str(place.model), "--context-len", "60", "--suffix-len", "5")
-    return forked(place, "plan", *shape, *options, **streams)
+    """How `homer plan` ends in a forked process."""
+    return forked(place, "plan", "--model", str(place.model), *SHAPE, *options, **streams)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")

@@ -148,7 +148,7 @@ def test_lines_on_standard_input_are_questions(story: Path) -> None:
     assert "71432" in answers[0]
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_a_long_conversation_is_compacted(story: Path) -> None:
     words = ("chat", "--model", CHECKPOINT, "--device", "cpu", *SETTINGS, *PAPER)
     lines = f"{QUESTION}\n" + "The sky is blue and the grass is green\n" * 6

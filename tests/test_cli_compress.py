@@ -44,7 +44,7 @@ def tokens(some: str) -> int:
     return len(tokenizer(some, add_special_tokens=False)["input_ids"])
 
 
-@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["token", "word", "sentence"])
 def test_the_short_text_goes_to_stdout(folder: Path, unit: str) -> None:
     result = compress(folder, "--target-len", 60, "--unit", unit)

@@ -114,7 +114,7 @@ def live_tensors() -> int:
     return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
 
 
-@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.parametrize("height", [1, 3])
 def test_an_interrupt_keeps_no_memory(model: ht.Llama, height: int) -> None:
     def interrupt(node: Node) -> None:

@@ -75,7 +75,7 @@ def test_other_families_side_by_side(family: str) -> None:
     assert tokens_of(together) == tokens_of(alone)
 
 
-@pytest.mark.slow
+@pytest.mark.interpreter
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_triton_kernels_decode_side_by_side(
     hf_model: PreTrainedModel, dtype: torch.dtype
