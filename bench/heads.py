@@ -65,14 +65,11 @@ def votes(
     """
     prefix, context, suffix = map(len, parts)
     given = {name: torch.zeros(prefix + context + suffix) for name in weights}
-
-    def see(layer: int, q: Tensor, k: Tensor) -> None:
+    for layer, q, k in model.queries_and_keys(torch.cat(parts), min(MOST_ROWS, suffix)):
         for name, by_layer in weights.items():
             if by_layer[layer].any():
                 own = model.ops.score_rows(q, k, None, "softmax", "sum", by_layer[layer])
                 given[name] += own[0]
-
-    model.watch(torch.cat(parts), min(MOST_ROWS, suffix), see)
     return {name: own[prefix : prefix + context] for name, own in given.items()}
 
 

@@ -29,7 +29,7 @@ from random_models import SHAPES, random_llama  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from homer_triton.loading import DTYPES  # noqa: E402
-from homer_triton.model.llama import Llama, Past, Select  # noqa: E402
+from homer_triton.model.llama import Llama, Pass, Past  # noqa: E402
 
 # How many of the suffix's rows vote, and how far a vote spreads, as in `HomerConfig`.
 ASKING, REACH = 32, (15, 15)
@@ -95,7 +95,7 @@ def tensors_of(value: object) -> list[Tensor]:
 
 def kinds(model: Llama, rows: int) -> dict[str, Callable[[], object]]:
     """A call of each kind of layer."""
-    ops, device = model.ops, model.device
+    device = model.device
     hidden = torch.randn(1, rows, model.config.hidden_size, dtype=model.dtype, device=device)
     at = torch.arange(rows, device=device)[None]
     cache = model.new_cache(rows + 1, layers=1)[0].normal_()
@@ -103,21 +103,23 @@ def kinds(model: Llama, rows: int) -> dict[str, Callable[[], object]]:
 
     asking = min(ASKING, rows // 4)
 
-    def choose(index: int, q: Tensor, k: Tensor) -> Tensor:
-        keep = rows // 2 - asking
-        ends = (keep, 0, rows - asking)
-        return cast(Tensor, ops.vote_and_select(q, k, None, None, *ends, reach=REACH)[0])
-
-    def layer(select: Select | None) -> object:
-        return model.layer(0, hidden, at, at, cache, 0, tables, select)
+    def half() -> Tensor:
+        run = Pass(model, at, [cache], at, rotary=tables)
+        k, v = run.project_keys(0, hidden)
+        ends = (rows // 2 - asking, 0, rows - asking)
+        q = run.last_queries(0, hidden, asking)
+        kept = model.ops.vote_and_select(q, k, None, None, *ends, reach=REACH)[0]
+        chosen = run.attend_from(0, hidden, kept, k, v)
+        run.feed_forward_(0, chosen)
+        return chosen
 
     last = torch.full((1, 1), rows, device=device)
     past = Past(0, rows + 1, last[0], rows + 1)
     one = hidden[:, :1]
     return {
-        "all rows": lambda: layer(None),
-        "half the rows": lambda: layer(Select(asking, choose)),
-        "one token": lambda: model.layer(0, one, last, last, cache, 0, tables, None, past=past),
+        "all rows": lambda: Pass(model, at, [cache], at, rotary=tables).layer(0, hidden),
+        "half the rows": half,
+        "one token": lambda: Pass(model, last, [cache], last, 0, tables, past).layer(0, one),
     }
 
 

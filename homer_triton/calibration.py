@@ -182,8 +182,7 @@ def calibrate(
 
 def _segment_scores(model: Llama, tokens: Tensor) -> Tensor:
     """Each token's score by the last one, in the plain model: [L, T] float32 on the CPU."""
-    scores: list[Tensor] = []
-    model.watch(tokens, 1, lambda layer, q, k: scores.append(score_rows(q, k)[0]))
+    scores = [score_rows(q, k)[0] for _, q, k in model.queries_and_keys(tokens, 1)]
     return torch.stack(scores).cpu()
 
 

@@ -1,4 +1,4 @@
-"""A minimal Llama whose one `layer` serves prefill, the merge tree's chunks and decoding.
+"""A minimal Llama. The steps of a `Pass` serve prefill, the merge tree's chunks and decoding.
 
 Families of models that differ from Llama are described in `families`.
 
@@ -10,9 +10,8 @@ cache's first `prefix` slots and to each other. The ops are an argument: the mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
 from dataclasses import dataclass, replace
 from inspect import unwrap
 from types import ModuleType, SimpleNamespace
@@ -30,22 +29,6 @@ from .weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Select:
-    """Chooses the tokens that continue after the last layer of a run.
-
-    Attributes:
-        asking: How many of the last tokens' queries decide.
-        choose: Called in the last layer with its index, those queries [B, asking, HQ, D] and all
-            keys [B, T, HKV, D]. Returns the indices [B, R] of the tokens that continue, ascending.
-        observe: Called with the same in the layers before.
-    """
-
-    asking: int
-    choose: Callable[[int, Tensor, Tensor], Tensor]
-    observe: Callable[[int, Tensor, Tensor], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +170,7 @@ class Llama:
                 self._still = torch.ones_like(tables[0]), torch.zeros_like(tables[1])
         return tables
 
-    def _rotary_of(self, index: int, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def rotary_of(self, index: int, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The tables of a layer: those of the model, or ones that rotate nothing."""
         if index not in self.config.unrotated:
             return rotary
@@ -195,165 +178,13 @@ class Llama:
             return torch.ones_like(rotary[0]), torch.zeros_like(rotary[1])
         return self._still
 
-    def run(
-        self,
-        layers: range,
-        hidden: Tensor,
-        positions: Tensor,
-        slots: Tensor | None,
-        cache: Cache,
-        prefix: int,
-        rotary: tuple[Tensor, Tensor],
-        select: Select | None = None,
-        past: Past | None = None,
-    ) -> Tensor:
-        """Run consecutive layers over B chunks of T tokens.
-
-        Args:
-            layers: The layers.
-            hidden: [B, T, E], the hidden states before them.
-            positions: [B, T] int64, RoPE positions.
-            slots: [B, T] int64, where each token's keys and values are written. None: they are not
-                kept after their layer.
-            cache: For every layer of the model, [2, slots, HKV, D].
-            prefix: How many of the cache's first slots all tokens see.
-            rotary: cos and sin, as `rotary` returns them.
-            select: Chooses in the last layer which tokens continue. Default: all.
-            past: Where each chunk is one token, the tokens before it, which it sees too.
-
-        Returns:
-            Hidden states [B, T, E], or [B, R, E] of the R selected tokens.
-
-        Raises:
-            ValueError: There are more tokens than the model's sliding window.
-        """
-        own = hidden.shape[1] if past is None else past.most
-        self.config.check_window(prefix + own, "the length")
-        unchecked = self._without_checks()
-        for index in layers:
-            # Layers are alike: arguments that pass the first one's checks fit the others.
-            model = self if index == layers[0] else unchecked
-            hidden = model.layer(
-                index,
-                hidden,
-                positions,
-                slots,
-                cache[index],
-                prefix,
-                rotary,
-                select,
-                selects=index == layers[-1],
-                past=past,
-            )
-        return hidden
-
-    def layer(
-        self,
-        index: int,
-        hidden: Tensor,
-        positions: Tensor,
-        slots: Tensor | None,
-        cache: Tensor,
-        prefix: int,
-        rotary: tuple[Tensor, Tensor],
-        select: Select | None = None,
-        selects: bool = True,
-        past: Past | None = None,
-    ) -> Tensor:
-        """Run one decoder layer.
-
-        Arguments are as in `run`, with this layer's cache [2, slots, HKV, D].
-
-        If it `selects`, all tokens' keys and values are stored, but only the selected tokens have
-        queries, attend and go through the MLP: the others' outputs would be pruned unread. If not,
-        `select` only observes.
-        """
-        with self._own_dtype():
-            # Two calls, so that the first one's activations are freed before the second allocates.
-            hidden = self._attend(
-                index, hidden, positions, slots, cache, prefix, rotary, select, selects, past
-            )
-            self._feed_forward_(index, hidden)
-            return hidden
-
-    def _attend(
-        self,
-        index: int,
-        hidden: Tensor,
-        positions: Tensor,
-        slots: Tensor | None,
-        cache: Tensor,
-        prefix: int,
-        rotary: tuple[Tensor, Tensor],
-        select: Select | None,
-        selects: bool,
-        past: Past | None,
-    ) -> Tensor:
-        """A layer's attention and its residual. Arguments are as in `layer`."""
-        ops, w = self.ops, self.weights.layers[index]
-        x = ops.rms_norm(hidden, w.input_norm, self.config.rms_norm_eps)
-        rotary = self._rotary_of(index, rotary)
-        rows = None
-        if select is None or not selects:
-            q, k, v = self._heads(index, x, with_queries=True)
-            self._rotate_and_store_(q, k, v, positions, rotary, cache, slots)
-            if q is not None and select is not None and select.observe is not None:
-                select.observe(index, q[:, -select.asking :], k)
-        else:
-            _, k, v = self._heads(index, x, with_queries=False)
-            self._rotate_and_store_(None, k, v, positions, rotary, cache, slots)
-            last = slice(-select.asking, None)
-            rows = select.choose(
-                index, self._queries(index, x[:, last], positions[:, last], rotary), k
-            )
-            x, hidden = take_rows(x, rows), take_rows(hidden, rows)
-            q = self._queries(index, x, positions.gather(1, rows), rotary)
-        del x
-        if past is not None:
-            (k, v), rows = past.rows(cache), past.lengths[:, None]
-        before = cache[:, :prefix].unbind()
-        mixed = ops.causal_attention(q, k, v, *before, query_rows=rows)
-        return ops.linear(mixed.flatten(2), (w.output,), hidden)
-
-    def _rotate_and_store_(
-        self,
-        q: Tensor | None,
-        k: Tensor,
-        v: Tensor,
-        positions: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        cache: Tensor,
-        slots: Tensor | None,
-    ) -> None:
-        """Rotate q and k in place, and write k and v to their slots if there are any."""
-        if slots is not None:
-            self.ops.rotary_and_store_(q, k, v, positions, *rotary, cache[0], cache[1], slots)
-            return
-        for x in (q, k):
-            if x is not None:
-                self.ops.apply_rotary_(x, positions, *rotary)
-
-    def _feed_forward_(self, index: int, hidden: Tensor) -> None:
-        """Add a layer's MLP to hidden [B, R, E], some tokens at a time."""
-        ops, w = self.ops, self.weights.layers[index]
-        for rows in hidden.view(-1, hidden.shape[-1]).split(mlp_rows(self.device.type != "cpu")):
-            x = ops.rms_norm(rows, w.post_norm, self.config.rms_norm_eps)
-            ops.add_linear_(rows, ops.gated_linear(x, w.gate_up), w.down)
-
-    def _without_checks(self) -> Llama:
-        """The same model, calling ops that do not check their arguments."""
-        same = copy(self)
-        own = {name: unwrap(getattr(self.ops, name)) for name in _LAYER_OPS}
-        same.ops = SimpleNamespace(**own)  # type: ignore[assignment]
-        return same
-
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output head: hidden states [..., E] -> logits [..., V] float32."""
-        with self._own_dtype():
+        with self.own_dtype():
             x = self.ops.rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)
             return self.ops.linear(x, (self.weights.lm_head,)).float()
 
-    def _own_dtype(self) -> AbstractContextManager[object]:
+    def own_dtype(self) -> AbstractContextManager[object]:
         """A context without the caller's autocast: all numbers keep the model's dtype."""
         kind = self.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -390,88 +221,228 @@ class Llama:
         start = filled if position is None else position
         first = filled if slot is None else slot
         prefix, past = filled, None
-        select = None if all_logits else Select(1, lambda index, q, k: rows[:, -1:])
         if tokens == 1 and 0 < filled == first:  # decoding: the cache is read where it lies
             prefix, past = 0, Past(0, cache[0].shape[1], rows[0] + filled, filled + 1)
-            select = None
-        hidden = self.run(
+        run = Pass(
+            self, rows + start, cache, rows + first, prefix, self.rotary(start + tokens), past
+        )
+        hidden = run.layers(
             range(self.config.num_hidden_layers),
             self.embed(token_ids[None]),
-            rows + start,
-            rows + first,
-            cache,
-            prefix,
-            self.rotary(start + tokens),
-            select,
-            past,
+            None if all_logits or tokens == 1 else rows[:, -1:],
         )
         return self.logits(hidden[0] if all_logits else hidden[0, -1])
 
     @torch.no_grad()
-    def watch(
-        self, token_ids: Tensor, asking: int, see: Callable[[int, Tensor, Tensor], None]
-    ) -> None:
+    def queries_and_keys(
+        self, token_ids: Tensor, asking: int
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Run a prompt through all layers to look at its queries and keys. Nothing is kept.
 
         Args:
             token_ids: [T].
-            asking: How many of the last tokens' queries to see.
-            see: Called in every layer with its index, those queries [1, asking, HQ, D] and all keys
-                [1, T, HKV, D], both rotated.
+            asking: How many of the last tokens' queries to give.
+
+        Yields:
+            Of each layer its index, those queries [1, asking, HQ, D] and all keys [1, T, HKV, D],
+            both rotated.
         """
         rows = torch.arange(len(token_ids), device=self.device)[None]
+        run = Pass(self, rows, self.new_cache(0), rotary=self.rotary(len(token_ids)))
+        hidden = self.embed(token_ids[None].to(self.device))
+        for layer in range(self.config.num_hidden_layers):
+            q, k, v = run.project(layer, hidden)
+            yield layer, q[:, -asking:], k
+            hidden = run.attend(layer, hidden, q, k, v)
+            del q, k, v
+            run.feed_forward_(layer, hidden)
 
-        def choose(index: int, q: Tensor, k: Tensor) -> Tensor:
-            see(index, q, k)
-            return rows[:, -1:]
 
-        self.run(
-            range(self.config.num_hidden_layers),
-            self.embed(token_ids[None].to(self.device)),
-            rows,
-            None,
-            self.new_cache(0),
-            0,
-            self.rotary(len(token_ids)),
-            Select(asking, choose, see),
-        )
+class Pass:
+    """One pass of B sequences or chunks of T tokens through layers, in steps.
 
-    def _heads(
-        self, index: int, x: Tensor, with_queries: bool
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """A layer's queries [B, T, HQ, D] (or None), keys and values [B, T, HKV, D] of x [B, T, E].
+    Whoever walks the layers can look in between, and choose which tokens go on:
 
-        They are not yet rotated, and views of one product.
+        for layer in layers:
+            q, k, v = run.project(layer, hidden)
+            hidden = run.attend(layer, hidden, q, k, v)
+            del q, k, v  # their memory, before the MLP takes its own
+            run.feed_forward_(layer, hidden)
+
+    `layer` does these three. Hidden states are [B, T, E]. All steps check their arguments until a
+    layer is done: the other layers' are alike.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        positions: Tensor,
+        cache: Cache,
+        slots: Tensor | None = None,
+        prefix: int = 0,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        past: Past | None = None,
+    ) -> None:
+        """Say where the tokens stand.
+
+        Args:
+            model: The model.
+            positions: [B, T] int64, RoPE positions.
+            cache: For every layer of the model, [2, slots, HKV, D].
+            slots: [B, T] int64, where each token's keys and values are written. None: they are not
+                kept after their layer.
+            prefix: How many of the cache's first slots all tokens see.
+            rotary: cos and sin, as `Llama.rotary` returns them. Default: for positions up to
+                `prefix` + T.
+            past: Where each chunk is one token, the tokens before it, which it sees too.
+
+        Raises:
+            ValueError: There are more tokens than the model's sliding window.
         """
-        w, groups = self.weights.layers[index], [self.config.num_key_value_heads] * 2
-        if not with_queries:
-            k, v = self._project(x, w.kv, w.kv_bias).split(groups, dim=2)
-            return None, self._norm_heads(k, w.k_norm), v
-        heads = self._project(x, w.qkv, w.qkv_bias)
-        q, k, v = heads.split([self.config.num_attention_heads, *groups], dim=2)
-        return self._norm_heads(q, w.q_norm), self._norm_heads(k, w.k_norm), v
+        own = positions.shape[1] if past is None else past.most
+        model.config.check_window(prefix + own, "the length")
+        self._model = model
+        self._positions = positions
+        self._cache = cache
+        self._slots = slots
+        self._prefix = prefix
+        self._rotary = model.rotary(prefix + own) if rotary is None else rotary
+        self._past = past
+        self._ops: Any = model.ops
 
-    def _queries(
-        self, index: int, x: Tensor, positions: Tensor, rotary: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """Rotated queries of some tokens: x [B, R, E], positions [B, R] -> [B, R, HQ, D]."""
-        w = self.weights.layers[index]
-        q = self._norm_heads(self._project(x, w.q, w.q_bias), w.q_norm)
-        self.ops.apply_rotary_(q, positions, *rotary)
+    def layers(self, layers: range, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Run consecutive layers: hidden states [B, T, E] -> [B, T, E], or [B, R, E] of `rows`.
+
+        rows: [B, R], the tokens that leave the last layer. The others only give it their keys and
+        values.
+        """
+        for index in layers:
+            hidden = self.layer(index, hidden, rows if index == layers[-1] else None)
+        return hidden
+
+    def layer(self, index: int, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Run one layer. Arguments and result are as in `layers`."""
+        # Two calls, so that the first one's activations are freed before the second allocates.
+        hidden = self._project_and_attend(index, hidden, rows)
+        self.feed_forward_(index, hidden)
+        return hidden
+
+    def _project_and_attend(self, index: int, hidden: Tensor, rows: Tensor | None) -> Tensor:
+        if rows is None:
+            return self.attend(index, hidden, *self.project(index, hidden))
+        k, v = self.project_keys(index, hidden)
+        return self.attend_from(index, hidden, rows, k, v)
+
+    def project(self, index: int, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A layer's queries [B, T, HQ, D], keys and values [B, T, HKV, D].
+
+        Queries and keys are rotated. Keys and values are written to their slots, if there are any.
+        """
+        c, w = self._model.config, self._model.weights.layers[index]
+        groups = [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads]
+        with self._model.own_dtype():
+            heads = self._heads(index, hidden, w.qkv, w.qkv_bias)
+            q, k, v = heads.split(groups, dim=2)  # views of one product
+            q, k = self._norm_heads(q, w.q_norm), self._norm_heads(k, w.k_norm)
+            self._rotate_and_store_(index, q, k, v)
+        return q, k, v
+
+    def project_keys(self, index: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values, as `project` returns and stores them, without queries."""
+        w = self._model.weights.layers[index]
+        with self._model.own_dtype():
+            k, v = self._heads(index, hidden, w.kv, w.kv_bias).chunk(2, dim=2)
+            k = self._norm_heads(k, w.k_norm)
+            self._rotate_and_store_(index, None, k, v)
+        return k, v
+
+    def queries(self, index: int, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Rotated queries [B, R, HQ, D] of some tokens: hidden [B, R, E], positions [B, R]."""
+        w = self._model.weights.layers[index]
+        with self._model.own_dtype():
+            q = self._norm_heads(self._heads(index, hidden, w.q, w.q_bias), w.q_norm)
+            rotary = self._model.rotary_of(index, self._rotary)
+            self._ops.apply_rotary_(q, positions, *rotary)
         return q
 
-    def _project(
-        self, x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]
+    def last_queries(self, index: int, hidden: Tensor, count: int) -> Tensor:
+        """Rotated queries [B, count, HQ, D] of each chunk's last tokens: hidden [B, T, E]."""
+        return self.queries(index, hidden[:, -count:], self._positions[:, -count:])
+
+    def attend(
+        self,
+        index: int,
+        hidden: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """x [B, T, E] -> heads [B, T, H, D]."""
-        return self.ops.linear(x, weights, biases=biases).unflatten(-1, (-1, self.config.head_dim))
+        """A layer's attention, its output product and its residual.
+
+        hidden: [B, R, E], before the layer, of the tokens that q [B, R, HQ, D] belongs to. rows:
+        [B, R], which of the T tokens these are; all of them if left out. Returns [B, R, E].
+        """
+        cache = self._cache[index]
+        if self._past is not None:
+            (k, v), rows = self._past.rows(cache), self._past.lengths[:, None]
+        with self._model.own_dtype():
+            before = cache[:, : self._prefix].unbind()
+            mixed = self._ops.causal_attention(q, k, v, *before, query_rows=rows)
+            output = self._model.weights.layers[index].output
+            return self._ops.linear(mixed.flatten(2), (output,), hidden)
+
+    def attend_from(self, index: int, hidden: Tensor, rows: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` of some tokens alone: hidden [B, T, E] of all, rows [B, R] -> [B, R, E]."""
+        hidden = take_rows(hidden, rows)
+        q = self.queries(index, hidden, self._positions.gather(1, rows))
+        return self.attend(index, hidden, q, k, v, rows)
+
+    def feed_forward_(self, index: int, hidden: Tensor) -> None:
+        """Add a layer's MLP to hidden [B, R, E], some tokens at a time."""
+        model, ops = self._model, self._ops
+        w, on_gpu = model.weights.layers[index], model.device.type != "cpu"
+        with model.own_dtype():
+            for rows in hidden.view(-1, hidden.shape[-1]).split(mlp_rows(on_gpu)):
+                x = ops.rms_norm(rows, w.post_norm, model.config.rms_norm_eps)
+                ops.add_linear_(rows, ops.gated_linear(x, w.gate_up), w.down)
+        if self._ops is model.ops:
+            own = {name: unwrap(getattr(model.ops, name)) for name in _LAYER_OPS}
+            self._ops = SimpleNamespace(**own)
+
+    def _heads(
+        self,
+        index: int,
+        hidden: Tensor,
+        weights: tuple[Tensor, ...],
+        biases: tuple[Tensor, ...],
+    ) -> Tensor:
+        """The normalised hidden states [B, T, E] times weights, as heads [B, T, H, D]."""
+        config = self._model.config
+        norm = self._model.weights.layers[index].input_norm
+        x = self._ops.rms_norm(hidden, norm, config.rms_norm_eps)
+        return self._ops.linear(x, weights, biases=biases).unflatten(-1, (-1, config.head_dim))
 
     def _norm_heads(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """Normalise each head [B, T, H, D] if the family does so."""
         if weight is None:
             return x
         # Flattened without a copy: tokens of a fused product are further apart than their heads.
-        return self.ops.rms_norm(x.flatten(0, 1), weight, self.config.rms_norm_eps).view(x.shape)
+        eps = self._model.config.rms_norm_eps
+        return self._ops.rms_norm(x.flatten(0, 1), weight, eps).view(x.shape)
+
+    def _rotate_and_store_(self, index: int, q: Tensor | None, k: Tensor, v: Tensor) -> None:
+        """Rotate q and k in place, and write k and v to their slots if there are any."""
+        rotary = self._model.rotary_of(index, self._rotary)
+        if self._slots is not None:
+            cache = self._cache[index]
+            self._ops.rotary_and_store_(
+                q, k, v, self._positions, *rotary, cache[0], cache[1], self._slots
+            )
+            return
+        for x in (q, k):
+            if x is not None:
+                self._ops.apply_rotary_(x, self._positions, *rotary)
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:

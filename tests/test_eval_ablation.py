@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from homer_triton.evaluation.ablation import as_readers, calibrate_on_filler, ma
 from homer_triton.evaluation.schedulers import LayerwiseScheduler, RandomScheduler
 from homer_triton.evaluation.spread import read_spread
 from homer_triton.kernels.reference import score_rows
-from homer_triton.model.llama import Select
+from homer_triton.model.llama import Pass
 
 CONFIG = ht.HomerConfig.paper(max_chunk_len=32, target_len=17, layers_warmup=0)
 
@@ -35,16 +36,9 @@ def parts(context: int) -> tuple[Tensor, Tensor, Tensor]:
 def observe(model: ht.Llama, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The plain model's keys [L, T, HKV, D], and what its last row makes of all others [L, T]."""
     rows = torch.arange(len(tokens))[None]
-    hidden, cache = model.embed(tokens[None]), model.new_cache(len(tokens))
-    scores: list[Tensor] = []
-
-    def look(layer: int, q: Tensor, k: Tensor) -> Tensor:
-        scores.append(score_rows(q, k)[0])
-        return rows
-
-    rotary, select = model.rotary(len(tokens)), Select(1, look)
-    for layer in range(LAYERS):
-        hidden = model.layer(layer, hidden, rows, rows, cache[layer], 0, rotary, select)
+    cache = model.new_cache(len(tokens))
+    Pass(model, rows, cache, rows).layers(range(LAYERS), model.embed(tokens[None]))
+    scores = [score_rows(q, k)[0] for _, q, k in model.queries_and_keys(tokens, 1)]
     return cache[:, 0], torch.stack(scores)
 
 
@@ -83,21 +77,10 @@ def test_a_layer_without_retrieval_heads_asks_all_of_its_heads(
     encoded = ht.encode(model, context, prefix, suffix, votes, scheduler=LayerwiseScheduler)
     tokens = torch.cat([prefix, context, suffix])
     keys, _ = observe(model, tokens)
-    seen: list[Tensor] = []
-    rows = torch.arange(len(tokens))[None]
-
-    def ask(layer: int, q: Tensor, k: Tensor) -> Tensor:
+    for layer, q, k in islice(model.queries_and_keys(tokens, 1), 2):
         weights = retrieving[1] if layer == 1 else None
-        seen.append(score_rows(q, k, None, "softmax", "sum", weights)[0])
-        return rows
-
-    hidden, cache = model.embed(tokens[None]), model.new_cache(len(tokens))
-    for layer in range(2):
-        select = Select(1, ask)
-        hidden = model.layer(
-            layer, hidden, rows, rows, cache[layer], 0, model.rotary(len(tokens)), select
-        )
-        best = 2 + seen[layer][2:27].topk(12).indices.sort().values
+        seen = score_rows(q, k, None, "softmax", "sum", weights)[0]
+        best = 2 + seen[2:27].topk(12).indices.sort().values
         assert torch.allclose(encoded.keys[layer][:, 2:14], keys[layer, best].transpose(0, 1))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..model.llama import Llama, Select
+from ..model.llama import Llama, Pass
 
 
 def read_again_(
@@ -20,23 +20,14 @@ def read_again_(
     rows = torch.arange(len(tokens), device=tokens.device)[None]
     before = keys.shape[2] - len(tokens)
     cache = model.new_cache(keys.shape[2], 1)[0]
-    rotary = model.rotary(position + len(tokens))
-    hidden = model.embed(tokens[None])
     last = len(keys) - 1
-    only_last = Select(1, lambda index, q, k: rows[:, -1:])
+    rotary = model.rotary(position + len(tokens))
+    run = Pass(model, rows + position, [cache] * len(keys), rows + before, before, rotary)
+    hidden = model.embed(tokens[None])
     for layer, halves in enumerate(zip(keys, values, strict=True)):
         for place, half in zip(cache, halves, strict=True):
             place[:before] = half[:, :before].transpose(0, 1)
-        hidden = model.layer(
-            layer,
-            hidden,
-            rows + position,
-            rows + before,
-            cache,
-            before,
-            rotary,
-            only_last if layer == last else None,
-        )
+        hidden = run.layer(layer, hidden, rows[:, -1:] if layer == last else None)
         for place, half in zip(cache, halves, strict=True):
             half[:, before:] = place[before:].transpose(0, 1)
     return model.logits(hidden[0, -1])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.reference import select_rows, spread
-from ..model.llama import Llama, Select
+from ..model.llama import Llama, Pass
 from ..selection import Selection
 from .graphs import Replays
 from .offload import HostStore, Stored
@@ -97,7 +97,7 @@ class Scheduler:
             self.heads = retrieval_heads(model)
         if selection.heads == "retrieval" and self.heads is None:
             selection = selection.without_retrieval()
-        self._asked = [True] * plan.num_layers if self.heads is None else self.heads.any(1).tolist()
+        self.asked = [True] * plan.num_layers if self.heads is None else self.heads.any(1).tolist()
         self.selection = selection
         self.asking = selection.asking(plan.suffix_len)
         self.reach = selection.reach(plan.max_chunk_len - plan.prefix_len - plan.suffix_len)
@@ -148,16 +148,8 @@ class Scheduler:
         if not len(prefix):
             return
         rows = torch.arange(len(prefix), device=prefix.device)[None]
-        self.model.run(
-            range(len(self.layers)),
-            self.model.embed(prefix[None]),
-            rows,
-            rows,
-            self.layers,
-            0,
-            self.rotary,
-            Select(1, lambda index, q, k: rows[:, -1:]),
-        )
+        run = Pass(self.model, rows, self.layers, rows, rotary=self.rotary)
+        run.layers(range(len(self.layers)), self.model.embed(prefix[None]), rows[:, -1:])
 
     def steps(self) -> Iterator[tuple[Node, ...]]:
         """The plan's steps that are run here, in their order."""
@@ -280,30 +272,58 @@ class Scheduler:
 
         At the root nothing but the last row's output is still needed.
         """
+        level = self.plan.levels[node.height]
         kept = rows = torch.arange(labels.shape[2], device=labels.device).expand(len(labels), -1)
         dropped = rows[:, :0]
-        prunes = node.kept < node.context
-        is_root = node.height == self.plan.height
+        chooses, is_root = self.chooses(node), node.height == self.plan.height
         votes = self._votes_below(labels) if self._voted is not None else None
-
-        def observe(layer: int, q: Tensor, k: Tensor) -> None:
-            nonlocal votes
-            if self._asked[layer]:
-                own = self._votes(layer, q, k, self._weights(layer))
-                votes = own if votes is None else votes + own
-
-        def choose(layer: int, q: Tensor, k: Tensor) -> Tensor:
-            nonlocal kept, dropped
-            if votes_count:
-                kept, dropped = self._select(node, layer, q, k, labels, votes)
-            return rows[:, -1:] if is_root else kept
-
-        votes_count = prunes or self._voted is not None
-        asks_all = votes_count and self.selection.asks_all_layers
-        select = Select(self.asking, choose, observe if asks_all else None)
-        chooses = votes_count or is_root
-        hidden = self._run_layers(node, hidden, labels, select if chooses else None)
+        run = Pass(
+            self.model,
+            labels[:, POSITIONS],
+            self.layers,
+            labels[:, SLOTS + node.height] if self.pools else None,
+            self.plan.prefix_len,
+            self.rotary,
+        )
+        last = level.last_layer - 1
+        for layer in range(level.first_layer, last):
+            q, k, v = run.project(layer, hidden)
+            votes = self.observe(node, layer, q[:, -self.asking :], k, labels, votes)
+            hidden = run.attend(layer, hidden, q, k, v)
+            del q, k, v
+            run.feed_forward_(layer, hidden)
+        if not chooses:
+            return run.layer(last, hidden, rows[:, -1:] if is_root else None), kept, dropped
+        # The keys decide first: pruned tokens get no queries and do not go through the MLP.
+        k, v = run.project_keys(last, hidden)
+        q = run.last_queries(last, hidden, self.asking)
+        kept, dropped = self.select(node, last, q, k, labels, votes)
+        hidden = run.attend_from(last, hidden, rows[:, -1:] if is_root else kept, k, v)
+        del q, k, v
+        run.feed_forward_(last, hidden)
         return hidden, kept, dropped
+
+    def chooses(self, node: Node) -> bool:
+        """Whether the last layer of nodes like `node` looks at their rows, by `select`."""
+        return node.kept < node.context or self._voted is not None
+
+    def observe(
+        self,
+        node: Node,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        labels: Tensor,
+        votes: Tensor | None,
+    ) -> Tensor | None:
+        """The votes so far [B, rows], with those of a layer before the nodes' last.
+
+        q: the asking rows' queries [B, asking, HQ, D]; k: all keys [B, rows, HKV, D].
+        """
+        if not (self.selection.asks_all_layers and self.asked[layer] and self.chooses(node)):
+            return votes
+        own = self.score(layer, q, k, self.weights(layer))
+        return own if votes is None else votes + own
 
     def _votes_below(self, labels: Tensor) -> Tensor:
         """What the nodes below gave each row of B chunks, [B, rows]."""
@@ -311,14 +331,14 @@ class Scheduler:
         sources = labels[:, SOURCES]
         return self._voted.gather(1, sources.reshape(self.documents, -1)).view(sources.shape)
 
-    def _votes(self, layer: int, q: Tensor, k: Tensor, weights: Tensor | None) -> Tensor:
-        """What a layer's asking rows give each row of B chunks, [B, rows]; weights: as
-        `_weights` has them.
+    def score(self, layer: int, q: Tensor, k: Tensor, weights: Tensor | None) -> Tensor:
+        """What a layer's asking rows give each row of B chunks, [B, rows]. weights: each head's, as
+        `weights` returns them.
         """
         selection, before = self.selection, self._prefix_keys(layer)
         return self.model.ops.score_rows(q, k, before, selection.logit, selection.join, weights)
 
-    def _weights(self, layer: int) -> Tensor | None:
+    def weights(self, layer: int) -> Tensor | None:
         """How much each head of a layer counts, [HQ], if not all do alike."""
         return None if self.heads is None else self.heads[layer]
 
@@ -326,7 +346,7 @@ class Scheduler:
         """A layer's keys of the prefix, [P, HKV, D]."""
         return self.layers[layer][0, : self.plan.prefix_len]
 
-    def _select(
+    def select(
         self,
         node: Node,
         layer: int,
@@ -354,30 +374,12 @@ class Scheduler:
             selection.logit,
             selection.join,
             self.reach,
-            self._weights(layer),
+            self.weights(layer),
         )
         if self._voted is not None:
             sources = labels[:, SOURCES].reshape(self.documents, -1)
             self._voted.scatter_(1, sources, votes.reshape(self.documents, -1))
         return kept, dropped
-
-    def _run_layers(
-        self, node: Node, hidden: Tensor, labels: Tensor, select: Select | None
-    ) -> Tensor:
-        """The hidden states [B, rows, E] of nodes after their layers; of the rows `select` chooses
-        in the last one, if given.
-        """
-        level = self.plan.levels[node.height]
-        return self.model.run(
-            range(level.first_layer, level.last_layer),
-            hidden,
-            labels[:, POSITIONS],
-            labels[:, SLOTS + node.height] if self.pools else None,
-            self.layers,
-            self.plan.prefix_len,
-            self.rotary,
-            select,
-        )
 
     def _park(self, chunk: Chunk) -> Parked:
         """Move a chunk to host memory."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..model.llama import Llama, Past
+from ..model.llama import Llama, Pass, Past
 from .graphs import HAS_GRAPHS, Replays
 
 if TYPE_CHECKING:
@@ -170,16 +170,17 @@ class Sequences:
         V].
         """
         lengths, positions, starts = state
-        hidden = self.model.run(
-            range(self.model.config.num_hidden_layers),
-            self.model.embed(token_ids[:, None]),
+        run = Pass(
+            self.model,
             positions[:, None],
-            (starts + lengths)[:, None],
             self._cache,
+            (starts + lengths)[:, None],
             self._shared,
             self._tables or self.model.rotary(1 + int(positions.max())),
-            past=Past(first, self._room, lengths, most),
+            Past(first, self._room, lengths, most),
         )
+        layers = range(self.model.config.num_hidden_layers)
+        hidden = run.layers(layers, self.model.embed(token_ids[:, None]))
         return self.model.logits(hidden[:, 0])
 
     def _state_of(self, places: Sequence[int]) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..engine.scheduler import POSITIONS, SLOTS, Scheduler
 from ..engine.tree import Node
 from ..kernels.reference import spread
-from ..model.llama import Select
 
 
 class RandomScheduler(Scheduler):
@@ -20,7 +19,7 @@ class RandomScheduler(Scheduler):
         super().__init__(*args)
         self._generator = torch.Generator().manual_seed(seed)
 
-    def _select(
+    def select(
         self,
         node: Node,
         layer: int,
@@ -55,28 +54,24 @@ class LayerwiseScheduler(Scheduler):
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
         self._significance = [torch.zeros(len(x[0]), device=x.device) for x in self.layers]
 
-    def _run_layers(
-        self, node: Node, hidden: Tensor, labels: Tensor, select: Select | None
-    ) -> Tensor:
-        """One layer after another, noting by slot how significant each finds its rows."""
-        rows = torch.arange(labels.shape[2], device=labels.device).expand(len(labels), -1)
+    def chooses(self, node: Node) -> bool:
+        return True
 
-        def note(layer: int, q: Tensor, k: Tensor) -> None:
-            slots = labels[:, SLOTS + node.height]
-            self._significance[layer][slots] = self._score(layer, q, k, labels)
+    def observe(
+        self,
+        node: Node,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        labels: Tensor,
+        votes: Tensor | None,
+    ) -> Tensor | None:
+        """As ever; notes by slot how significant the layer finds its rows."""
+        slots = labels[:, SLOTS + node.height]
+        self._significance[layer][slots] = self._score(layer, q, k, labels)
+        return super().observe(node, layer, q, k, labels, votes)
 
-        def observe(layer: int, q: Tensor, k: Tensor) -> None:
-            note(layer, q, k)
-            if select is not None and select.observe is not None:
-                select.observe(layer, q, k)
-
-        def choose(layer: int, q: Tensor, k: Tensor) -> Tensor:
-            note(layer, q, k)
-            return rows if select is None else select.choose(layer, q, k)
-
-        return super()._run_layers(node, hidden, labels, Select(self.asking, choose, observe))
-
-    def _select(
+    def select(
         self,
         node: Node,
         layer: int,
@@ -86,7 +81,8 @@ class LayerwiseScheduler(Scheduler):
         votes: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The last layer's choice, into whose slots every earlier layer moves its own."""
-        kept, dropped = super()._select(node, layer, q, k, labels, votes)
+        self._significance[layer][labels[:, SLOTS + node.height]] = self._score(layer, q, k, labels)
+        kept, dropped = super().select(node, layer, q, k, labels, votes)
         for level in self.plan.levels[: node.height + 1]:
             slots = labels[:, SLOTS + level.height, : node.context]
             places = slots.gather(1, kept[:, : node.kept])
@@ -104,8 +100,8 @@ class LayerwiseScheduler(Scheduler):
         if self._generator is not None:
             return torch.rand(k.shape[:2], generator=self._generator).to(k.device)
         # A layer without a retrieval head asks all of its heads, or it would choose nothing.
-        weights = self._weights(layer) if self._asked[layer] else None
-        scores = self._votes(layer, q, k, weights).float()
+        weights = self.weights(layer) if self.asked[layer] else None
+        scores = self.score(layer, q, k, weights).float()
         if self.bias is not None:
             positions = labels[:, POSITIONS]
             return scores - self.bias[layer][positions[:, -1:] - positions]

@@ -21,7 +21,7 @@ from ..engine.stopwatch import Stopwatch
 from ..engine.tree import build_plan
 from ..kernels.reference import widen
 from ..model.costs import layer_flops
-from ..model.llama import Llama
+from ..model.llama import Llama, Pass
 
 
 @dataclass(frozen=True)
@@ -127,14 +127,14 @@ def _read(
     rows = torch.arange(filled, filled + len(tokens), device=model.device)[None]
     end = filled + len(tokens) - suffix
     rotary = model.rotary(filled + len(tokens))
+    run = Pass(model, rows, cache, rows, filled, rotary)
     hidden = model.embed(tokens[None])
     chosen = rows[0, :0]
     for index in range(model.config.num_hidden_layers):
-        asking = hidden[:, -suffix:].clone()
-        hidden = model.layer(index, hidden, rows, rows, cache[index], filled, rotary)
-        norm = model.weights.layers[index].input_norm
-        asking = model.ops.rms_norm(asking, norm, model.config.rms_norm_eps)
-        q = model._queries(index, asking, rows[:, -suffix:].contiguous(), rotary)
+        q, k, v = run.project(index, hidden)
+        hidden = run.attend(index, hidden, q, k, v)
+        run.feed_forward_(index, hidden)
+        q = q[:, -suffix:]
         scores = attention_received(q[0], cache[index, 0, : end + suffix])[prefix:end]
         order = scores.argsort(descending=True, stable=True)
         chosen = prefix + order[:keep].sort().values

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from ..context import EncodedContext
-from ..model.llama import Llama, Select
+from ..model.llama import Llama, Pass
 
 
 @torch.no_grad()
@@ -28,16 +28,9 @@ def read_spread(model: Llama, encoded: EncodedContext, new_tokens: int) -> Encod
 
     rows = torch.arange(len(kept), device=kept.device)[None]
     cache = model.new_cache(len(kept))
-    hidden = model.run(
-        range(model.config.num_hidden_layers),
-        model.embed(encoded.token_ids[kept][None]),
-        positions[None],
-        rows,
-        list(cache),
-        0,
-        model.rotary(limit),
-        Select(1, lambda index, q, k: rows[:, -1:]),
-    )
+    run = Pass(model, positions[None], list(cache), rows, rotary=model.rotary(limit))
+    layers = range(model.config.num_hidden_layers)
+    hidden = run.layers(layers, model.embed(encoded.token_ids[kept][None]), rows[:, -1:])
     keys, values = cache.transpose(2, 3).unbind(1)
     return replace(
         encoded,
