@@ -140,6 +140,11 @@ def model_cases(name: str, m: Model, all_rows: int = ROWS, kept_rows: int = KEPT
         partial(kernels.vote_and_select, asking, k, k[0], votes, *ends, **weighed),
     )
     yield name, partial(kernels.score_rows, asking, k, k[0], "softmax", "sum", floats(m.heads))
+    q8 = (empty(ASKING, 4, m.dim), empty(all_rows, 3, m.dim).char(), empty(all_rows, 3).half())
+    units, heads = indices(all_rows // 16), (0, 1, 1, 2)
+    asked = (heads, floats(4), floats(ASKING, 4), units)
+    yield f"int8 {name}", partial(kernels.score_units, *q8, *asked)
+    yield name, partial(kernels.score_units, q8[0], k[0, :, :3], None, *asked)
     yield name, partial(kernels.prune_and_concatenate, *sides, SUFFIX)
     yield name, partial(kernels.average_affix_, cache, at[:, :SUFFIX], at[:, -SUFFIX:])
     gathered = empty(LAYERS, m.key_heads, all_rows, m.dim)

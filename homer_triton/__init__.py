@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .config import HomerConfig, plan
     from .context import EncodedContext
     from .decoding import Decoding
+    from .document import Document, Source, read
     from .encoding import DocumentsError, encode, encode_batch
     from .engine.graphs import drop_graphs
     from .engine.tree import Plan
@@ -42,6 +43,7 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "Calibration",
     "Decoding",
+    "Document",
     "DocumentsError",
     "EncodedContext",
     "Generation",
@@ -52,6 +54,7 @@ __all__ = [
     "RankError",
     "Ranks",
     "Selection",
+    "Source",
     "append",
     "calibrate",
     "chat_affixes",
@@ -65,6 +68,7 @@ __all__ = [
     "generate_batch",
     "load",
     "plan",
+    "read",
     "with_rope",
 ]
 
@@ -73,6 +77,7 @@ _MODULES = {
     "chat": ("chat_affixes",),
     "config": ("HomerConfig", "plan"),
     "context": ("EncodedContext",),
+    "document": ("Document", "Source", "read"),
     "encoding": ("DocumentsError", "encode", "encode_batch"),
     "growing": ("append", "close_up", "compact"),
     "decoding": ("Decoding",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from .decoding import Decoding
 from .engine.sequences import Sequences
 from .model.llama import Llama
 from .text.stream import TextStream
+
+if TYPE_CHECKING:
+    from .document import Source
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Generation:
             asked for them.
         encoded: The context with prompt and answer added, to continue from, if `grow=True` asked
             for it.
+        sources: The places of a document that the answer was made from, best first
+            (`Document.ask`).
     """
 
     text: str
@@ -42,6 +47,7 @@ class Generation:
     seconds: float
     logprobs: list[float] | None = None
     encoded: EncodedContext | None = None
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from .model.errors import shorten
 from .model.llama import Llama
 from .storage.context_file import read_context, write_context
 from .text.survivors import GAP, Unit, surviving_text
+
+if TYPE_CHECKING:
+    from .document import Source
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class EncodedContext:
         model: The fingerprint of the model that made it; `generate` takes no other.
         appended: How many tokens were added after the input, by `generate(..., grow=True)`: prompts
             and answers. They are the last of `token_ids` and of the kept tokens.
+        sources: The places of a document that were read, best first (`Document.encode`). They are
+            not saved.
     """
 
     keys: Tensor
@@ -121,6 +126,7 @@ class EncodedContext:
     stats: EncodeStats
     model: str
     appended: int = 0
+    sources: tuple[Source, ...] = ()
 
     def __len__(self) -> int:
         """Tokens in the cache, T'."""

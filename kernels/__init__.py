@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .products import add_linear_, linear
     from .rotary import apply_rotary_, rotary_and_store_
     from .selection import score_and_select
+    from .stored import score_units
     from .voting import score_rows, vote_and_select
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "rotary_and_store_",
     "score_and_select",
     "score_rows",
+    "score_units",
     "silu_mul",
     "vote_and_select",
 ]
@@ -51,6 +53,7 @@ _HOME = {
     "rotary_and_store_": "rotary",
     "score_and_select": "selection",
     "score_rows": "voting",
+    "score_units": "stored",
     "silu_mul": "activation",
     "vote_and_select": "voting",
 }

@@ -5,7 +5,7 @@ must be. Only shapes, dtypes, devices and strides are read, never data on a GPU:
 the device. Sizes are those of `kernels.reference`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -219,6 +219,44 @@ def check_votes(k: Tensor, votes: Tensor | None, reach: tuple[int, int]) -> None
         wide = votes.dtype == torch.promote_types(k.dtype, torch.float32)
         require(wide, "the dtype of votes", votes.dtype, "what score_rows returns")
     require(min(reach) >= 0, "reach", reach, "rows before and rows behind, 0 or more of each")
+
+
+def check_units(
+    q: Tensor,
+    keys: Tensor,
+    scales: Tensor | None,
+    key_heads: Sequence[int],
+    weights: Tensor,
+    before: Tensor,
+    starts: Tensor,
+) -> None:
+    """q [A, H, D], keys [N, G, D] like q or int8 with scales [N, G], H key_heads, weights [H] and
+    before [A, H] float32, starts [U] int64.
+
+    The values of starts are data: whoever made them checks them.
+    """
+    _check_sized(q, "q", 3)
+    _check_sized(keys, "keys", 3)
+    asking, heads, dim = q.shape
+    wide = torch.promote_types(q.dtype, torch.float32)
+    _check_floating("q", q)
+    _check_layout(q=q, keys=keys, scales=scales, weights=weights, before=before, starts=starts)
+    _check_shape("keys", keys, (*keys.shape[:2], dim), "[N, G, D] with q's D")
+    if scales is None:
+        require(keys.dtype == q.dtype, "the dtype of keys", keys.dtype, f"q's, {q.dtype}")
+    else:
+        require(keys.dtype == torch.int8, "the dtype of keys", keys.dtype, "int8 beside scales")
+        _check_floating("scales", scales)
+        _check_shape("scales", scales, tuple(keys.shape[:2]), "[N, G]")
+    require(len(key_heads) == heads, "the number of key_heads", len(key_heads), f"q's, {heads}")
+    known = range(keys.shape[1])
+    fits = all(head in known for head in key_heads)
+    require(fits, "key_heads", tuple(key_heads), f"in [0, {keys.shape[1]}), the heads of keys")
+    _check_indices("starts", starts, (len(starts),), "[U]")
+    require(len(starts) > 0, "the length of starts", len(starts), "1 or more units")
+    for name, x, shape in (("weights", weights, (heads,)), ("before", before, (asking, heads))):
+        _check_shape(name, x, shape, "those of q's heads")
+        require(x.dtype == wide, f"the dtype of {name}", x.dtype, str(wide))
 
 
 def check_bias(

@@ -9,6 +9,7 @@ have D elements. E is the hidden size, L the number of layers. Rows, positions, 
 slots are int64. Functions whose name ends in an underscore write into an argument.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -27,6 +28,7 @@ from .checks import (
     check_scores,
     check_selection,
     check_silu_mul,
+    check_units,
     check_votes,
     checked_by,
 )
@@ -42,6 +44,8 @@ ROTATED_AT_ONCE = 2**20
 # Up to NORMED_AT_ONCE numbers, PyTorch's norm is faster than one with fewer copies in float32. Up
 # to FEW_NORMED, one with fewer operations is faster still on a CPU.
 NORMED_AT_ONCE, FEW_NORMED = 2**18, 2**13
+# How many logits of stored tokens are computed at once: they stay in a CPU's cache.
+STORED_LOGITS = 2**17
 
 
 def widen(x: Tensor) -> Tensor:
@@ -437,3 +441,45 @@ def gather_cache_(cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) ->
     for layer, (own_keys, own_values) in enumerate(zip(keys, values, strict=True)):
         own_keys.copy_(cache[layer, 0, slots].transpose(0, 1))
         own_values.copy_(cache[layer, 1, slots].transpose(0, 1))
+
+
+def score_units(
+    q: Tensor,
+    keys: Tensor,
+    scales: Tensor | None,
+    key_heads: Sequence[int],
+    weights: Tensor,
+    before: Tensor,
+    starts: Tensor,
+) -> Tensor:
+    """Score the units (sentences) of a stored text by the attention that the asking rows pay to it.
+
+        score[a, u] = max over tokens i of unit u of
+                      sum over heads h of (w_h · softmax_i(q_a,h · k_i / sqrt(D)))
+
+    Each head's softmax is over all stored tokens and what the asking row sees besides.
+    """
+    check_units(q, keys, scales, key_heads, weights, before, starts)
+    asking, heads, dim = q.shape
+    tokens, step = len(keys), max(STORED_LOGITS // (asking * heads), 16)
+    unit_of = torch.zeros(tokens, dtype=torch.int64, device=q.device)
+    unit_of[starts[1:]] = 1
+    unit_of = unit_of.cumsum(0)
+    queries = widen(q).transpose(0, 1) * dim**-0.5  # [H, A, D]
+    totals = before.T  # [H, A]
+
+    def logits(start: int) -> Tensor:
+        own = keys[start : start + step].to(queries.dtype)
+        if scales is not None:
+            own *= scales[start : start + step, :, None]
+        return queries @ own.permute(1, 2, 0)[list(key_heads)]  # [H, A, block]
+
+    for start in range(0, tokens, step):
+        totals = torch.logaddexp(totals, logits(start).logsumexp(2))
+    scores = torch.zeros(asking, len(starts), dtype=queries.dtype, device=q.device)
+    for start in range(0, tokens, step):
+        shares = logits(start).sub_(totals[:, :, None]).exp_()
+        joined = torch.tensordot(weights.to(shares.dtype), shares, 1)  # [A, block]
+        units = unit_of[start : start + step].expand(asking, -1)
+        scores.scatter_reduce_(1, units, joined, "amax")
+    return scores

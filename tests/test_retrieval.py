@@ -6,6 +6,7 @@ from checkpoints import random_model
 from transformers import LlamaForCausalLM
 
 import homer_triton as ht
+from homer_triton.engine import retrieval
 from homer_triton.engine.retrieval import (
     QUESTION_LEN,
     RECORD_LEN,
@@ -89,12 +90,12 @@ def test_the_heads_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ht.from_transformers(copying_model(), ops="torch")
     heads = retrieval_heads(model)
     monkeypatch.setattr("homer_triton.engine.retrieval.record_attention", None)
-    assert retrieval_heads(model) is heads
+    assert torch.equal(retrieval_heads(model), heads)
     monkeypatch.undo()
     model.weights.layers[COPIES[0]].output.neg_()  # trained on: another model
-    again = retrieval_heads(model)
-    assert again is not heads
-    assert again is not None
+    measured = retrieval.found[model]
+    assert retrieval_heads(model) is not None
+    assert retrieval.found[model] is not measured
 
 
 def test_a_model_without_them_is_asked_as_a_whole() -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .ask import ask
 from .calibrate import calibrate
 from .chat import chat
 from .compress import compress
@@ -15,6 +16,7 @@ from .eval import app as evaluations
 from .generate import generate
 from .help import Command
 from .plan import plan
+from .read import read
 from .serve import serve
 from .show import show
 
@@ -58,6 +60,6 @@ def _common(
 ) -> None: ...
 
 
-for command in (demo, generate, chat, serve, encode, compress, show, plan, calibrate):
+for command in (demo, read, ask, generate, chat, serve, encode, compress, show, plan, calibrate):
     app.command(cls=Command)(command)
 app.add_typer(evaluations, name="eval")

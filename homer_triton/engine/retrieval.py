@@ -27,31 +27,38 @@ FEWEST_RECORDS = 16
 LEAST_ATTENTION = 0.2
 LEAST_SHARE = 0.25
 
-# Each model's heads, and the fingerprint of the weights that they were found in.
+# What each model's heads give to the record, and the fingerprint of the weights that it was found
+# in.
 found: WeakKeyDictionary[Llama, tuple[str, Tensor | None]] = WeakKeyDictionary()
 
 
 def retrieval_heads(model: Llama) -> Tensor | None:
     """A model's retrieval heads: [L, HQ] float32 on its device, 1 for these and 0 for the others;
     None where it has none.
-
-    They are looked for once, which takes as long as reading two thousand tokens.
     """
-    known, fingerprint = found.get(model), model.fingerprint
-    if known is None or known[0] != fingerprint:
-        known = found[model] = (fingerprint, _find(model))
-    return known[1]
-
-
-def _find(model: Llama) -> Tensor | None:
-    records = min(RECORDS, model.config.context_limit // 2 // RECORD_LEN)
-    if records < FEWEST_RECORDS:
+    attention = known_attention(model)
+    if attention is None:
         return None
-    attention = record_attention(model, records)
     best = attention.max()
     if not best >= LEAST_ATTENTION:  # or NaN
         return None
-    return (attention >= LEAST_SHARE * best).float().to(model.device)
+    return (attention >= LEAST_SHARE * best).float()
+
+
+def known_attention(model: Llama) -> Tensor | None:
+    """`record_attention` of a model, on its device; None where its context limit is too short for
+    enough records.
+
+    It is measured once, which takes as long as reading two thousand tokens.
+    """
+    known, fingerprint = found.get(model), model.fingerprint
+    if known is None or known[0] != fingerprint:
+        records = min(RECORDS, model.config.context_limit // 2 // RECORD_LEN)
+        attention = None
+        if records >= FEWEST_RECORDS:
+            attention = record_attention(model, records).to(model.device)
+        known = found[model] = (fingerprint, attention)
+    return known[1]
 
 
 def record_attention(model: Llama, records: int = RECORDS) -> Tensor:

@@ -116,9 +116,14 @@ def _words(text: str, spans: Sequence[Span]) -> list[Span]:
     return words
 
 
+def sentence_ends(text: str) -> list[int]:
+    """Where the sentences of a text end, but for the last."""
+    return [match.end() for match in _SENTENCE_END.finditer(text)]
+
+
 def _sentences(text: str, spans: Sequence[Span]) -> list[Span]:
     """The sentences, without the white space around them."""
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    ends = sentence_ends(text)
     sentences = []
     for start, stop in zip([0, *ends], [*ends, len(text)], strict=True):
         start, stop = _trim(text, start, stop)

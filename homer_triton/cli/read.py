@@ -1,0 +1,77 @@
+"""`homer read`: read texts once, for any number of questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import typer
+
+from .groups import with_groups
+from .help import COST
+from .inputs import read_text
+from .options import Checkpoint, Json
+from .output import at_terminal, note, print_json, readable_bytes
+
+
+@with_groups
+def read(
+    *,
+    checkpoint: Checkpoint,
+    texts: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE…", help="The texts, UTF-8 files. Use - for standard input."),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="The file for the document."),
+    ],
+    max_chunk_len: Annotated[
+        int | None,
+        typer.Option(
+            "--max-chunk-len",
+            metavar="N",
+            min=1,
+            rich_help_panel=COST,
+            help="The text is read in chunks: the most tokens in one.",
+            show_default="1024, or less where the context limit is short",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read texts once, for any number of questions.
+
+    `homer ask FILE` then answers each question in a moment, from what it asks for. The file keeps
+    some hundred bytes for each token. If the reading is interrupted, the same command goes on
+    where it stopped.
+
+    \b
+    Examples:
+      homer read book.txt -o book.homer --model HuggingFaceTB/SmolLM2-1.7B-Instruct
+      homer ask book.homer --prompt "Who tells the story?"
+    """
+    from .. import HomerConfig
+    from .. import read as read_once
+    from ..storage.files import check_outputs
+
+    check_outputs({"-o": output}, {"FILE": texts, "--model": checkpoint.model})
+    named = {}
+    for file in texts:
+        if file in named:
+            raise ValueError(f"The text {file} is named twice; name it once.")
+        named[file] = read_text(file)
+    llama, _ = checkpoint.open()
+    start = perf_counter()
+    config = HomerConfig(max_chunk_len=max_chunk_len)
+    document = read_once(llama, named, config, progress=at_terminal(), path=output)
+    seconds = perf_counter() - start
+    note(
+        f"read {len(document):,} tokens ({seconds:.1f} s, {len(document) / seconds:,.0f} tokens/s)"
+    )
+    size = output.stat().st_size
+    if as_json:
+        figures = {"tokens": len(document), "bytes": size, "seconds": seconds}
+        print_json({"output": str(output), **figures})
+    else:
+        print(f"{output}: {readable_bytes(size)}")

@@ -1,0 +1,574 @@
+"""`read`: read a text once, then ask it anything. A `Document` is what such a reading leaves."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .chat import chat_affixes
+from .config import HomerConfig
+from .context import EncodedContext
+from .encoding import encode
+from .engine.finding import attend_again, choose, find, rank
+from .engine.reading import OVERLAP, ReadHeads, choose_heads, read_keys
+from .engine.tree import default_target_len
+from .generation import generate
+from .model.errors import shorten
+from .model.llama import Llama
+from .storage.document_file import DocumentFile
+from .text.controls import Span, plain_ids
+from .text.excerpts import Excerpt, Unit, join
+from .text.pieces import locate
+from .text.tokens import TokensLike, beginning, check_model, tokenize
+from .text.units import cut_units
+
+if TYPE_CHECKING:
+    from .answering import Generation
+
+# Tokens of a chunk that is read alone.
+CHUNK_LEN = 1024
+# Where a text has no tokenizer, so many tokens are a unit.
+_UNIT_LEN = 32
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place of a text.
+
+    Attributes:
+        start: Its first character, or its first token where the model has no tokenizer.
+        end: The character after its last: `text[start:end]` is the place.
+        votes: How much attention led to it. The places of one answer compare by it.
+        name: The text's name, if it has one.
+    """
+
+    start: int
+    end: int
+    votes: float
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """One of a document's texts.
+
+    Attributes:
+        name: Its name, or None.
+        content: The text itself.
+        tokens: How many tokens it has.
+        units: How many units (sentences, or lines of records) it has.
+    """
+
+    name: str | None
+    content: str
+    tokens: int
+    units: int
+
+
+class Document:
+    """A text, or several, that was read once and answers any question: what `read` returns.
+
+        doc = ht.read(model, text)
+        answer = doc.ask("Who tells the story?")
+        print(answer.text)
+        for source in answer.sources:
+            print(text[source.start : source.end])
+
+    Of each token it keeps the id and the keys of the few heads that find what a question asks for.
+    A question attends to these keys, and the sentences that it attends to most are read again with
+    it. Nothing is read again for another question, prefix, system prompt or chat history. A
+    document does not change; `append` returns a longer one.
+
+    Attributes:
+        model: The model that read it.
+        texts: Its texts, in their order.
+    """
+
+    def __init__(self, model: Llama, heads: ReadHeads, file: DocumentFile, opening: Tensor) -> None:
+        self.model = model
+        self._heads = heads
+        self._file = file
+        self._opening = opening
+        content = bytes(file.tensors["text"].numpy()).decode()
+        texts, reached = [], 0
+        for name, characters, tokens, units in file.described["texts"]:
+            own = content[reached : reached + characters]
+            texts.append(Text(name, own, tokens, units))
+            reached += characters
+        self.texts: tuple[Text, ...] = tuple(texts)
+
+    def __len__(self) -> int:
+        """Tokens."""
+        return len(self.token_ids)
+
+    def __repr__(self) -> str:
+        return (
+            f"Document({len(self)} tokens, {len(self.texts)} texts, {self.bytes_per_token:.0f} "
+            "bytes a token)"
+        )
+
+    @property
+    def token_ids(self) -> Tensor:
+        """The ids of all texts' tokens, [N] int32."""
+        return self._file.tensors["token_ids"]
+
+    @property
+    def bytes_per_token(self) -> float:
+        """How much memory it takes, and how much of a disk, by token."""
+        return sum(tensor.nbytes for tensor in self._file.tensors.values()) / len(self)
+
+    def find(
+        self, suffix: TokensLike, prefix: TokensLike | None = None, most: int | None = None
+    ) -> tuple[Source, ...]:
+        """The places that a question attends to most, best first. The text is not read again.
+
+        Args:
+            suffix: The question, text or token ids.
+            prefix: What stands before the text, as in `encode`.
+            most: How many places. Default: all.
+
+        Raises:
+            ValueError: The question is empty, or the file of the document is damaged.
+        """
+        votes, _ = self._votes(self._prefix(prefix), self._suffix(suffix))
+        return tuple(self._source(unit, float(votes[unit])) for unit in rank(votes)[:most])
+
+    def encode(
+        self,
+        suffix: TokensLike,
+        prefix: TokensLike | None = None,
+        config: HomerConfig | None = None,
+    ) -> EncodedContext:
+        """Read what a question asks for into a short KV cache.
+
+        The sentences that the question attends to most, and those around them, are read as one
+        ordinary prompt, `prefix ‖ sentences ‖ suffix`. The best ones stand next to the question. A
+        text that fits `target_len` is read whole.
+
+        Args:
+            suffix: The question, and whatever else follows the text: text or token ids.
+            prefix: What stands before the text, as in `encode`.
+            config: `target_len` bounds the tokens of the prompt. The other settings are those of
+                the merge tree and do nothing here.
+
+        Returns:
+            The encoding of that prompt: its `token_ids` are the prompt's. Its `sources` are the
+            places that were read, best first.
+
+        Raises:
+            ValueError: The question is empty or leaves no room in `target_len`, or the file of the
+                document is damaged.
+        """
+        return self._read_again(self._prefix(prefix), self._suffix(suffix), config)[0]
+
+    def ask(
+        self,
+        question: str,
+        prefix: TokensLike | None = None,
+        config: HomerConfig | None = None,
+        on_text: Callable[[str], None] | None = None,
+        **decoding: Any,
+    ) -> Generation:
+        """Answer a question about the text.
+
+        The question goes into the model's chat template where it has one. Otherwise it stands on a
+        line of its own after the text.
+
+        Args:
+            question: The question.
+            prefix: What stands before the text. Default: what the chat template puts there, or else
+                what the tokenizer puts before a text.
+            config: As in `Document.encode`.
+            on_text: Called with each finished piece of the answer's text, for streaming.
+            decoding: Any field of `Decoding`, such as `max_new_tokens=100` (64 by default) or
+                `temperature=0.7`.
+
+        Returns:
+            The answer. Its `sources` are the places of the text that it was made from, best first.
+
+        Raises:
+            ValueError: As in `Document.encode` and `generate`.
+        """
+        tokenizer = self.model.tokenizer
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError("The question is empty; ask something.")
+        suffix: TokensLike = "\n" + question
+        if tokenizer is not None and tokenizer.chat_template:
+            opening, suffix = chat_affixes(tokenizer, question)
+            prefix = opening if prefix is None else prefix
+        before, after = self._prefix(prefix), self._suffix(suffix)
+        encoded, excerpt = self._read_again(before, after, config)
+        answer = generate(self.model, encoded, on_text=on_text, **decoding)
+        said = torch.tensor([int(after[-1]), *answer.token_ids])
+        votes = attend_again(self.model, self._heads, encoded, said, len(before), excerpt.units)
+        places = sorted(votes.items(), key=lambda pair: -pair[1])
+        return replace(answer, sources=tuple(self._source(*place) for place in places))
+
+    def append(self, more: TokensLike, name: str | None = None, progress: bool = False) -> Document:
+        """Read more text.
+
+        It costs reading the new text, and at most one chunk of the old one.
+
+        Args:
+            more: The text, or its token ids.
+            name: The name of a new text. Default: the last text goes on.
+            progress: Show a progress bar.
+
+        Returns:
+            The longer document, as reading all of it at once gives it.
+
+        Raises:
+            ValueError: The text is empty.
+        """
+        parts = self._parts()
+        if name is None:
+            parts[-1] = _extended(self.model, parts[-1], more)
+        else:
+            parts.append(_cut(self.model, name, more))
+        self._file.check()
+        chunk_len = self._file.described["chunk_len"]
+        return _read(self.model, parts, chunk_len, progress, None, self._file)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the document to one file, which `load` maps into memory.
+
+        Raises:
+            ValueError: The file cannot be written.
+        """
+        self._file.check()
+        self._file.write(Path(path))
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], model: Llama) -> Document:
+        """Open a file that `save`, or `read` with a path, wrote. It is not read whole.
+
+        Args:
+            path: The file.
+            model: The model that read the text.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is no document, is damaged or not finished, or another model read
+                it.
+        """
+        check_model(model)
+        file = _opened(Path(path))
+        described = file.described
+        try:
+            heads = ReadHeads(
+                tuple((layer, head) for layer, head in described["heads"]),
+                tuple(described["weights"]),
+                described["groups"],
+            )
+            opening = torch.tensor(described["opening"], dtype=torch.int64)
+            document = cls(model, heads, file, opening)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} was written by another version; read the text again."
+            ) from error
+        if described["model"] != model.fingerprint:
+            raise ValueError(
+                f"The document was read by another model ({described['model']}, this is "
+                f"{model.fingerprint}); load that model, or read the text again."
+            )
+        return document
+
+    def _prefix(self, prefix: TokensLike | None) -> Tensor:
+        own = beginning(self.model) if prefix is None else prefix
+        return tokenize(self.model, own, "prefix", special_tokens=True)
+
+    def _suffix(self, suffix: TokensLike) -> Tensor:
+        ids = tokenize(self.model, suffix, "suffix", special_tokens=True)
+        if not len(ids):
+            raise ValueError("The question is empty; ask something.")
+        return ids
+
+    def _votes(self, prefix: Tensor, suffix: Tensor) -> tuple[Tensor, Tensor]:
+        """The votes of a question, as `finding.find` returns them."""
+        self._file.check()
+        chunk_end = len(self._opening) + OVERLAP + self._file.described["chunk_len"]
+        return find(self.model, self._heads, self._file.tensors, prefix, suffix, chunk_end)
+
+    def _parts(self) -> list[_Part]:
+        """The texts as they were cut."""
+        parts, token, unit = [], 0, 0
+        for text in self.texts:
+            tokens, units = slice(token, token + text.tokens), slice(unit, unit + text.units)
+            starts = (self._file.tensors["unit_starts"][units] - token).tolist()
+            spans = [
+                (start, end) for start, end in self._file.tensors["unit_spans"][units].tolist()
+            ]
+            parts.append(
+                _Part(text.name, self.token_ids[tokens].long(), text.content, starts, spans)
+            )
+            token, unit = tokens.stop, units.stop
+        return parts
+
+    def _source(self, unit: int, votes: float) -> Source:
+        start, end = self._file.tensors["unit_spans"][unit].tolist()
+        return Source(start, end, votes, self.texts[self._text_of(unit)].name)
+
+    def _text_of(self, unit: int) -> int:
+        """Which text a unit is of."""
+        return bisect_right(list(accumulate(text.units for text in self.texts)), unit)
+
+    def _read_again(
+        self, prefix: Tensor, suffix: Tensor, config: HomerConfig | None
+    ) -> tuple[EncodedContext, Excerpt]:
+        """The encoding of what a question asks for, and what was read for it."""
+        config = config or HomerConfig()
+        affix = len(prefix) + len(suffix)
+        chunk_len = config.chunk_len(self.model.config)
+        target_len = config.target_len or default_target_len(chunk_len, affix, "all")
+        most = target_len - affix
+        if most < 1:
+            raise ValueError(
+                f"prefix and question have {affix} tokens and leave no room in a target_len of "
+                f"{target_len}; raise target_len or ask something shorter."
+            )
+        votes, attended = self._votes(prefix, suffix)
+        firsts = list(accumulate((text.units for text in self.texts), initial=0))
+        if len(self) <= most:
+            groups = [list(range(first, stop)) for first, stop in pairwise(firsts)]
+        else:
+            groups = choose(votes, attended, self._ids_of, firsts[:-1], most)
+        excerpt = self._excerpt(groups)
+        while len(excerpt.ids) > most and len(groups) > 1:
+            groups = groups[1:]  # what joins them takes tokens, too: the one with the fewest votes
+            excerpt = self._excerpt(groups)
+        # The end of it is next to the question.
+        excerpt = Excerpt(excerpt.ids[-most:], excerpt.units[-most:])
+        total = affix + len(excerpt.ids)
+        one = HomerConfig(max_chunk_len=total, target_len=total)
+        encoded = encode(self.model, excerpt.ids, prefix, suffix, one)
+        chosen = sorted((unit for group in groups for unit in group), key=lambda unit: -votes[unit])
+        sources = tuple(self._source(unit, float(votes[unit])) for unit in chosen)
+        return replace(encoded, sources=sources), excerpt
+
+    def _ids_of(self, unit: int) -> list[int]:
+        """A unit's token ids."""
+        starts = self._file.tensors["unit_starts"]
+        stop = int(starts[unit + 1]) if unit + 1 < len(starts) else len(self)
+        return self.token_ids[int(starts[unit]) : stop].tolist()
+
+    def _excerpt(self, groups: Sequence[Sequence[int]]) -> Excerpt:
+        """Some units to read again, in this order."""
+        tokenizer, numbers = self.model.tokenizer, [unit for group in groups for unit in group]
+        if tokenizer is None:
+            each = [self._ids_of(number) for number in numbers]
+            ids = torch.tensor([token for own in each for token in own])
+            counts = torch.tensor([len(own) for own in each])
+            return Excerpt(ids, torch.tensor(numbers).repeat_interleave(counts))
+        spans = self._file.tensors["unit_spans"][numbers].tolist()
+        units = [
+            Unit(self._text_of(n), n, (a, b)) for n, (a, b) in zip(numbers, spans, strict=True)
+        ]
+        return join(tokenizer, [text.content for text in self.texts], units)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A text that was cut: its ids, and its units by first token and characters."""
+
+    name: str | None
+    ids: Tensor
+    text: str
+    starts: list[int]
+    spans: list[Span]
+
+
+def read(
+    model: Llama,
+    text: TokensLike | Mapping[str, TokensLike],
+    config: HomerConfig | None = None,
+    progress: bool = False,
+    path: str | PathLike[str] | None = None,
+) -> Document:
+    """Read a text once, to ask it any number of questions.
+
+        doc = ht.read(model, text)
+        print(doc.ask("Who tells the story?").text)
+        print(doc.ask("Where does she live?").text)
+
+    The text is read chunk by chunk, without a question, as far as the layers go that find things.
+    Memory does not grow but for what is kept, some hundred bytes a token.
+
+    Args:
+        model: From `load` or `from_transformers`.
+        text: The text, or its token ids, or several of either by name.
+        config: `max_chunk_len` sets the tokens of a chunk: 1024 by default, or less where the
+            model's context limit is short. The other settings are those of the merge tree and do
+            nothing here.
+        progress: Show a progress bar.
+        path: A file to write the document to while it is read. A reading that was interrupted goes
+            on where it stopped, if it is called again with the same arguments.
+
+    Returns:
+        The document.
+
+    Raises:
+        ValueError: The text is empty, or the file cannot be written.
+    """
+    check_model(model)
+    config = config or HomerConfig()
+    named: Mapping[str | None, TokensLike]
+    named = text if isinstance(text, Mapping) else {None: text}  # type: ignore[assignment]
+    parts = [_cut(model, name, own) for name, own in named.items()]
+    if not parts:
+        raise ValueError("There is no text; give at least one.")
+    return _read(model, parts, _chunk_len(model, config), progress, path)
+
+
+def checkpoint_of(path: str | PathLike[str]) -> str:
+    """The checkpoint that read a document's text, as it was named or by its folder.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no document, or the model had no name.
+    """
+    name = _opened(Path(path)).described.get("checkpoint")
+    if not name:
+        raise ValueError(f"{path} does not say which model read it; name the model.")
+    return str(name)
+
+
+def _opened(path: Path) -> DocumentFile:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no document {path}.")
+    try:
+        return DocumentFile.open(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a document, or is damaged: {shorten(error)}; read the text again."
+        ) from error
+
+
+def _checkpoint_name(model: Llama) -> str:
+    """Where a model's checkpoint is: a folder, or a hub id."""
+    name = str(getattr(model.tokenizer, "name_or_path", ""))
+    return os.path.abspath(name) if name and os.path.isdir(name) else name
+
+
+def _chunk_len(model: Llama, config: HomerConfig) -> int:
+    return config.max_chunk_len or min(CHUNK_LEN, config.chunk_len(model.config))
+
+
+def _read(
+    model: Llama,
+    parts: Sequence[_Part],
+    chunk_len: int,
+    progress: bool,
+    path: str | PathLike[str] | None,
+    known: DocumentFile | None = None,
+) -> Document:
+    """Read the parts. known: an earlier reading of their beginning."""
+    heads, opening = choose_heads(model), _opening(model)
+    most = model.config.context_limit - len(opening) - OVERLAP
+    if model.config.context_limit <= len(opening) + 2 * OVERLAP:
+        most = chunk_len
+    chunk_len = max(min(chunk_len, most), 1)
+    ids = torch.cat([part.ids for part in parts])
+    firsts = [0]
+    for part in parts:
+        firsts.append(firsts[-1] + len(part.ids))
+    starts = [
+        first + own for first, part in zip(firsts, parts, strict=False) for own in part.starts
+    ]
+    given = {
+        "token_ids": ids.int(),
+        "unit_starts": torch.tensor(starts),
+        "unit_spans": torch.tensor([span for part in parts for span in part.spans]).view(-1, 2),
+        "text": torch.frombuffer(
+            bytearray("".join(part.text for part in parts).encode() or b" "), dtype=torch.uint8
+        ),
+    }
+    described = {
+        "model": model.fingerprint,
+        "checkpoint": _checkpoint_name(model),
+        "heads": heads.heads,
+        "weights": heads.weights,
+        "groups": heads.groups,
+        "opening": opening.tolist(),
+        "texts": [[p.name, len(p.text), len(p.ids), len(p.starts)] for p in parts],
+    }
+    shape = (len(ids), len(heads.key_heads), model.config.head_dim)
+    file = DocumentFile.create(
+        described, given, shape, chunk_len, None if path is None else Path(path)
+    )
+    if known is not None:
+        whole = (len(known.tensors["token_ids"])) // chunk_len * chunk_len
+        for start in range(0, whole, chunk_len):
+            rows = slice(start, start + chunk_len)
+            file.put(start, known.tensors["keys"][rows], known.tensors["scales"][rows])
+    first = file.first_unread()
+    with tqdm(
+        total=len(ids), initial=first, desc="read", unit="token", disable=not progress
+    ) as bar:
+        for start, keys, scales in read_keys(model, heads, ids, opening, chunk_len, first):
+            file.put(start, keys, scales)
+            bar.update(len(keys))
+    file.finish()
+    return Document(model, heads, file, opening)
+
+
+def _opening(model: Llama) -> Tensor:
+    """What stands before every chunk: what the tokenizer puts before a text, or a line break."""
+    ids = beginning(model)
+    if not ids and model.tokenizer is not None:
+        ids = plain_ids(model.tokenizer, "\n")
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def _cut(model: Llama, name: str | None, text_or_ids: TokensLike) -> _Part:
+    """A text's tokens and units."""
+    what = "text" if name is None else f"The text {name!r}"
+    ids = tokenize(model, text_or_ids, what)
+    if not len(ids):
+        raise ValueError(
+            f"{'The text' if name is None else what} is empty; give at least one token."
+        )
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        starts = list(range(0, len(ids), _UNIT_LEN))
+        return _Part(name, ids, "", starts, list(pairwise([*starts, len(ids)])))
+    source = text_or_ids if isinstance(text_or_ids, str) else None
+    text, spans = locate(tokenizer, ids.tolist(), source=source)
+    starts, characters = cut_units(text, spans)
+    return _Part(name, ids, text, starts, characters)
+
+
+def _extended(model: Llama, part: _Part, more: TokensLike) -> _Part:
+    """A text that goes on. Its last paragraph is cut into units again."""
+    new = _cut(model, None, more)
+    ids = torch.cat([part.ids, new.ids])
+    if model.tokenizer is None:
+        starts = list(range(0, len(ids), _UNIT_LEN))
+        return _Part(part.name, ids, "", starts, list(pairwise([*starts, len(ids)])))
+    text, paragraph = part.text + new.text, part.text.rfind("\n\n", 0, -1) + 1
+    firsts = [start for start, _ in part.spans]
+    unit = min(bisect_right(firsts, max(paragraph, 1) - 1), len(firsts) - 1)
+    token = part.starts[unit]
+    tail, spans = locate(model.tokenizer, ids[token:].tolist())
+    if not text.endswith(tail):  # the tokenizer does not keep all of a text
+        unit, token, tail = len(firsts), len(part.ids), new.text
+        starts, characters = new.starts, new.spans
+    else:
+        starts, characters = cut_units(tail, spans)
+    shift = len(text) - len(tail)
+    return _Part(
+        part.name,
+        ids,
+        text,
+        part.starts[:unit] + [token + start for start in starts],
+        part.spans[:unit] + [(shift + start, shift + end) for start, end in characters],
+    )
