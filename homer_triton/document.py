@@ -19,7 +19,7 @@ from .chat import chat_affixes
 from .config import HomerConfig
 from .context import EncodedContext
 from .encoding import encode
-from .engine.finding import attend_again, choose, find, rank
+from .engine.finding import Finder, attend_again, rank
 from .engine.reading import OVERLAP, ReadHeads, choose_heads, read_keys
 from .engine.tree import default_target_len
 from .generation import generate
@@ -106,6 +106,9 @@ class Document:
             texts.append(Text(name, own, tokens, units))
             reached += characters
         self.texts: tuple[Text, ...] = tuple(texts)
+        self._firsts = list(accumulate((text.units for text in texts), initial=0))
+        chunk_end = len(opening) + OVERLAP + file.described["chunk_len"]
+        self._finder = Finder(model, heads, file.tensors, chunk_end, self._firsts)
 
     def __len__(self) -> int:
         """Tokens."""
@@ -140,7 +143,9 @@ class Document:
         Raises:
             ValueError: The question is empty, or the file of the document is damaged.
         """
-        votes, _ = self._votes(self._prefix(prefix), self._suffix(suffix))
+        before, after = self._prefix(prefix), self._suffix(suffix)
+        self._file.check()
+        votes, _ = self._finder.votes(before, after)
         return tuple(self._source(unit, float(votes[unit])) for unit in rank(votes)[:most])
 
     def encode(
@@ -293,12 +298,6 @@ class Document:
             raise ValueError("The question is empty; ask something.")
         return ids
 
-    def _votes(self, prefix: Tensor, suffix: Tensor) -> tuple[Tensor, Tensor]:
-        """The votes of a question, as `finding.find` returns them."""
-        self._file.check()
-        chunk_end = len(self._opening) + OVERLAP + self._file.described["chunk_len"]
-        return find(self.model, self._heads, self._file.tensors, prefix, suffix, chunk_end)
-
     def _parts(self) -> list[_Part]:
         """The texts as they were cut."""
         parts, token, unit = [], 0, 0
@@ -320,7 +319,7 @@ class Document:
 
     def _text_of(self, unit: int) -> int:
         """Which text a unit is of."""
-        return bisect_right(list(accumulate(text.units for text in self.texts)), unit)
+        return bisect_right(self._firsts, unit) - 1
 
     def _read_again(
         self, prefix: Tensor, suffix: Tensor, config: HomerConfig | None
@@ -336,12 +335,13 @@ class Document:
                 f"prefix and question have {affix} tokens and leave no room in a target_len of "
                 f"{target_len}; raise target_len or ask something shorter."
             )
-        votes, attended = self._votes(prefix, suffix)
-        firsts = list(accumulate((text.units for text in self.texts), initial=0))
+        self._file.check()
         if len(self) <= most:
-            groups = [list(range(first, stop)) for first, stop in pairwise(firsts)]
+            votes, _ = self._finder.votes(prefix, suffix)
+            groups = [list(range(first, stop)) for first, stop in pairwise(self._firsts)]
         else:
-            groups = choose(votes, attended, self._ids_of, firsts[:-1], most)
+            found = self._finder.find(prefix, suffix, most)
+            votes, groups = found.votes, found.groups
         excerpt = self._excerpt(groups)
         while len(excerpt.ids) > most and len(groups) > 1:
             groups = groups[1:]  # what joins them takes tokens, too: the one with the fewest votes
@@ -355,17 +355,11 @@ class Document:
         sources = tuple(self._source(unit, float(votes[unit])) for unit in chosen)
         return replace(encoded, sources=sources), excerpt
 
-    def _ids_of(self, unit: int) -> list[int]:
-        """A unit's token ids."""
-        starts = self._file.tensors["unit_starts"]
-        stop = int(starts[unit + 1]) if unit + 1 < len(starts) else len(self)
-        return self.token_ids[int(starts[unit]) : stop].tolist()
-
     def _excerpt(self, groups: Sequence[Sequence[int]]) -> Excerpt:
         """Some units to read again, in this order."""
         tokenizer, numbers = self.model.tokenizer, [unit for group in groups for unit in group]
         if tokenizer is None:
-            each = [self._ids_of(number) for number in numbers]
+            each = [self._finder.ids_of(number) for number in numbers]
             ids = torch.tensor([token for own in each for token in own])
             counts = torch.tensor([len(own) for own in each])
             return Excerpt(ids, torch.tensor(numbers).repeat_interleave(counts))

@@ -4,12 +4,12 @@ The question runs without the text, behind the place where a chunk would end. It
 to all stored tokens. A unit (a sentence, or a line) gets from each of them the attention of its
 best token, as in late interaction (ColBERT, Khattab & Zaharia 2020). Tokens that few units have
 count more, and units that have the very tokens get more votes, as in BM25 (Robertson & Zaragoza
-2009).
+2009). What was found then asks for more, as long as its own words lead on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log1p
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from .reading import ReadHeads
 if TYPE_CHECKING:
     from ..context import EncodedContext
 
-# How many of a question's last tokens vote.
+# How many tokens vote: the last ones of a question, or the rarest ones of what was found.
 MOST_ASKING = 32
 # What a unit gets for having a token of the question, where all attention of that token is 1.
 WORD_VOTE = 0.18
@@ -31,174 +31,227 @@ WORD_VOTE = 0.18
 LENGTH_SHARE = 0.4
 # Units are read again that have at least this share of the best one's attention.
 LEAST_SHARE = 0.5
+# A token of what was found leads on to units that get at least this much of its attention, times
+# how rare it is (the logarithm below). It may do so this many times.
+LEADS_ON, MOST_HOPS = 0.6, 8
 
 
 @dataclass(frozen=True)
-class Asking:
-    """A question's queries: q [A, H, D] in the order of the heads, rotated, of its last A tokens;
-    before [A, H] float32, the logarithm of what their softmax adds up to over the tokens of
-    the question and of what stands before the text.
+class Found:
+    """What a question found.
+
+    Attributes:
+        votes: [U] float32 on the CPU, the votes of each unit.
+        groups: The units to read again, in groups of neighbours: the best group last, so that it
+            stands next to the question.
     """
 
-    q: Tensor
-    before: Tensor
+    votes: Tensor
+    groups: list[list[int]]
 
 
-@torch.no_grad()
-def ask(model: Llama, heads: ReadHeads, prefix: Tensor, suffix: Tensor, chunk_end: int) -> Asking:
-    """Run `prefix ‖ suffix` without the text, as far as the heads are.
+class Finder:
+    """Finds units of a text that was read.
 
-    The suffix stands where it would stand behind a whole chunk.
-
-    Args:
-        model: The model.
-        heads: The heads that read the text.
-        prefix: [P] ids, such as a system prompt.
-        suffix: [S] ids, the question.
-        chunk_end: The position after a whole chunk.
+    stored: its `keys`, `scales`, `token_ids` and `unit_starts`; chunk_end: the position after a
+    whole chunk; text_firsts: the first unit of each text.
     """
-    tokens = torch.cat([prefix, suffix]).to(model.device)
-    asking, config = min(MOST_ASKING, len(suffix)), model.config
-    rows = torch.arange(len(tokens), device=model.device)
-    gap = max(chunk_end - len(prefix), 0)
-    positions = torch.where(rows < len(prefix), rows, rows + gap)
-    rotary = model.rotary(len(tokens) + gap)
-    run = Pass(model, positions[None], model.new_cache(0), rotary=rotary)
-    hidden = model.embed(tokens[None])
-    unseen = rows > rows[-asking:, None]
-    queries: list[Tensor] = []
-    totals: list[Tensor] = []
-    for layer in range(heads.last_layer + 1):
-        q, k, v = run.project(layer, hidden)
-        _, own = heads.in_layer(layer)
-        if own:
-            asked = q[0, -asking:, own]
-            key_heads = [head // heads.groups for head in own]
-            logits = torch.einsum("ahd,thd->aht", asked.float(), k[0, :, key_heads].float())
-            logits = (logits * config.head_dim**-0.5).masked_fill_(unseen[:, None], -torch.inf)
-            queries.append(asked)
-            totals.append(logits.logsumexp(-1))
-        if layer < heads.last_layer:
-            hidden = run.attend(layer, hidden, q, k, v)
-            run.feed_forward_(layer, hidden)
-        del q, k, v
-    return Asking(torch.cat(queries, 1), torch.cat(totals, 1))
+
+    def __init__(
+        self,
+        model: Llama,
+        heads: ReadHeads,
+        stored: Mapping[str, Tensor],
+        chunk_end: int,
+        text_firsts: Sequence[int],
+    ) -> None:
+        self._model = model
+        self._heads = heads
+        self._stored = stored
+        self._chunk_end = chunk_end
+        self._starts = stored["unit_starts"]
+        self._lengths = torch.diff(self._starts, append=torch.tensor([len(stored["token_ids"])]))
+        # No unit before one of these, or behind the last, is its neighbour.
+        self._edges = {*text_firsts, len(self._starts)}
+
+    def ids_of(self, unit: int) -> list[int]:
+        """A unit's token ids."""
+        start = int(self._starts[unit])
+        ids: list[int] = self._stored["token_ids"][
+            start : start + int(self._lengths[unit])
+        ].tolist()
+        return ids
+
+    def votes(self, prefix: Tensor, suffix: Tensor) -> tuple[Tensor, Tensor]:
+        """The votes that a question gives each unit, and the part of them that is attention.
+
+        prefix: [P] ids, what stands before the text; suffix: [S] ids, the question. Returns [U]
+        and [U], float32 on the CPU.
+        """
+        asking = torch.arange(len(suffix))[-MOST_ASKING:]
+        attention = self._attention(prefix, suffix, asking)
+        word = WORD_VOTE / (
+            1
+            - LENGTH_SHARE
+            + LENGTH_SHARE * self._lengths / self._lengths.mean(dtype=torch.float32)
+        )
+        attended, words = torch.zeros(len(word)), torch.zeros(len(word))
+        for token in suffix[asking].unique().tolist():
+            own = suffix[asking] == token
+            rarity, having = self._rarity(token)
+            attended += rarity * attention[own].sum(0)
+            words[having] += rarity * int(own.sum()) * word[having]
+        return (attended + words) / len(asking), attended / len(asking)
+
+    def find(self, prefix: Tensor, suffix: Tensor, most: int) -> Found:
+        """The units to read again for a question, of at most so many tokens in all.
+
+        The best unit is chosen even if it has more. Arguments are as in `votes`.
+        """
+        votes, attended = self.votes(prefix, suffix)
+        ranked = rank(votes)
+        chosen, room = [ranked[0]], most - int(self._lengths[ranked[0]])
+        least = LEAST_SHARE * float(attended[ranked[0]])
+        for unit in ranked[1:]:
+            if float(attended[unit]) < least or int(self._lengths[unit]) > room:
+                break
+            chosen.append(unit)
+            room -= int(self._lengths[unit])
+        fresh = chosen
+        for _ in range(MOST_HOPS):
+            fresh = self._led_to(prefix, suffix, chosen, fresh, room)
+            if not fresh:
+                break
+            chosen = [*chosen, *fresh]
+            room -= sum(int(self._lengths[unit]) for unit in fresh)
+        return Found(votes, self._grouped(chosen, room))
+
+    def _led_to(
+        self,
+        prefix: Tensor,
+        suffix: Tensor,
+        chosen: Sequence[int],
+        fresh: Sequence[int],
+        room: int,
+    ) -> list[int]:
+        """The units that the words of the fresh units lead to, but for those that were chosen and
+        those that have no room. Words of the question do not count: they were asked already.
+        """
+        asked = set(suffix.tolist())
+        places: list[int] = []
+        ids: list[int] = []
+        for unit in chosen:
+            own = self.ids_of(unit)
+            if unit in fresh:
+                places += [
+                    len(ids) + place for place, token in enumerate(own) if token not in asked
+                ]
+            ids += own
+        rarities = {token: self._rarity(token)[0] for token in {ids[place] for place in places}}
+        places = sorted(sorted(places, key=lambda place: -rarities[ids[place]])[:MOST_ASKING])
+        if not places:
+            return []
+        context = torch.tensor(ids)
+        attention = self._attention(prefix, torch.cat([context, suffix]), torch.tensor(places))
+        rarity = torch.tensor([rarities[ids[place]] for place in places])
+        best = (attention * rarity[:, None]).amax(0)
+        best[torch.tensor(chosen)] = 0
+        found: list[int] = []
+        for unit in rank(best):
+            if float(best[unit]) < LEADS_ON:
+                break
+            if int(self._lengths[unit]) <= room:
+                found.append(unit)
+                room -= int(self._lengths[unit])
+        return found
+
+    def _grouped(self, chosen: Sequence[int], room: int) -> list[list[int]]:
+        """Chosen units, best first, with the units around them, which tell whom and what they
+        speak of: in groups of neighbours, the best group last.
+
+        A unit that is much like a chosen one is left out: where all records are alike, it would
+        only be taken for the right one.
+        """
+        known = {unit: set(self.ids_of(unit)) for unit in chosen}
+        for unit in chosen:
+            for near, edge in ((unit - 1, unit), (unit + 1, unit + 1)):
+                if edge in self._edges or near in known or int(self._lengths[near]) > room:
+                    continue
+                own = set(self.ids_of(near))
+                if not _is_like(own, known.values()):
+                    known[near] = own
+                    room -= int(self._lengths[near])
+        place = {unit: number for number, unit in enumerate(known)}
+        groups: list[list[int]] = []
+        for unit in sorted(known):
+            if groups and groups[-1][-1] == unit - 1 and unit not in self._edges:
+                groups[-1].append(unit)
+            else:
+                groups.append([unit])
+        return sorted(groups, key=lambda group: -min(place[unit] for unit in group))
+
+    def _rarity(self, token: int) -> tuple[float, Tensor]:
+        """How much a token counts, and the units that have it: the inverse document frequency
+        (Spärck Jones 1972), and 1 for a token that the text does not have.
+        """
+        places = (self._stored["token_ids"] == token).nonzero()[:, 0]
+        having = (torch.bucketize(places, self._starts, right=True) - 1).unique()
+        return (log1p(len(self._starts) / (len(having) + 1)) if len(having) else 1.0), having
+
+    @torch.no_grad()
+    def _attention(self, prefix: Tensor, suffix: Tensor, asking: Tensor) -> Tensor:
+        """The attention [A, U], on the CPU, that some tokens of the suffix pay to the units.
+
+        `prefix ‖ suffix` runs without the text; the suffix stands where it would stand behind a
+        whole chunk. asking: [A], which of its tokens.
+        """
+        model, heads = self._model, self._heads
+        tokens = torch.cat([prefix, suffix]).to(model.device)
+        rows = torch.arange(len(tokens), device=model.device)
+        asking = asking.to(model.device) + len(prefix)
+        gap = max(self._chunk_end - len(prefix), 0)
+        positions = torch.where(rows < len(prefix), rows, rows + gap)
+        rotary = model.rotary(len(tokens) + gap)
+        run = Pass(model, positions[None], model.new_cache(0), rotary=rotary)
+        hidden = model.embed(tokens[None])
+        queries: list[Tensor] = []
+        before: list[Tensor] = []
+        for layer in range(heads.last_layer + 1):
+            q, k, v = run.project(layer, hidden)
+            _, own = heads.in_layer(layer)
+            if own:
+                queries.append(q[0, asking][:, own])
+                keys = k[0, :, [head // heads.groups for head in own]].float()
+                logits = torch.einsum("ahd,thd->aht", queries[-1].float(), keys)
+                logits *= model.config.head_dim**-0.5
+                unseen = rows > asking[:, None]
+                before.append(logits.masked_fill_(unseen[:, None], -torch.inf).logsumexp(-1))
+            if layer < heads.last_layer:
+                hidden = run.attend(layer, hidden, q, k, v)
+                run.feed_forward_(layer, hidden)
+            del q, k, v
+        places = {key_head: index for index, key_head in enumerate(heads.key_heads)}
+        attention: Tensor = model.ops.score_units(
+            torch.cat(queries, 1),
+            self._stored["keys"].to(model.device),
+            self._stored["scales"].to(model.device),
+            [places[layer, head // heads.groups] for layer, head in heads.heads],
+            torch.tensor(heads.weights, device=model.device),
+            torch.cat(before, 1),
+            self._starts.to(model.device),
+        )
+        return attention.cpu()
 
 
-def find(
-    model: Llama,
-    heads: ReadHeads,
-    stored: dict[str, Tensor],
-    prefix: Tensor,
-    suffix: Tensor,
-    chunk_end: int,
-) -> tuple[Tensor, Tensor]:
-    """The votes that a question gives each unit, and the part of them that is attention: [U]
-    float32 on the CPU.
-
-    Args:
-        model: The model that read the text.
-        heads: The heads that it was read by.
-        stored: `keys`, `scales`, `token_ids` and `unit_starts` of the text.
-        prefix: [P] ids, what stands before the text.
-        suffix: [S] ids, the question.
-        chunk_end: The position after a whole chunk.
-    """
-    asking = ask(model, heads, prefix, suffix, chunk_end)
-    places = {key_head: index for index, key_head in enumerate(heads.key_heads)}
-    key_heads = [places[layer, head // heads.groups] for layer, head in heads.heads]
-    attention = model.ops.score_units(
-        asking.q,
-        stored["keys"].to(model.device),
-        stored["scales"].to(model.device),
-        key_heads,
-        torch.tensor(heads.weights, device=model.device),
-        asking.before,
-        stored["unit_starts"].to(model.device),
-    ).cpu()
-    own = suffix[len(suffix) - len(attention) :]
-    return add_up(attention, own, stored["token_ids"], stored["unit_starts"])
-
-
-def add_up(
-    attention: Tensor, asking: Tensor, tokens: Tensor, unit_starts: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The votes of a question's tokens [U], and the part of them that is attention [U].
-
-    attention: [A, U], of each asking token to each unit; asking: [A], their ids; tokens: [N], the
-    text's ids; unit_starts: [U].
-    """
-    units = len(unit_starts)
-    lengths = torch.diff(unit_starts, append=torch.tensor([len(tokens)])).float()
-    word = WORD_VOTE / (1 - LENGTH_SHARE + LENGTH_SHARE * lengths / lengths.mean())
-    attended, words = torch.zeros(units), torch.zeros(units)
-    for token in asking.unique():
-        own = asking == token
-        places = (tokens == token).nonzero()[:, 0]
-        having = (torch.bucketize(places, unit_starts, right=True) - 1).unique()
-        # The inverse document frequency (Spärck Jones 1972); 1 for a token the text does not have.
-        rarity = log1p(units / (len(having) + 1)) if len(having) else 1.0
-        attended += rarity * attention[own].sum(0)
-        words[having] += rarity * int(own.sum()) * word[having]
-    return (attended + words) / len(asking), attended / len(asking)
-
-
-def choose(
-    votes: Tensor,
-    attended: Tensor,
-    unit_ids: Callable[[int], list[int]],
-    firsts: Sequence[int],
-    most: int,
-) -> list[list[int]]:
-    """The units to read again, in groups of neighbours: the best group last, next to the question.
-
-    Units with enough attention are chosen, and for each one the units around it, which tell whom
-    and what it speaks of. A unit around it that is much like a chosen one is left out: where all
-    records are alike, it would only be taken for the right one.
-
-    Args:
-        votes: [U].
-        attended: [U], the part of the votes that is attention.
-        unit_ids: A unit's token ids.
-        firsts: The first unit of each text.
-        most: The most tokens. The best unit is chosen even if it has more.
-    """
-    ranked = rank(votes)
-    chosen: dict[int, set[int]] = {}
-    used, least = 0, LEAST_SHARE * float(attended[ranked[0]])
-
-    def take(unit: int, ids: list[int]) -> None:
-        nonlocal used
-        chosen[unit] = set(ids)
-        used += len(ids)
-
-    for unit in ranked:
-        ids = unit_ids(unit)
-        if chosen and (float(attended[unit]) < least or used + len(ids) > most):
-            break
-        take(unit, ids)
-    edges = {*firsts, len(votes)}
-    for unit in list(chosen):
-        around = [
-            own for own, edge in ((unit - 1, unit), (unit + 1, unit + 1)) if edge not in edges
-        ]
-        for own in around:
-            ids = unit_ids(own)
-            if own not in chosen and used + len(ids) <= most and not _is_like(ids, chosen.values()):
-                take(own, ids)
-    groups: list[list[int]] = []
-    for unit in sorted(chosen):
-        if groups and groups[-1][-1] == unit - 1 and unit not in edges:
-            groups[-1].append(unit)
-        else:
-            groups.append([unit])
-    return sorted(groups, key=lambda group: float(votes[group].max()))
-
-
-def _is_like(ids: Sequence[int], others: Iterable[set[int]]) -> bool:
-    """Whether a unit has at least half of its tokens, or of another unit's, with that unit."""
-    own = set(ids)
+def _is_like(own: set[int], others: Iterable[set[int]]) -> bool:
+    """Whether a unit shares half of its tokens, or of another's, with one of the others."""
     return any(2 * len(own & other) >= min(len(own), len(other)) for other in others)
+
+
+def rank(votes: Tensor) -> list[int]:
+    """Units by their votes, best first."""
+    ranked: list[int] = votes.argsort(descending=True, stable=True).tolist()
+    return ranked
 
 
 @torch.no_grad()
@@ -247,8 +300,3 @@ def attend_again(
     votes.scatter_reduce_(1, index.expand(tokens.shape[1], -1), total.cpu(), "amax")
     pairs = zip(numbers.tolist(), votes.mean(0).tolist(), strict=True)
     return {number: vote for number, vote in pairs if number >= 0}
-
-
-def rank(votes: Tensor) -> list[int]:
-    """Units by their votes, best first."""
-    return votes.argsort(descending=True, stable=True).tolist()
