@@ -242,7 +242,7 @@ class Document:
             parts.append(_cut(self.model, name, more))
         self._file.check()
         chunk_len = self._file.described["chunk_len"]
-        return _read(self.model, parts, chunk_len, progress, None, self._file)
+        return _read(self.model, self._heads, parts, chunk_len, progress, None, self._file)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the document to one file, which `load` maps into memory.
@@ -420,7 +420,7 @@ def read(
     parts = [_cut(model, name, own) for name, own in named.items()]
     if not parts:
         raise ValueError("There is no text; give at least one.")
-    return _read(model, parts, _chunk_len(model, config), progress, path)
+    return _read(model, choose_heads(model), parts, _chunk_len(model, config), progress, path)
 
 
 def checkpoint_of(path: str | PathLike[str]) -> str:
@@ -459,6 +459,7 @@ def _chunk_len(model: Llama, config: HomerConfig) -> int:
 
 def _read(
     model: Llama,
+    heads: ReadHeads,
     parts: Sequence[_Part],
     chunk_len: int,
     progress: bool,
@@ -466,7 +467,7 @@ def _read(
     known: DocumentFile | None = None,
 ) -> Document:
     """Read the parts. known: an earlier reading of their beginning."""
-    heads, opening = choose_heads(model), _opening(model)
+    opening = _opening(model)
     most = model.config.context_limit - len(opening) - OVERLAP
     if model.config.context_limit <= len(opening) + 2 * OVERLAP:
         most = chunk_len

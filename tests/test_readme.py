@@ -45,7 +45,7 @@ def test_the_snippets_are_found() -> None:
         "model",
         "kernels",
     ]
-    assert len(snippets(ROOT / "README.md")) == 1
+    assert len(snippets(ROOT / "README.md")) == 2
 
 
 def test_the_main_readme_stays_short() -> None:

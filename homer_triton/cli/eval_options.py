@@ -34,8 +34,9 @@ Methods = Annotated[
         "yarn: the same with rescaled RoPE. window: the last tokens that fit the context limit. "
         "retrieval: the passages that BM25 finds for the question (needs bm25s). independent: "
         "chunks without merging. sequential: chunk after chunk, keeping what the question attends "
-        "to. homer: HOMER. appended: HOMER on a text that arrives in four parts. homer+pi, "
-        "homer+ntk, homer+yarn: HOMER with rescaled RoPE and longer chunks.",
+        "to. homer: HOMER. read: a document that is read before the question, as by `homer read`. "
+        "appended: HOMER on a text that arrives in four parts. homer+pi, homer+ntk, homer+yarn: "
+        "HOMER with rescaled RoPE and longer chunks.",
     ),
 ]
 Texts = Annotated[

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config import HomerConfig
 from ..context import EncodedContext
+from ..document import read
 from ..encoding import encode
 from ..growing import append
 from ..loading import with_rope
@@ -184,6 +185,13 @@ def encode_in_parts(
     return encoded
 
 
+def encode_read(
+    model: Llama, prefix: Tensor, context: Tensor, suffix: Tensor, config: HomerConfig
+) -> EncodedContext:
+    """A document that was read without the question, asked once."""
+    return read(model, context, config).encode(suffix, prefix, config)
+
+
 METHODS: dict[str, Callable[..., Reading]] = {
     "plain": read_whole,
     "pi": partial(read_whole, scaling="pi"),
@@ -194,6 +202,7 @@ METHODS: dict[str, Callable[..., Reading]] = {
     "independent": partial(read_by, how=encode_independently),
     "sequential": partial(read_by, how=encode_sequentially),
     "homer": read_merged,
+    "read": partial(read_by, how=encode_read),
     "appended": partial(read_by, how=encode_in_parts),
     "homer+pi": partial(read_merged, scaling="pi"),
     "homer+ntk": partial(read_merged, scaling="ntk"),
