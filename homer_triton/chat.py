@@ -16,7 +16,10 @@ _THINKING = "enable_thinking"
 
 
 def chat_affixes(
-    tokenizer: PreTrainedTokenizerBase, question: str = "", thinking: bool | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    question: str = "",
+    thinking: bool | None = None,
+    history: Sequence[tuple[str, str]] = (),
 ) -> tuple[str, Affix]:
     """Make the prefix and suffix for `encode` from a chat template, for a model that chats.
 
@@ -33,6 +36,8 @@ def chat_affixes(
         question: What to ask about the context. It is placed after it.
         thinking: Whether the model thinks before it answers, for templates with such a switch
             (those of Qwen3 and SmolLM3). Default: the template decides.
+        history: The questions so far and their answers. They stand between the context and the
+            question, as the turns of one conversation.
 
     Returns:
         The prefix (with the beginning-of-sequence token where the template has it) and the suffix.
@@ -41,8 +46,13 @@ def chat_affixes(
         ValueError: The tokenizer has no chat template, the template does not accept a single user
             turn, or `thinking` is given and the template has no such switch.
     """
-    opening, closing = around(tokenizer, ["user"], thinking)
-    return opening, "\n" + words(question) + closing if question else Affix(closing)
+    roles = ["user"] + ["assistant", "user"] * len(history)
+    opening, *between = around(tokenizer, roles, thinking)
+    said = [*(part for turn in history for part in turn), question]
+    suffix = Affix("\n" if said[0] else "")
+    for words_said, after in zip(said, between, strict=True):
+        suffix = suffix + words(words_said) + after
+    return opening, suffix
 
 
 def next_turn(

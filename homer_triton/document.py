@@ -21,12 +21,11 @@ from .context import EncodedContext
 from .encoding import encode
 from .engine.finding import Finder, attend_again, rank
 from .engine.reading import OVERLAP, ReadHeads, choose_heads, read_keys
-from .engine.tree import default_target_len
 from .generation import generate
 from .model.errors import shorten
 from .model.llama import Llama
 from .storage.document_file import DocumentFile
-from .text.controls import Span, plain_ids
+from .text.controls import Span, plain_ids, words
 from .text.excerpts import Excerpt, Unit, join
 from .text.pieces import locate
 from .text.tokens import TokensLike, beginning, check_model, tokenize
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 
 # Tokens of a chunk that is read alone.
 CHUNK_LEN = 1024
+# The most tokens of a text that are read again for a question.
+TEXT_LEN = 384
 # Where a text has no tokenizer, so many tokens are a unit.
 _UNIT_LEN = 32
 
@@ -179,9 +180,11 @@ class Document:
     def ask(
         self,
         question: str,
-        prefix: TokensLike | None = None,
+        history: Sequence[tuple[str, str]] = (),
         config: HomerConfig | None = None,
         on_text: Callable[[str], None] | None = None,
+        chat_template: bool = True,
+        thinking: bool | None = None,
         **decoding: Any,
     ) -> Generation:
         """Answer a question about the text.
@@ -191,8 +194,9 @@ class Document:
 
         Args:
             question: The question.
-            prefix: What stands before the text. Default: what the chat template puts there, or else
-                what the tokenizer puts before a text.
+            history: The questions so far and their answers, which stand between text and question.
+            chat_template: Whether to use the model's chat template, if it has one.
+            thinking: As in `chat_affixes`.
             config: As in `Document.encode`.
             on_text: Called with each finished piece of the answer's text, for streaming.
             decoding: Any field of `Decoding`, such as `max_new_tokens=100` (64 by default) or
@@ -204,20 +208,41 @@ class Document:
         Raises:
             ValueError: As in `Document.encode` and `generate`.
         """
-        tokenizer = self.model.tokenizer
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError("The question is empty; ask something.")
-        suffix: TokensLike = "\n" + question
-        if tokenizer is not None and tokenizer.chat_template:
-            opening, suffix = chat_affixes(tokenizer, question)
-            prefix = opening if prefix is None else prefix
-        before, after = self._prefix(prefix), self._suffix(suffix)
+        before, after = self.affixes(question, history, chat_template, thinking)
         encoded, excerpt = self._read_again(before, after, config)
         answer = generate(self.model, encoded, on_text=on_text, **decoding)
         said = torch.tensor([int(after[-1]), *answer.token_ids])
         votes = attend_again(self.model, self._heads, encoded, said, len(before), excerpt.units)
         places = sorted(votes.items(), key=lambda pair: -pair[1])
         return replace(answer, sources=tuple(self._source(*place) for place in places))
+
+    def affixes(
+        self,
+        question: str,
+        history: Sequence[tuple[str, str]] = (),
+        chat_template: bool = True,
+        thinking: bool | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The token ids that `ask` puts before and after the text. Arguments are as there."""
+        tokenizer = self.model.tokenizer
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError("The question is empty; ask something.")
+        if chat_template and tokenizer is not None and tokenizer.chat_template:
+            prefix, suffix = chat_affixes(tokenizer, question, thinking, history)
+            return self._prefix(prefix), self._suffix(suffix)
+        if thinking is not None:
+            raise ValueError("Only a chat template asks whether to think; leave thinking out.")
+        turns = "".join(f"\n{asked}\n{answer}" for asked, answer in history)
+        said = f"{turns}\n{question}\n" if turns else f"\n{question}"
+        return self._prefix(None), self._suffix(words(said))
+
+    def target_len(self, affix: int, config: HomerConfig | None = None) -> int:
+        """The most tokens of a prompt, of which prefix and suffix are `affix`.
+
+        It is that of the settings, or leaves 384 tokens of text, within the model's context limit.
+        """
+        given = None if config is None else config.target_len
+        return given or min(affix + TEXT_LEN, self.model.config.context_limit)
 
     def append(self, more: TokensLike, name: str | None = None, progress: bool = False) -> Document:
         """Read more text.
@@ -325,10 +350,8 @@ class Document:
         self, prefix: Tensor, suffix: Tensor, config: HomerConfig | None
     ) -> tuple[EncodedContext, Excerpt]:
         """The encoding of what a question asks for, and what was read for it."""
-        config = config or HomerConfig()
         affix = len(prefix) + len(suffix)
-        chunk_len = config.chunk_len(self.model.config)
-        target_len = config.target_len or default_target_len(chunk_len, affix, "all")
+        target_len = self.target_len(affix, config)
         most = target_len - affix
         if most < 1:
             raise ValueError(

@@ -18,11 +18,12 @@ import homer_triton as ht
 from homer_triton.chat import next_turn
 from homer_triton.demo import CHECKPOINT
 
+pytestmark = pytest.mark.filterwarnings("ignore:The model has no retrieval heads")
+
 FILLER = "The grass is green. The sky is blue. " * 30
 STORY = FILLER + "The pass key is 71432. Remember it. 71432 is the pass key. " + FILLER
 QUESTION = "What is the pass key? The pass key is"
-SETTINGS = ("--max-chunk-len", "128", "--layers-warmup", "1", "--dtype", "float32")
-PAPER = ("--selection", "paper", "--recompute", "none", "--target-len", "128")
+SETTINGS = ("--max-chunk-len", "128", "--dtype", "float32")
 
 
 @pytest.fixture
@@ -75,24 +76,22 @@ class Terminal:
 
 @pytest.fixture
 def terminal(story: Path) -> Iterator[Terminal]:
-    opened = Terminal(
-        *(CHECKPOINT, *SETTINGS, *PAPER, "--context-file", story, "--max-new-tokens", 7)
-    )
+    opened = Terminal(*(CHECKPOINT, *SETTINGS, "--context-file", story, "--max-new-tokens", 7))
     yield opened
     opened.close()
 
 
 @pytest.mark.process
 def test_a_conversation_at_a_terminal(terminal: Terminal, story: Path) -> None:
-    assert "Ask a question about the text, or type /help." in terminal.until("> ")
+    begun = terminal.until("> ")
+    assert re.search(r"read [\d,]+ tokens \(.* tokens/s\)", begun)
+    assert "Ask a question about the text, or type /help." in begun
     terminal.type("/help\n")
-    assert "/again QUESTION" in terminal.until("\n> ")
+    assert "/load FILE" in terminal.until("\n> ")
     terminal.type("/kept\n")
-    assert "No text has been read yet. Ask a question about one first." in terminal.until("\n> ")
+    assert "No question has been asked about a text yet." in terminal.until("\n> ")
     terminal.type(f"{QUESTION}\n")
-    answer = terminal.until("\n> ")
-    assert re.search(r"kept \d+ of [\d,]+ tokens", answer)
-    assert "71432" in answer.split("tokens/s)")[-1]
+    assert "71432" in terminal.until("\n> ")
     terminal.type("/kept\n")
     assert "71432" in terminal.until("\n> ")
     terminal.type("/load nowhere.txt\n")
@@ -116,8 +115,7 @@ def test_ctrl_c_ends_an_answer_and_ctrl_d_the_conversation(tmp_path: Path) -> No
     try:
         terminal.until("> ")
         terminal.type("w5\n")
-        terminal.until(r"tokens/s\)\n")
-        terminal.until("w[0-9]+ ")
+        terminal.until("w[0-9]+ w[0-9]+ ")
         os.kill(terminal.process.pid, signal.SIGINT)
         assert "(stopped)" in terminal.until("\n> ")
         terminal.type("/help\n")
@@ -131,30 +129,53 @@ def test_ctrl_c_ends_an_answer_and_ctrl_d_the_conversation(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_lines_on_standard_input_are_questions(story: Path) -> None:
-    words = ("chat", "--model", CHECKPOINT, "--device", "cpu", *SETTINGS, *PAPER)
+    words = ("chat", "--model", CHECKPOINT, "--device", "cpu", *SETTINGS)
     options = ("--context-file", story, "--max-new-tokens", 7)
-    lines = f"{QUESTION}\n\nThe grass is\n/again {QUESTION}\n"
-    result = run(*words, *options, stdin=lines)
+    questions = ("The grass is", QUESTION, "The sky is")
+    result = run(*words, *options, stdin="\n\n".join(questions) + "\n/kept\n")
     assert result.exit_code == 0, result.stderr
     answers = result.stdout.splitlines()
     model = ht.load(CHECKPOINT, "cpu", "float32")
-    config = ht.HomerConfig.paper(max_chunk_len=128, target_len=128, layers_warmup=1)
-    encoded = ht.encode(model, STORY, suffix=f"\n{QUESTION}", config=config)
-    first = ht.generate(model, encoded, max_new_tokens=7, grow=True)
-    assert first.encoded is not None
-    second = ht.generate(model, first.encoded, "\nThe grass is\n", max_new_tokens=7)
-    said = [first.text, second.text, first.text]
-    assert [line.strip() for line in answers] == [text.strip() for text in said]
-    assert "71432" in answers[0]
+    document = ht.read(model, STORY, ht.HomerConfig(max_chunk_len=128))
+    turns: list[tuple[str, str]] = []
+    for question, said in zip(questions, answers, strict=False):
+        expected = document.ask(question, turns, max_new_tokens=7)
+        assert said.strip() == expected.text.strip()
+        turns.append((question, expected.text))
+    assert "71432" in answers[1]
+    assert answers[3] == f"For: {questions[-1]}"
+    assert answers[4].startswith(f"[{story}, ")
 
 
 @pytest.mark.slow
-def test_a_long_conversation_is_compacted(story: Path) -> None:
-    words = ("chat", "--model", CHECKPOINT, "--device", "cpu", *SETTINGS, *PAPER)
+def test_a_long_conversation_loses_its_first_turns(story: Path) -> None:
+    words = ("chat", "--model", CHECKPOINT, "--device", "cpu", *SETTINGS)
     lines = f"{QUESTION}\n" + "The sky is blue and the grass is green\n" * 6
     result = run(*words, "--context-file", story, "--max-new-tokens", 40, stdin=lines)
     assert result.exit_code == 0, result.stderr
     assert len(result.stdout.splitlines()) >= 7
+    assert "forgot the first 1 turns of the conversation" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_document_is_opened(story: Path, tmp_path: Path) -> None:
+    words = ("--model", CHECKPOINT, "--device", "cpu", "--dtype", "float32")
+    file = tmp_path / "story.homer"
+    assert run("read", story, "-o", file, *words).exit_code == 0
+    chat = ("chat", *words, "--max-new-tokens", 7)
+    result = run(*chat, "--document", file, stdin=f"{QUESTION}\n")
+    assert "71432" in result.stdout
+    both = run(*chat, "--document", file, "--context-file", story, stdin="x\n")
+    assert both.exit_code == 2
+    assert "not both" in both.stderr
+
+
+@pytest.mark.slow
+def test_a_long_talk_without_a_text_is_compacted() -> None:
+    words = ("chat", "--model", CHECKPOINT, "--device", "cpu", *SETTINGS, "--target-len", 100)
+    lines = "The sky is blue and the grass is green\n" * 8
+    result = run(*words, "--max-new-tokens", 40, stdin=lines)
+    assert result.exit_code == 0, result.stderr
     kept = re.findall(
         r"shortened the conversation: kept ([\d,]+) of ([\d,]+) tokens", result.stderr
     )
@@ -172,6 +193,24 @@ def test_talk_without_a_text_in_a_chat_template(tmp_path: Path) -> None:
     result = run(*words, "--no-chat-template", stdin="w5 w6 w7\nw8\n")
     assert result.exit_code == 0, result.stderr
     assert len(result.stdout.splitlines()) == 2
+
+
+def test_history_stands_between_text_and_question() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(CHECKPOINT / "tokenizer.json"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    opening, suffix = ht.chat_affixes(tokenizer, "Why?", history=[("How?", "So.")])
+    messages = [
+        {"role": "user", "content": "A text.\nHow?"},
+        {"role": "assistant", "content": "So."},
+        {"role": "user", "content": "Why?"},
+    ]
+    whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert opening + "A text." + suffix == whole
 
 
 def test_turns_are_the_templates_own() -> None:
@@ -220,6 +259,6 @@ def test_a_refused_line_ends_nothing(tmp_path: Path) -> None:
     words = ("chat", "--model", folder, "--device", "cpu", "--max-new-tokens", 2)
     result = run(*words, "--max-chunk-len", 64, stdin=lines)
     assert result.exit_code == 0, result.stderr
-    assert "/again needs a question, and a loaded text" in result.stderr
+    assert "Unknown command /again. Type /help for the list." in result.stderr
     assert result.stderr.count("/load needs the name of a file.") == 2
     assert len(result.stdout.splitlines()) == 1

@@ -12,14 +12,14 @@ import typer
 from .answers import Answers
 from .groups import with_groups
 from .inputs import open_model
-from .options import Json, Loading
+from .options import DocumentSettings, Json, Loading
 from .output import note, print_json
 
 # How many places are shown with an answer, and how many characters of each.
 _SHOWN, _WIDTH = 3, 100
 
 
-@with_groups
+@with_groups(but=("max_chunk_len",))
 def ask(
     *,
     document: Annotated[
@@ -43,16 +43,7 @@ def ask(
         ),
     ] = None,
     loading: Loading,
-    target_len: Annotated[
-        int | None,
-        typer.Option(
-            "--target-len",
-            metavar="N",
-            min=1,
-            help="The most tokens that are read again for a question, the question included.",
-            show_default="384 and those of the question, or an eighth of a chunk if that is more",
-        ),
-    ] = None,
+    reading: DocumentSettings,
     wanted: Answers,
     as_json: Json = False,
 ) -> None:
@@ -65,11 +56,11 @@ def ask(
     Example:
       homer ask book.homer --prompt "Who tells the story?" --prompt "Where does she live?"
     """
-    from .. import Document, HomerConfig
+    from .. import Document
     from ..document import checkpoint_of
 
     decoding = asdict(wanted.decoding)
-    config = HomerConfig(target_len=target_len)
+    config = reading.config
     name = checkpoint_of(document) if model is None else model
     options = loading.device, loading.dtype, loading.ops, None, loading.quantize
     llama, _ = open_model(name, *options)

@@ -7,31 +7,31 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .answers import Answers
 from .groups import with_groups
-from .inputs import compose, note_long_chunks, read_text, takes_template
+from .help import TEXT
+from .inputs import compose, read_text, takes_template
 from .interrupts import caught
-from .options import Checkpoint, NoChatTemplate, Thinking
-from .output import at_terminal, note, note_kept
-from .reading import read
-from .settings import Settings
+from .options import Checkpoint, DocumentSettings, NoChatTemplate, Thinking
+from .output import at_terminal, note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .. import EncodedContext, HomerConfig, Llama
+    from .. import Document, EncodedContext, HomerConfig, Llama, Source
     from ..decoding import Decoding
 
 HELP = """\
-/load FILE       load another text and start a new conversation about it
-/again QUESTION  read the text again for this question and start a new conversation
-/kept            show which parts of the text were kept for the question it was read for
-/help            show this help
-/quit            quit (Ctrl-D does too)"""
+/load FILE  load another text and start a new conversation about it
+/kept       show which places of the text were read for the last question
+/help       show this help
+/quit       quit (Ctrl-D does too)"""
 
 
 @with_groups
@@ -42,42 +42,53 @@ def chat(
         str | None,
         typer.Option("--context-file", metavar="FILE", help="The long text, a UTF-8 file."),
     ] = None,
+    document: Annotated[
+        Path | None,
+        typer.Option(
+            "--document",
+            metavar="FILE",
+            rich_help_panel=TEXT,
+            help="A document that `homer read` wrote with this model, instead of --context-file.",
+        ),
+    ] = None,
     no_chat_template: NoChatTemplate = False,
     thinking: Thinking = None,
     wanted: Answers,
-    settings: Settings,
+    reading: DocumentSettings,
 ) -> None:
     """Talk about a long text in the terminal.
 
-    The text may be many times longer than the model's context limit. It is read for your first
-    question, and the tokens that matter for this question are kept. Later questions find only what
-    was kept and what was said since. To read the text again for a new question, type
-    /again QUESTION. /help shows all such commands. Without --context-file, you talk with the model
-    alone.
+    The text may be many times longer than the model's context limit. It is read once. Each of your
+    questions then finds its own places in it, whatever you asked before. /kept shows them. /help
+    shows all such commands. Without a text, you talk with the model alone.
 
-    If a conversation outgrows the model's context limit, it is shortened in the same way: its last
-    tokens decide which of the older ones stay. Ctrl-C stops an answer. If standard input is not a
-    terminal, each of its lines is a question.
+    Ctrl-C stops an answer. If a conversation outgrows the model's context limit, it loses its first
+    turns. If standard input is not a terminal, each of its lines is a question.
 
     \b
     Example:
       homer chat --model HuggingFaceTB/SmolLM2-1.7B-Instruct \\
           --context-file book.txt
     """
-    config, decoding = settings.config, wanted.decoding
+    from .. import Document
+
     if context_file == "-":
         raise ValueError("Standard input is for your questions. Give the text as a file.")
+    if None not in (context_file, document):
+        raise ValueError("Give --context-file or --document, not both.")
+    decoding, config = wanted.decoding, reading.config
     text = None if context_file is None else read_text(context_file)
     llama, tokenizer = checkpoint.open()
-    note_long_chunks(config, llama.config)
-    talk = Conversation(
-        llama, tokenizer, config, decoding, not no_chat_template, thinking, text=text
-    )
+    talk = Conversation(llama, tokenizer, config, decoding, not no_chat_template, thinking)
+    if document is not None:
+        talk.document = Document.load(document, llama)
+    elif text is not None:
+        talk.load(str(context_file), text)
     if at_terminal():
         note(
-            "Ask a question about the text, or type /help."
-            if text is not None
-            else "Type a message, or /help. /load FILE loads a text to talk about."
+            "Type a message, or /help. /load FILE loads a text to talk about."
+            if talk.document is None
+            else "Ask a question about the text, or type /help."
         )
     for line in _lines():
         try:
@@ -109,10 +120,11 @@ def _lines() -> Iterator[str]:
 
 @dataclass
 class Conversation:
-    """A text, and the conversation about it.
+    """A conversation, about a document or with the model alone.
 
-    text: None without a text; read: the text's encoding, read for the first question; context: the
-    same with all turns since then; ended: whether the last answer has its end token.
+    turns: the questions about the document and their answers; sources: the places that were read
+    for the last one, best first; context: the conversation without a document; ended: whether its
+    last answer has its end token.
     """
 
     model: Llama
@@ -121,8 +133,9 @@ class Conversation:
     decoding: Decoding
     templated: bool
     thinking: bool | None = None
-    text: str | None = None
-    read: EncodedContext | None = field(default=None, init=False)
+    document: Document | None = field(default=None, init=False)
+    turns: list[tuple[str, str]] = field(default_factory=list, init=False)
+    sources: tuple[Source, ...] = field(default=(), init=False)
     context: EncodedContext | None = field(default=None, init=False)
     ended: bool = field(default=True, init=False)
 
@@ -131,6 +144,17 @@ class Conversation:
         self.templated = takes_template(self.tokenizer, self.templated, self.thinking)
         if self.templated:
             self._follow("x")
+
+    def load(self, name: str, text: str) -> None:
+        """Read a text, and begin a new conversation about it."""
+        from .. import read
+
+        start = perf_counter()
+        document = read(self.model, {name: text}, self.config, progress=at_terminal())
+        seconds = perf_counter() - start
+        speed = len(document) / seconds
+        note(f"read {len(document):,} tokens ({seconds:.1f} s, {speed:,.0f} tokens/s)")
+        self.document, self.turns, self.sources, self.context = document, [], (), None
 
     def hear(self, line: str) -> bool:
         """Run the command in a line, or answer the line. Returns whether the conversation goes on.
@@ -149,38 +173,83 @@ class Conversation:
         elif command == "/load":
             if rest in ("", "-"):  # questions come from standard input
                 raise ValueError("/load needs the name of a file.")
-            self.text, self.read, self.context = read_text(rest), None, None
-            note(f"Loaded {len(self.text):,} characters. Ask a question about the text.")
-        elif command == "/again":
-            if self.text is None or not rest:
-                raise ValueError("/again needs a question, and a loaded text.")
-            self._begin(rest)
+            self.load(rest, read_text(rest))
         elif command.startswith("/"):
             raise ValueError(f"Unknown command {command}. Type /help for the list.")
-        elif self.context is None:
-            self._begin(line)
+        elif self.document is not None:
+            self._ask(self.document, line)
         else:
-            prompt = self._follow(line)
-            self._answer(self._with_room(self.context, prompt), prompt, self.read)
+            self._talk(line)
         return True
 
-    def _begin(self, question: str) -> None:
-        """Read the text for a question, or without a text the question alone, and answer it."""
-        about = question if self.text is None else self.text
-        asked = [] if self.text is None else [question]
-        parts = compose(
-            self.tokenizer, None, None, asked, self.templated, False, thinking=self.thinking
-        )
-        encoded = read(self.model, about, parts, self.config)
-        assert encoded is not None  # None only occurs with several ranks
-        if self.text is None:
-            self._answer(encoded, None, None)
-            return
-        note_kept(encoded)
-        self._answer(encoded, None, encoded)
+    def _ask(self, document: Document, question: str) -> None:
+        """Answer a question about the document. Only a complete answer is remembered."""
+        turns = self._fitting(document, question)
+        say = partial(print, end="", flush=True)
+        try:
+            answer = document.ask(
+                question,
+                turns,
+                self.config,
+                on_text=say,
+                chat_template=self.templated,
+                thinking=self.thinking,
+                **asdict(self.decoding),
+            )
+        finally:
+            print()
+        self.turns, self.sources = [*turns, (question, answer.text)], answer.sources
+
+    def _fitting(self, document: Document, question: str) -> list[tuple[str, str]]:
+        """The last turns that leave room for what is read again and for the answer."""
+        from ..document import TEXT_LEN
+
+        turns, limit = self.turns, self.model.config.context_limit
+        while turns:
+            affixes = document.affixes(question, turns, self.templated, self.thinking)
+            said = sum(map(len, affixes)) + self.decoding.max_new_tokens
+            if document.target_len(said, self.config) - said >= min(TEXT_LEN, limit // 4):
+                break
+            turns = turns[1:]
+        if len(turns) < len(self.turns):
+            note(f"forgot the first {len(self.turns) - len(turns)} turns of the conversation")
+        return turns
+
+    def _kept(self) -> str:
+        """The places that were read for the last question. Raises `ValueError` without one."""
+        if self.document is None or not self.turns:
+            raise ValueError("No question has been asked about a text yet. Ask one first.")
+        texts = {text.name: text.content for text in self.document.texts}
+        lines = [f"For: {self.turns[-1][0]}"]
+        for source in self.sources:
+            quoted = " ".join(texts[source.name][source.start : source.end].split())
+            lines.append(f"[{source.name}, {source.start:,}] {quoted}")
+        return "\n".join(lines)
+
+    def _talk(self, line: str) -> None:
+        """Answer a message without a text. Only a complete answer is remembered."""
+        from .. import encode, generate
+
+        prompt: str | None = None
+        if self.context is None:
+            parts = compose(
+                self.tokenizer, None, None, [], self.templated, False, thinking=self.thinking
+            )
+            context = encode(self.model, line, parts.prefix, parts.suffix, self.config)
+        else:
+            prompt = self._follow(line)
+            context = self._with_room(self.context, prompt)
+        settings = {**asdict(self.decoding), "grow": True}
+        say = partial(print, end="", flush=True)
+        try:
+            answer = generate(self.model, context, prompt, on_text=say, **settings)
+        finally:
+            print()
+        self.context = answer.encoded
+        self.ended = answer.token_ids[-1] in self.model.config.eos_token_ids
 
     def _follow(self, question: str) -> str:
-        """The text that another question adds to the conversation."""
+        """The text that another message adds to the conversation."""
         from ..chat import next_turn
         from ..text.controls import words
 
@@ -200,25 +269,3 @@ class Conversation:
         shorter = compact(self.model, context, self.config)
         note(f"shortened the conversation: kept {len(shorter):,} of {len(context):,} tokens")
         return shorter
-
-    def _answer(
-        self, context: EncodedContext, prompt: str | None, read: EncodedContext | None
-    ) -> None:
-        """Stream an answer to stdout. Only a complete one becomes part of the conversation."""
-        from .. import generate
-
-        settings = {**asdict(self.decoding), "grow": True}
-        say = partial(print, end="", flush=True)
-        try:
-            answer = generate(self.model, context, prompt, on_text=say, **settings)
-        finally:
-            print()
-        ends = self.model.config.eos_token_ids
-        self.context, self.read = answer.encoded, read
-        self.ended = answer.token_ids[-1] in ends
-
-    def _kept(self) -> str:
-        """The kept parts of the text. Raises `ValueError` if no text has been read."""
-        if self.read is None:
-            raise ValueError("No text has been read yet. Ask a question about one first.")
-        return self.read.text(self.tokenizer, source=self.text)

@@ -15,7 +15,7 @@ from .inputs import Parts, compose, open_model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .. import Llama
+    from .. import HomerConfig, Llama
 
 ModelPath = Annotated[
     str,
@@ -189,3 +189,38 @@ class Around:
         chat = not self.no_chat_template
         parts = self.prefix, self.suffix, prompts, chat, ask_later
         return compose(tokenizer, *parts, self.special_tokens, self.thinking)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentSettings:
+    """How a document is read, and what is read again for a question."""
+
+    panel = COST
+
+    max_chunk_len: Annotated[
+        int | None,
+        typer.Option(
+            "--max-chunk-len",
+            metavar="N",
+            min=1,
+            help="The text is read in chunks: the most tokens in one.",
+            show_default="1024, or less where the context limit is short",
+        ),
+    ] = None
+    target_len: Annotated[
+        int | None,
+        typer.Option(
+            "--target-len",
+            metavar="N",
+            min=1,
+            help="The most tokens that are read again for a question, the question included.",
+            show_default="384 tokens of text and those of the question, up to the context limit",
+        ),
+    ] = None
+
+    @property
+    def config(self) -> HomerConfig:
+        """The settings that were given, with the library's defaults for the others."""
+        from .. import HomerConfig
+
+        return HomerConfig(max_chunk_len=self.max_chunk_len, target_len=self.target_len)

@@ -9,13 +9,12 @@ from typing import Annotated
 import typer
 
 from .groups import with_groups
-from .help import COST
 from .inputs import read_text
-from .options import Checkpoint, Json
+from .options import Checkpoint, DocumentSettings, Json
 from .output import at_terminal, note, print_json, readable_bytes
 
 
-@with_groups
+@with_groups(but=("target_len",))
 def read(
     *,
     checkpoint: Checkpoint,
@@ -27,17 +26,7 @@ def read(
         Path,
         typer.Option("--output", "-o", metavar="FILE", help="The file for the document."),
     ],
-    max_chunk_len: Annotated[
-        int | None,
-        typer.Option(
-            "--max-chunk-len",
-            metavar="N",
-            min=1,
-            rich_help_panel=COST,
-            help="The text is read in chunks: the most tokens in one.",
-            show_default="1024, or less where the context limit is short",
-        ),
-    ] = None,
+    reading: DocumentSettings,
     as_json: Json = False,
 ) -> None:
     """Read texts once, for any number of questions.
@@ -51,7 +40,6 @@ def read(
       homer read book.txt -o book.homer --model HuggingFaceTB/SmolLM2-1.7B-Instruct
       homer ask book.homer --prompt "Who tells the story?"
     """
-    from .. import HomerConfig
     from .. import read as read_once
     from ..storage.files import check_outputs
 
@@ -63,8 +51,7 @@ def read(
         named[file] = read_text(file)
     llama, _ = checkpoint.open()
     start = perf_counter()
-    config = HomerConfig(max_chunk_len=max_chunk_len)
-    document = read_once(llama, named, config, progress=at_terminal(), path=output)
+    document = read_once(llama, named, reading.config, progress=at_terminal(), path=output)
     seconds = perf_counter() - start
     note(
         f"read {len(document):,} tokens ({seconds:.1f} s, {len(document) / seconds:,.0f} tokens/s)"
