@@ -16,11 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .chat import chat_affixes
+from .checks import check_text, whole_number
 from .config import HomerConfig
 from .context import EncodedContext
+from .decoding import Decoding
 from .encoding import encode
 from .engine.finding import Finder, attend_again, rank
-from .engine.reading import OVERLAP, ReadHeads, choose_heads, read_keys
+from .engine.reading import Chunks, ReadHeads, choose_heads, read_keys
 from .generation import generate
 from .model.errors import shorten
 from .model.llama import Llama
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 # Tokens of a chunk that is read alone.
 CHUNK_LEN = 1024
+# What every chunk begins with, behind what the tokenizer puts before a text.
+OPENING = "The text:\n\n"
 # The most tokens of a text that are read again for a question.
 TEXT_LEN = 384
 # Where a text has no tokenizer, so many tokens are a unit.
@@ -108,7 +112,7 @@ class Document:
             reached += characters
         self.texts: tuple[Text, ...] = tuple(texts)
         self._firsts = list(accumulate((text.units for text in texts), initial=0))
-        chunk_end = len(opening) + OVERLAP + file.described["chunk_len"]
+        chunk_end = Chunks(file.described["chunk_len"], file.described["overlap"]).end(len(opening))
         self._finder = Finder(model, heads, file.tensors, chunk_end, self._firsts)
 
     def __len__(self) -> int:
@@ -145,6 +149,7 @@ class Document:
             ValueError: The question is empty, or the file of the document is damaged.
         """
         before, after = self._prefix(prefix), self._suffix(suffix)
+        most = None if most is None else whole_number("most", most, 1)
         self._file.check()
         votes, _ = self._finder.votes(before, after)
         return tuple(self._source(unit, float(votes[unit])) for unit in rank(votes)[:most])
@@ -209,7 +214,8 @@ class Document:
             ValueError: As in `Document.encode` and `generate`.
         """
         before, after = self.affixes(question, history, chat_template, thinking)
-        encoded, excerpt = self._read_again(before, after, config)
+        new = decoding.get("max_new_tokens", Decoding().max_new_tokens)
+        encoded, excerpt = self._read_again(before, after, config, new)
         answer = generate(self.model, encoded, on_text=on_text, **decoding)
         said = torch.tensor([int(after[-1]), *answer.token_ids])
         votes = attend_again(self.model, self._heads, encoded, said, len(before), excerpt.units)
@@ -227,6 +233,8 @@ class Document:
         tokenizer = self.model.tokenizer
         if not isinstance(question, str) or not question.strip():
             raise ValueError("The question is empty; ask something.")
+        if not all(isinstance(said, str) for turn in history for said in turn):
+            raise ValueError("history holds pairs of texts, each a question and its answer.")
         if chat_template and tokenizer is not None and tokenizer.chat_template:
             prefix, suffix = chat_affixes(tokenizer, question, thinking, history)
             return self._prefix(prefix), self._suffix(suffix)
@@ -236,13 +244,21 @@ class Document:
         said = f"{turns}\n{question}\n" if turns else f"\n{question}"
         return self._prefix(None), self._suffix(words(said))
 
-    def target_len(self, affix: int, config: HomerConfig | None = None) -> int:
-        """The most tokens of a prompt, of which prefix and suffix are `affix`.
+    def room(self, affix: int, config: HomerConfig | None = None, new_tokens: int = 0) -> int:
+        """The most tokens of the text that are read again for a question.
 
-        It is that of the settings, or leaves 384 tokens of text, within the model's context limit.
+        Args:
+            affix: Tokens of prefix and suffix.
+            config: Its `target_len` bounds them together with prefix and suffix. Default: 384.
+            new_tokens: The most tokens of the answer, which must fit the model's limit, too.
+                It gets at most half of it.
         """
+        limit, window = self.model.config.context_limit, self.model.config.window
+        limit = limit if window is None else min(limit, window)
         given = None if config is None else config.target_len
-        return given or min(affix + TEXT_LEN, self.model.config.context_limit)
+        if given is not None:
+            return given - affix
+        return min(TEXT_LEN, limit - min(new_tokens, limit // 2) - affix)
 
     def append(self, more: TokensLike, name: str | None = None, progress: bool = False) -> Document:
         """Read more text.
@@ -255,12 +271,15 @@ class Document:
             progress: Show a progress bar.
 
         Returns:
-            The longer document, as reading all of it at once gives it.
+            The longer document. It has the keys that reading all tokens at once gives.
 
         Raises:
-            ValueError: The text is empty.
+            ValueError: The text is empty, or there is a text of this name.
         """
         parts = self._parts()
+        _check_name(name)
+        if name is not None and name in {text.name for text in self.texts}:
+            raise ValueError(f"There is a text {name!r} already; give the new one another name.")
         if name is None:
             parts[-1] = _extended(self.model, parts[-1], more)
         else:
@@ -293,7 +312,12 @@ class Document:
         """
         check_model(model)
         file = _opened(Path(path))
-        described = file.described
+        described, stored = file.described, file.tensors
+        if described.get("model") != model.fingerprint:
+            raise ValueError(
+                f"The document was read by another model ({described.get('model')}, this is "
+                f"{model.fingerprint}); load that model, or read the text again."
+            )
         try:
             heads = ReadHeads(
                 tuple((layer, head) for layer, head in described["heads"]),
@@ -301,17 +325,21 @@ class Document:
                 described["groups"],
             )
             opening = torch.tensor(described["opening"], dtype=torch.int64)
-            document = cls(model, heads, file, opening)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} was written by another version; read the text again."
-            ) from error
-        if described["model"] != model.fingerprint:
-            raise ValueError(
-                f"The document was read by another model ({described['model']}, this is "
-                f"{model.fingerprint}); load that model, or read the text again."
+            tokens = sum(count for _, _, count, _ in described["texts"])
+            units = sum(count for _, _, _, count in described["texts"])
+            low, high = (int(bound) for bound in stored["token_ids"].aminmax())
+            sound = (
+                heads.fit(model)
+                and stored["keys"].shape[1:] == (len(heads.key_heads), model.config.head_dim)
+                and (tokens, units) == (len(stored["token_ids"]), len(stored["unit_starts"]))
+                and low >= 0
+                and high < model.config.vocab_size
             )
-        return document
+            if sound:
+                return cls(model, heads, file, opening)
+        except (ValueError, KeyError, TypeError, IndexError, RuntimeError):
+            pass
+        raise ValueError(f"{path} is damaged, or of another version; read the text again.")
 
     def _prefix(self, prefix: TokensLike | None) -> Tensor:
         own = beginning(self.model) if prefix is None else prefix
@@ -347,16 +375,17 @@ class Document:
         return bisect_right(self._firsts, unit) - 1
 
     def _read_again(
-        self, prefix: Tensor, suffix: Tensor, config: HomerConfig | None
+        self, prefix: Tensor, suffix: Tensor, config: HomerConfig | None, new_tokens: int = 0
     ) -> tuple[EncodedContext, Excerpt]:
         """The encoding of what a question asks for, and what was read for it."""
         affix = len(prefix) + len(suffix)
-        target_len = self.target_len(affix, config)
-        most = target_len - affix
+        most = self.room(affix, config, new_tokens)
         if most < 1:
+            given = config is not None and config.target_len is not None
+            limit = "target_len" if given else "the model's context limit"
             raise ValueError(
-                f"prefix and question have {affix} tokens and leave no room in a target_len of "
-                f"{target_len}; raise target_len or ask something shorter."
+                f"Prefix and question have {affix} tokens and leave the text no room in {limit}; "
+                f"ask something shorter{', or raise target_len' if given else ''}."
             )
         self._file.check()
         if len(self) <= most:
@@ -440,6 +469,8 @@ def read(
     config = config or HomerConfig()
     named: Mapping[str | None, TokensLike]
     named = text if isinstance(text, Mapping) else {None: text}  # type: ignore[assignment]
+    for name in named:
+        _check_name(name)
     parts = [_cut(model, name, own) for name, own in named.items()]
     if not parts:
         raise ValueError("There is no text; give at least one.")
@@ -491,10 +522,8 @@ def _read(
 ) -> Document:
     """Read the parts. known: an earlier reading of their beginning."""
     opening = _opening(model)
-    most = model.config.context_limit - len(opening) - OVERLAP
-    if model.config.context_limit <= len(opening) + 2 * OVERLAP:
-        most = chunk_len
-    chunk_len = max(min(chunk_len, most), 1)
+    chunks = Chunks.fitting(model, chunk_len, len(opening))
+    chunk_len = chunks.length
     ids = torch.cat([part.ids for part in parts])
     firsts = [0]
     for part in parts:
@@ -517,34 +546,47 @@ def _read(
         "weights": heads.weights,
         "groups": heads.groups,
         "opening": opening.tolist(),
+        "overlap": chunks.overlap,
         "texts": [[p.name, len(p.text), len(p.ids), len(p.starts)] for p in parts],
     }
     shape = (len(ids), len(heads.key_heads), model.config.head_dim)
     file = DocumentFile.create(
         described, given, shape, chunk_len, None if path is None else Path(path)
     )
-    if known is not None:
-        whole = (len(known.tensors["token_ids"])) // chunk_len * chunk_len
-        for start in range(0, whole, chunk_len):
-            rows = slice(start, start + chunk_len)
-            file.put(start, known.tensors["keys"][rows], known.tensors["scales"][rows])
-    first = file.first_unread()
-    with tqdm(
-        total=len(ids), initial=first, desc="read", unit="token", disable=not progress
-    ) as bar:
-        for start, keys, scales in read_keys(model, heads, ids, opening, chunk_len, first):
-            file.put(start, keys, scales)
-            bar.update(len(keys))
-    file.finish()
+    try:
+        if known is not None:
+            whole = len(known.tensors["token_ids"]) // chunk_len * chunk_len
+            for start in range(0, whole, chunk_len):
+                rows = slice(start, start + chunk_len)
+                file.put(start, known.tensors["keys"][rows], known.tensors["scales"][rows])
+        first = file.first_unread()
+        with tqdm(
+            total=len(ids), initial=first, desc="read", unit="token", disable=not progress
+        ) as bar:
+            for start, keys, scales in read_keys(model, heads, ids, opening, chunks, first):
+                file.put(start, keys, scales)
+                bar.update(len(keys))
+        file.finish()
+    finally:
+        file.release()
     return Document(model, heads, file, opening)
 
 
+def _check_name(name: object) -> None:
+    """Raise `ValueError` for what is no name of a text."""
+    if name is not None and (not isinstance(name, str) or not name):
+        raise ValueError(f"A text is named {name!r}; name it by a text, such as a file's name.")
+    check_text(name or "", "a text's name")
+
+
 def _opening(model: Llama) -> Tensor:
-    """What stands before every chunk: what the tokenizer puts before a text, or a line break."""
-    ids = beginning(model)
-    if not ids and model.tokenizer is not None:
-        ids = plain_ids(model.tokenizer, "\n")
-    return torch.tensor(ids, dtype=torch.int64)
+    """What stands before every chunk: what the tokenizer puts before a text, and a few words.
+
+    Attention that finds nothing goes to a prompt's first tokens (Xiao et al. 2024). These must not
+    be the text's. One token is not always enough: a single line break is not in SmolLM2.
+    """
+    said = [] if model.tokenizer is None else plain_ids(model.tokenizer, OPENING)
+    return torch.tensor([*beginning(model), *said], dtype=torch.int64)
 
 
 def _cut(model: Llama, name: str | None, text_or_ids: TokensLike) -> _Part:

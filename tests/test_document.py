@@ -14,7 +14,7 @@ from test_retrieval import copying_model
 
 import homer_triton as ht
 from homer_triton.engine import reading
-from homer_triton.engine.reading import OVERLAP, choose_heads, quantize, read_keys
+from homer_triton.engine.reading import Chunks, choose_heads, quantize, read_keys
 from homer_triton.storage import document_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:The model has no retrieval heads")
@@ -44,10 +44,10 @@ def test_the_kept_keys_are_those_of_transformers() -> None:
         warnings.simplefilter("ignore")
         heads = choose_heads(model)
     ids = torch.randint(90, (100,), generator=torch.Generator().manual_seed(0))
-    opening, chunk_len = torch.tensor([1]), 40
-    for start, keys, scales in read_keys(model, heads, ids, opening, chunk_len):
-        overlap = min(OVERLAP, start)
-        chunk = torch.cat([opening, ids[start - overlap : start + chunk_len]])
+    opening, chunks = torch.tensor([1]), Chunks(40, 32)
+    for start, keys, scales in read_keys(model, heads, ids, opening, chunks):
+        overlap = min(chunks.overlap, start)
+        chunk = torch.cat([opening, ids[start - overlap : start + chunks.length]])
         with torch.no_grad():
             cache = peer(chunk[None], use_cache=True).past_key_values
         for index, (layer, head) in enumerate(heads.key_heads):
@@ -149,9 +149,9 @@ def test_appending_reads_only_the_last_chunk_again(
     chunks: list[int] = []
     run = reading._keys_of
 
-    def counted(model: ht.Llama, heads: Any, chunk: torch.Tensor) -> torch.Tensor:
+    def counted(model: ht.Llama, heads: Any, chunk: torch.Tensor, end: int) -> torch.Tensor:
         chunks.append(len(chunk))
-        return run(model, heads, chunk)
+        return run(model, heads, chunk, end)
 
     monkeypatch.setattr(reading, "_keys_of", counted)
     document.append(tokens(10, seed=2))
@@ -186,11 +186,11 @@ def test_an_interrupted_reading_goes_on(
     ids, config = tokens(300), ht.HomerConfig(max_chunk_len=64)
     path, run, chunks = tmp_path / "x.homer", reading._keys_of, []
 
-    def interrupted(model: ht.Llama, heads: Any, chunk: torch.Tensor) -> torch.Tensor:
+    def interrupted(model: ht.Llama, heads: Any, chunk: torch.Tensor, end: int) -> torch.Tensor:
         if len(chunks) == 3:
             raise KeyboardInterrupt
         chunks.append(chunk)
-        return run(model, heads, chunk)
+        return run(model, heads, chunk, end)
 
     monkeypatch.setattr(reading, "_keys_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -208,7 +208,6 @@ def test_an_interrupted_reading_goes_on(
 
 def test_another_reading_does_not_go_on_from_this_one(finder: ht.Llama, tmp_path: Path) -> None:
     path = tmp_path / "x.homer"
-    (tmp_path / "x.homer.partial").write_bytes(b"something else")
     ht.read(finder, tokens(100), path=path)
     ht.read(finder, tokens(120, seed=3), path=path)
     assert len(ht.Document.load(path, finder)) == 120
@@ -264,7 +263,7 @@ def test_bad_input_is_told(worded: ht.Llama) -> None:
     for ask in (lambda: document.ask(" "), lambda: document.encode("")):
         with pytest.raises(ValueError, match="The question is empty"):
             ask()
-    with pytest.raises(ValueError, match="leave no room in a target_len of 5"):
+    with pytest.raises(ValueError, match="leave the text no room in target_len"):
         document.encode(text(9), config=ht.HomerConfig(target_len=5))
     with pytest.raises(ValueError, match="The text is empty"):
         document.append("")
@@ -279,3 +278,157 @@ def test_small_keys_are_kept() -> None:
     small = torch.full((1, 1, 4), 1e-7)
     keys, scales = quantize(small)
     torch.testing.assert_close(keys * scales[..., None].float(), small, atol=4e-8, rtol=0)
+
+
+def test_a_file_that_is_in_the_way_is_left_alone(finder: ht.Llama, tmp_path: Path) -> None:
+    partial, notes = tmp_path / "x.homer.partial", tmp_path / "notes"
+    notes.write_text("my own notes")
+    partial.symlink_to(notes)
+    with pytest.raises(ValueError, match="Cannot write"):
+        ht.read(finder, tokens(100), path=tmp_path / "x.homer")
+    partial.unlink()
+    partial.write_text("my own notes")
+    with pytest.raises(ValueError, match="is in the way and is no unfinished document"):
+        ht.read(finder, tokens(100), path=tmp_path / "x.homer")
+    assert partial.read_text() == notes.read_text() == "my own notes"
+
+
+def test_two_processes_do_not_write_one_file(
+    finder: ht.Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, run = tmp_path / "x.homer", reading._keys_of
+    refused: list[str] = []
+
+    def meanwhile(*arguments: Any) -> torch.Tensor:
+        if not refused:
+            refused.append("")
+            with pytest.raises(ValueError, match="Another process is writing") as error:
+                ht.read(finder, tokens(100), path=path)
+            refused[0] = str(error.value)
+        return run(*arguments)
+
+    monkeypatch.setattr(reading, "_keys_of", meanwhile)
+    ht.read(finder, tokens(100), path=path)
+    assert refused[0]
+    assert len(ht.Document.load(path, finder)) == 100
+
+
+def test_who_waited_for_a_lock_does_not_spoil_what_was_finished(
+    finder: ht.Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is of a file that was finished and renamed meanwhile."""
+    path, lock, raced = tmp_path / "x.homer", document_file.flock, []
+
+    def late(*arguments: Any) -> None:
+        if not raced:
+            raced.append(1)
+            ht.read(finder, tokens(100), path=path)
+        lock(*arguments)
+
+    (tmp_path / "x.homer.partial").touch()
+    monkeypatch.setattr(document_file, "flock", late)
+    ht.read(finder, tokens(200, seed=3), path=path)
+    assert len(ht.Document.load(path, finder)) == 200
+    assert os.listdir(tmp_path) == ["x.homer"]
+
+
+def test_a_failed_reading_lets_go_of_its_file(
+    finder: ht.Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_keys_of", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as held:
+        ht.read(finder, tokens(100), path=tmp_path / "x.homer")
+    monkeypatch.undo()
+    ht.read(finder, tokens(100), path=tmp_path / "x.homer")
+    assert held  # with its traceback, and so the failed call's variables
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(finder: ht.Llama, tmp_path: Path) -> None:
+    path = tmp_path / "x.homer"
+    path.write_text("old")
+    path.chmod(0o600)
+    ht.read(finder, tokens(100), path=path)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("window", [16, 60, 64, 128])
+def test_a_short_window_is_kept(window: int) -> None:
+    peer = random_model(
+        "mistral",
+        sliding_window=window,
+        layer_types=["sliding_attention"] * 3,
+        max_position_embeddings=512,
+    )
+    model = ht.from_transformers(peer, ops="torch")
+    ids = torch.randint(3, 90, (700,), generator=torch.Generator().manual_seed(0))
+    document = ht.read(model, ids)
+    assert len(document.encode([5, 6, 7])) <= window
+
+
+def test_an_answer_has_room_behind_the_question(worded: ht.Llama) -> None:
+    document = ht.read(worded, text(900))
+    assert document.room(3) == 253
+    assert document.room(3, new_tokens=100) == 153
+    answer = document.ask("w5 w6", max_new_tokens=100, grow=True)
+    assert answer.encoded is not None
+    assert answer.encoded.next_position <= worded.config.context_limit
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_every_float_type_reads_and_answers(kind: torch.dtype) -> None:
+    model = ht.from_transformers(random_model(dtype=kind, max_position_embeddings=256), ops="torch")
+    document = ht.read(model, list(range(3, 90)) * 4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind is torch.bfloat16):
+        assert document.find([5, 6, 7])
+        assert len(document.encode([5, 6, 7])) > 3
+
+
+def test_names_of_texts_are_checked_before_reading(
+    worded: ht.Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("homer_triton.document.read_keys", None)
+    for name in (Path("a.txt"), "", 5):
+        with pytest.raises(ValueError, match="A text is named"):
+            ht.read(worded, {name: "w5 w6"})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="names are too many or too long"):
+        ht.read(worded, {"x" * 2**20: "w5 w6"})
+    monkeypatch.undo()
+    document = ht.read(worded, {"a": "w5 w6"})
+    with pytest.raises(ValueError, match="There is a text 'a' already"):
+        document.append("w7", name="a")
+    with pytest.raises(ValueError, match="history holds pairs of texts"):
+        document.ask("w5", history=[("w5", None)])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"heads": [[99, 0]]},
+        {"heads": []},
+        {"groups": 0},
+        {"weights": [1.0]},
+        {"texts": []},
+        {"texts": [[None, 0, 299, 10]]},
+        {"opening": ["a"]},
+        {"overlap": None},
+    ],
+)
+def test_a_file_with_a_false_description_is_refused(
+    finder: ht.Llama, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    document = ht.read(finder, tokens(300))
+    document._file.described.update(changes)
+    given = {name: document._file.tensors[name] for name in document_file.GIVEN}
+    described = document._file.described
+    chunk_len = max(described["chunk_len"], 1)
+    shape = tuple(document._file.tensors["keys"].shape)
+    file = document_file.DocumentFile.create(
+        described, given, shape, chunk_len, tmp_path / "x.homer"
+    )
+    for start in range(0, 300, chunk_len):
+        rows = slice(start, start + chunk_len)
+        stored = document._file.tensors
+        file.put(start, stored["keys"][rows], stored["scales"][rows])
+    file.finish()
+    with pytest.raises(ValueError, match="damaged"):
+        ht.Document.load(tmp_path / "x.homer", finder)

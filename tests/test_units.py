@@ -1,5 +1,7 @@
 """Where a text is cut into units, and what they cover."""
 
+from time import process_time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,3 +99,12 @@ def test_excerpts_know_the_unit_of_each_token() -> None:
         assert tokenizer.decode(excerpt.ids[excerpt.units == number]).strip() == said
     together = join(tokenizer, texts, [Unit(0, 0, spans[0]), Unit(0, 1, spans[1])])
     assert tokenizer.decode(together.ids).strip() == texts[0][:36]
+
+
+@pytest.mark.parametrize(
+    "text", ["ab\n" * 40_000, "." * 40_000 + " a", '!"' * 40_000, "a " * 80_000]
+)
+def test_any_text_is_cut_in_time_linear_in_its_length(text: str) -> None:
+    begin = process_time()
+    cut_units(text, by_character(text))
+    assert process_time() - begin < 6

@@ -12,7 +12,7 @@ import typer
 from .answers import Answers
 from .groups import with_groups
 from .inputs import open_model
-from .options import DocumentSettings, Json, Loading
+from .options import DocumentSettings, Json, Loading, RopeScaling
 from .output import note, print_json
 
 # How many places are shown with an answer, and how many characters of each.
@@ -43,6 +43,7 @@ def ask(
         ),
     ] = None,
     loading: Loading,
+    rope_scaling: RopeScaling = None,
     reading: DocumentSettings,
     wanted: Answers,
     as_json: Json = False,
@@ -62,7 +63,7 @@ def ask(
     decoding = asdict(wanted.decoding)
     config = reading.config
     name = checkpoint_of(document) if model is None else model
-    options = loading.device, loading.dtype, loading.ops, None, loading.quantize
+    options = loading.device, loading.dtype, loading.ops, rope_scaling, loading.quantize
     llama, _ = open_model(name, *options)
     opened = Document.load(document, llama)
     texts = {text.name: text.content for text in opened.texts}
@@ -84,6 +85,6 @@ def ask(
             for place in places[:_SHOWN]:
                 quoted = " ".join(place["text"].split())
                 short = quoted if len(quoted) <= _WIDTH else quoted[: _WIDTH - 1] + "…"
-                note(f"  [{place['name']}, {place['start']:,}] {short}")
+                note(f"  [{place['name'] or 'text'}, {place['start']:,}] {short}")
     if as_json:
         print_json({"answers": answers})

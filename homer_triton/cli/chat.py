@@ -205,10 +205,11 @@ class Conversation:
         from ..document import TEXT_LEN
 
         turns, limit = self.turns, self.model.config.context_limit
+        new = self.decoding.max_new_tokens
         while turns:
             affixes = document.affixes(question, turns, self.templated, self.thinking)
-            said = sum(map(len, affixes)) + self.decoding.max_new_tokens
-            if document.target_len(said, self.config) - said >= min(TEXT_LEN, limit // 4):
+            room = document.room(sum(map(len, affixes)), self.config, new)
+            if room >= min(TEXT_LEN, self.config.target_len or limit, limit) // 4:
                 break
             turns = turns[1:]
         if len(turns) < len(self.turns):
@@ -223,7 +224,7 @@ class Conversation:
         lines = [f"For: {self.turns[-1][0]}"]
         for source in self.sources:
             quoted = " ".join(texts[source.name][source.start : source.end].split())
-            lines.append(f"[{source.name}, {source.start:,}] {quoted}")
+            lines.append(f"[{source.name or 'text'}, {source.start:,}] {quoted}")
         return "\n".join(lines)
 
     def _talk(self, line: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import log1p
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..model.llama import Llama, Pass
-from .reading import ReadHeads
+from .reading import ReadHeads, rotary_for
 
 if TYPE_CHECKING:
     from ..context import EncodedContext
@@ -119,7 +120,7 @@ class Finder:
             room -= int(self._lengths[unit])
         fresh = chosen
         for _ in range(MOST_HOPS):
-            fresh = self._led_to(prefix, suffix, chosen, fresh, room)
+            fresh = self._led_to(prefix, suffix, chosen, fresh, room) if room > 0 else []
             if not fresh:
                 break
             chosen = [*chosen, *fresh]
@@ -211,9 +212,10 @@ class Finder:
         asking = asking.to(model.device) + len(prefix)
         gap = max(self._chunk_end - len(prefix), 0)
         positions = torch.where(rows < len(prefix), rows, rows + gap)
-        rotary = model.rotary(len(tokens) + gap)
+        rotary = rotary_for(model, len(tokens) + gap)
         run = Pass(model, positions[None], model.new_cache(0), rotary=rotary)
         hidden = model.embed(tokens[None])
+        wide = torch.promote_types(model.dtype, torch.float32)
         queries: list[Tensor] = []
         before: list[Tensor] = []
         for layer in range(heads.last_layer + 1):
@@ -221,8 +223,9 @@ class Finder:
             _, own = heads.in_layer(layer)
             if own:
                 queries.append(q[0, asking][:, own])
-                keys = k[0, :, [head // heads.groups for head in own]].float()
-                logits = torch.einsum("ahd,thd->aht", queries[-1].float(), keys)
+                keys = k[0, :, [head // heads.groups for head in own]].to(wide)
+                with model.own_dtype():
+                    logits = torch.einsum("ahd,thd->aht", queries[-1].to(wide), keys)
                 logits *= model.config.head_dim**-0.5
                 unseen = rows > asking[:, None]
                 before.append(logits.masked_fill_(unseen[:, None], -torch.inf).logsumexp(-1))
@@ -231,16 +234,24 @@ class Finder:
                 run.feed_forward_(layer, hidden)
             del q, k, v
         places = {key_head: index for index, key_head in enumerate(heads.key_heads)}
-        attention: Tensor = model.ops.score_units(
-            torch.cat(queries, 1),
-            self._stored["keys"].to(model.device),
-            self._stored["scales"].to(model.device),
-            [places[layer, head // heads.groups] for layer, head in heads.heads],
-            torch.tensor(heads.weights, device=model.device),
-            torch.cat(before, 1),
-            self._starts.to(model.device),
-        )
-        return attention.cpu()
+        keys, scales, starts = self._on_device
+        with model.own_dtype():
+            attention: Tensor = model.ops.score_units(
+                torch.cat(queries, 1),
+                keys,
+                scales,
+                [places[layer, head // heads.groups] for layer, head in heads.heads],
+                torch.tensor(heads.weights, dtype=wide, device=model.device),
+                torch.cat(before, 1),
+                starts,
+            )
+        return attention.float().cpu()
+
+    @cached_property
+    def _on_device(self) -> list[Tensor]:
+        """The text's keys, scales and starts of units, where the model is."""
+        named = (self._stored["keys"], self._stored["scales"], self._starts)
+        return [tensor.to(self._model.device) for tensor in named]
 
 
 def _is_like(own: set[int], others: Iterable[set[int]]) -> bool:
@@ -288,7 +299,8 @@ def attend_again(
             if own == layer:
                 key_head = head // heads.groups
                 keys = torch.cat([cache[layer, 0, :before, key_head], k[0, :, key_head]]).float()
-                logits = q[0, :, head].float() @ keys.T * model.config.head_dim**-0.5
+                with model.own_dtype():
+                    logits = q[0, :, head].float() @ keys.T * model.config.head_dim**-0.5
                 logits.masked_fill_(columns > rows.T, -torch.inf)
                 total += weight * logits.softmax(-1)[:, first : first + len(units)]
         if layer < heads.last_layer:

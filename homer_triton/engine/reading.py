@@ -48,6 +48,19 @@ class ReadHeads:
         """The last layer that has one of them."""
         return self.heads[-1][0]
 
+    def fit(self, model: Llama) -> bool:
+        """Whether a model has these heads."""
+        config = model.config
+        heads = config.num_attention_heads
+        inside = (0 <= x < config.num_hidden_layers and 0 <= h < heads for x, h in self.heads)
+        return (
+            bool(self.heads)
+            and self.groups == heads // config.num_key_value_heads
+            and all(inside)
+            and sorted(self.heads) == list(self.heads)
+            and len(self.weights) == len(self.heads)
+        )
+
     def in_layer(self, layer: int) -> tuple[list[int], list[int]]:
         """A layer's key heads and query heads among them."""
         keys = [head for own, head in self.key_heads if own == layer]
@@ -83,9 +96,50 @@ def choose_heads(model: Llama) -> ReadHeads:
     return ReadHeads(tuple(own for own, _ in found), tuple(x / total for _, x in found), groups)
 
 
+@dataclass(frozen=True)
+class Chunks:
+    """How a text is cut: chunks begin at multiples of `length`, and `overlap` tokens before each
+    run with it.
+    """
+
+    length: int
+    overlap: int
+
+    @classmethod
+    def fitting(cls, model: Llama, length: int, opening: int) -> Chunks:
+        """Chunks of at most so many tokens that fit the model behind an opening.
+
+        Raises `ValueError` if the model has no room for any.
+        """
+        limit, window = model.config.context_limit, model.config.window
+        room = (limit if window is None else min(limit, window)) - opening
+        if room < 2:
+            raise ValueError(f"The model's context limit of {limit} has no room for a chunk.")
+        overlap = min(OVERLAP, room // 4)
+        return cls(min(length, room - overlap), overlap)
+
+    def end(self, opening: int) -> int:
+        """The position after a whole chunk."""
+        return opening + self.overlap + self.length
+
+
+def rotary_for(model: Llama, length: int) -> tuple[Tensor, Tensor]:
+    """RoPE's tables for texts and questions alike, for positions below `length`: where frequencies
+    depend on the length, both have those of the context limit.
+    """
+    if model.config.rope_switches_at is None:
+        return model.rotary(length)
+    return model.rotary(max(length, model.config.context_limit))
+
+
 @torch.no_grad()
 def read_keys(
-    model: Llama, heads: ReadHeads, tokens: Tensor, opening: Tensor, chunk_len: int, first: int = 0
+    model: Llama,
+    heads: ReadHeads,
+    tokens: Tensor,
+    opening: Tensor,
+    chunks: Chunks,
+    first: int = 0,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Read a text chunk by chunk.
 
@@ -94,26 +148,28 @@ def read_keys(
         heads: Whose keys to keep.
         tokens: [N], the text's token ids.
         opening: [P], ids that stand before every chunk. Attention that finds nothing goes there.
-        chunk_len: Tokens of a chunk. Chunks begin at multiples of it.
+        chunks: How the text is cut.
         first: The first token to read.
 
     Yields:
         The first token of each chunk, and the keys of its tokens from there on: int8 [n, G, D] on
         the CPU, and float16 scales [n, G]. Their product is the rotated key.
     """
-    for begin in range(first // chunk_len * chunk_len, len(tokens), chunk_len):
-        overlap = min(OVERLAP, begin)
-        body = tokens[begin - overlap : begin + chunk_len]
+    for begin in range(first // chunks.length * chunks.length, len(tokens), chunks.length):
+        overlap = min(chunks.overlap, begin)
+        body = tokens[begin - overlap : begin + chunks.length]
         chunk = torch.cat([opening, body]).to(model.device)
         start = max(begin, first)
-        keys = _keys_of(model, heads, chunk)[len(chunk) - len(body) + overlap + start - begin :]
+        keys = _keys_of(model, heads, chunk, chunks.end(len(opening)))[
+            len(chunk) - len(body) + overlap + start - begin :
+        ]
         yield start, *quantize(keys)
 
 
-def _keys_of(model: Llama, heads: ReadHeads, chunk: Tensor) -> Tensor:
-    """The keys [T, G, D] of one chunk's tokens [T]."""
+def _keys_of(model: Llama, heads: ReadHeads, chunk: Tensor, end: int) -> Tensor:
+    """The keys [T, G, D] of one chunk's tokens [T]; end: the position after a whole chunk."""
     rows = torch.arange(len(chunk), device=model.device)[None]
-    run = Pass(model, rows, model.new_cache(0), rotary=model.rotary(len(chunk)))
+    run = Pass(model, rows, model.new_cache(0), rotary=rotary_for(model, end))
     hidden = model.embed(chunk[None])
     kept: list[Tensor] = []
     for layer in range(heads.last_layer):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
-from contextlib import suppress
 from fcntl import LOCK_EX, LOCK_NB, flock
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zlib import crc32
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .files import find_target
-from .tensor_file import parse_description
+from .tensor_file import LONGEST_DESCRIPTION, parse_description
 
 KIND = "homer_triton.document"
 # Tensors by name, with their dtype, in the order of the file: the widest come first, so that all
@@ -78,6 +78,8 @@ class DocumentFile:
         shapes |= {"keys": shape, "scales": (tokens, heads)}
         shapes["checksums"] = (-(-tokens // chunk_len),)
         described = {**described, "chunk_len": chunk_len, "given": _checksum_of(given)}
+        if len(json.dumps(described)) > LONGEST_DESCRIPTION:
+            raise ValueError("The texts' names are too many or too long; shorten them.")
         if path is None:
             tensors = {
                 name: torch.from_numpy(np.zeros(shapes[name], own))
@@ -104,13 +106,17 @@ class DocumentFile:
                 header = json.loads(file.read(length))
                 described = parse_description(header.pop("__metadata__")[KIND])
                 shapes = {name: tuple(own["shape"]) for name, own in header.items()}
-            except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+            except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
                 raise ValueError("its header is that of another kind of file") from error
+        _check_shapes(shapes, described)
         if header != _entries(shapes) or path.stat().st_size != _size(length, shapes):
             raise ValueError("its size or its tensors are not those of a document")
         tensors = _mapped(path, length, shapes, "c")
-        if described.get("given") != _checksum_of({name: tensors[name] for name in GIVEN}):
+        if described["given"] != _checksum_of({name: tensors[name] for name in GIVEN}):
             raise ValueError("its checksum is another: some of it has changed since it was written")
+        starts = tensors["unit_starts"]
+        if starts[0] != 0 or (starts.diff() <= 0).any() or starts[-1] >= len(tensors["token_ids"]):
+            raise ValueError("its units do not begin one after another within the text")
         if not tensors["checksums"].all():
             done = int((tensors["checksums"] != 0).sum())
             raise ValueError(f"only {done} of its {len(tensors['checksums'])} chunks were read")
@@ -154,11 +160,19 @@ class DocumentFile:
         partial = _partial_of(self.path)
         try:
             os.fsync(self._lock.fileno())
+            if self.path.exists():
+                os.fchmod(self._lock.fileno(), stat.S_IMODE(self.path.stat().st_mode))
             os.replace(partial, self.path)
         except OSError as error:
             raise ValueError(f"Cannot write {self.path}: {error.strerror}.") from error
-        self._lock.close()
-        self._lock = None
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let others go on with a file that is not finished."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def check(self) -> None:
         """Check the keys that were not checked so far. Raises `ValueError` if they changed."""
@@ -189,25 +203,21 @@ def _open_partial(
         {"__metadata__": {KIND: json.dumps(described)}, **_entries(shapes)}
     ).encode()
     header += b" " * (-len(header) % 8)
+    begin = len(header).to_bytes(8, "little") + header
     partial = _partial_of(find_target(path))
+    lock = _locked(partial, path)
     try:
-        lock = partial.open("a+b")
-        try:
-            flock(lock, LOCK_EX | LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"Another process is writing {path}; wait for it.") from None
-        lock.seek(0)
-        size = _size(len(header), shapes)
-        if lock.read(8 + len(header)) != len(header).to_bytes(8, "little") + header:
+        if lock.read(len(begin)) != begin:
             lock.truncate(0)
-            os.posix_fallocate(lock.fileno(), 0, size)
-            with partial.open("r+b") as empty:
-                empty.write(len(header).to_bytes(8, "little") + header)
+            os.posix_fallocate(lock.fileno(), 0, _size(len(header), shapes))
+            lock.seek(0)
+            lock.write(begin)
+            lock.flush()
         tensors = _mapped(partial, len(header), shapes, "r+")
     except OSError as error:
-        with suppress(OSError, UnboundLocalError):
-            if os.fstat(lock.fileno()).st_size == 0:
-                partial.unlink()
+        if os.fstat(lock.fileno()).st_size == 0:
+            partial.unlink(missing_ok=True)
+        lock.close()
         raise ValueError(f"Cannot write {path}: {error.strerror}.") from error
     file = DocumentFile(described, tensors, find_target(path))
     file._lock = lock
@@ -218,6 +228,57 @@ def _open_partial(
         else:
             file._checked[chunk] = True
     return file
+
+
+def _locked(partial: Path, path: Path) -> BinaryIO:
+    """The unfinished file of `path`, for this process alone, at its beginning.
+
+    Raises `ValueError` if it is not one, or another process has it.
+    """
+    while True:
+        try:
+            number = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            lock = os.fdopen(number, "r+b")
+        except OSError as error:
+            raise ValueError(f"Cannot write {path}: {partial}: {error.strerror}.") from error
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise ValueError(f"Another process is writing {path}; wait for it.") from None
+        # Another process may have finished this very file, and renamed it.
+        if partial.exists() and os.path.samestat(os.fstat(lock.fileno()), os.stat(partial)):
+            break
+        lock.close()
+    found = lock.read(2048)
+    if found and KIND.encode() not in found:
+        lock.close()
+        raise ValueError(f"{partial} is in the way and is no unfinished document; move it.")
+    lock.seek(0)
+    return lock
+
+
+def _check_shapes(shapes: Mapping[str, tuple[Any, ...]], described: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for shapes that do not fit each other."""
+    sizes = [size for shape in shapes.values() for size in shape]
+    if shapes.keys() != DTYPES.keys() or any(type(size) is not int or size < 0 for size in sizes):
+        raise ValueError("its tensors are not those of a document")
+    tokens, units = prod(shapes["token_ids"]), prod(shapes["unit_starts"])
+    chunk_len = described.get("chunk_len")
+    if type(chunk_len) is not int or min(chunk_len, tokens, units) < 1:
+        raise ValueError("it has no tokens, units or chunks")
+    heads, dim = (*shapes["keys"], 0, 0, 0)[1:3]
+    expected = {
+        "token_ids": (tokens,),
+        "unit_starts": (units,),
+        "unit_spans": (units, 2),
+        "keys": (tokens, heads, dim),
+        "scales": (tokens, heads),
+        "checksums": (-(-tokens // chunk_len),),
+        "text": (prod(shapes["text"]),),
+    }
+    if shapes != expected:
+        raise ValueError("its tensors do not fit each other")
 
 
 def _partial_of(path: Path) -> Path:

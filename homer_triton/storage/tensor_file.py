@@ -25,7 +25,7 @@ from .files import write_atomically
 
 _CHECKSUM = "homer_triton.checksum"
 # Descriptions take some kilobytes; parsed, JSON may take thirty times its length.
-_LONGEST_DESCRIPTION = 1 << 20
+LONGEST_DESCRIPTION = 1 << 20
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -106,7 +106,7 @@ def save_tensors(
 
 def parse_description(text: str) -> dict[str, Any]:
     """The JSON object in a file's metadata. Raises `ValueError` for anything else."""
-    if len(text) > _LONGEST_DESCRIPTION:
+    if len(text) > LONGEST_DESCRIPTION:
         raise ValueError(f"its description is too long ({len(text):,} characters)")
     try:
         described = json.loads(text)

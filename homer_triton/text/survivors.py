@@ -25,7 +25,7 @@ _UNSPACED = re.compile(
 )
 # Where a sentence is over: at its mark, unless a small letter follows, or at a blank line.
 _SENTENCE_END = re.compile(
-    r"[.!?…]+[\"'”’»)\]]*(?=\s+[^\sa-zß-ÿ])|[。！？]+[」』”’）]*|\n[^\S\n]*(?=\n)"
+    r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*+(?=\s+[^\sa-zß-ÿ])|(?<![。！？])[。！？]++[」』”’）]*|\n[^\S\n]*(?=\n)"
 )
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 

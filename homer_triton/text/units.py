@@ -63,9 +63,9 @@ def _cuts(text: str) -> list[int]:
     begin = 0
     for paragraph_end in [*(match.end() for match in _BLANK.finditer(text)), len(text)]:
         paragraph = text[begin:paragraph_end]
-        breaks = [] if _is_wrapped(paragraph) else _line_breaks(paragraph)
+        breaks = set() if _is_wrapped(paragraph) else _line_breaks(paragraph)
         last = 0
-        for end in sorted({*sentence_ends(paragraph), *breaks, len(paragraph)}):
+        for end in sorted(breaks.union(sentence_ends(paragraph), [len(paragraph)])):
             piece = paragraph[last:end].strip()
             short = len(piece.encode()) < SHORTEST and end not in breaks
             if end < len(paragraph) and (short or _TITLE.search(paragraph[max(end - 9, 0) : end])):
@@ -77,9 +77,9 @@ def _cuts(text: str) -> list[int]:
     return [cut for cut in cuts if text[cut:].strip()] if text[-1:].isspace() else cuts[:-1]
 
 
-def _line_breaks(paragraph: str) -> list[int]:
+def _line_breaks(paragraph: str) -> set[int]:
     """Where the lines of a paragraph end."""
-    return [match.end() for match in re.finditer(r"\n", paragraph)]
+    return {match.end() for match in re.finditer(r"\n", paragraph)}
 
 
 def _is_wrapped(paragraph: str) -> bool:
