@@ -9,6 +9,7 @@ from table_parts import NOT_RUN, RESULTS, Rows, answered, markdown, read_json, s
 # The real model's methods: title, and the group of runs and the name within it.
 REAL = {
     "**HOMER**": ("homer", "homer"),
+    "HOMER, read once": ("read", "read"),
     "HOMER, text appended in four parts": ("appended", "appended"),
     "HOMER as published": ("paper", "homer"),
     "plain model": ("plain", "plain"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from .text.units import cut_units
 if TYPE_CHECKING:
     from .answering import Generation
 
+Keep = Literal["found", "all"]
 # Tokens of a chunk that is read alone.
 CHUNK_LEN = 1024
 # What every chunk begins with, behind what the tokenizer puts before a text.
@@ -113,6 +114,8 @@ class Document:
         self.texts: tuple[Text, ...] = tuple(texts)
         self._firsts = list(accumulate((text.units for text in texts), initial=0))
         chunk_end = Chunks(file.described["chunk_len"], file.described["overlap"]).end(len(opening))
+        # The whole text behind a prefix, for `keep="all"`.
+        self._whole: tuple[list[int], EncodedContext] | None = None
         self._finder = Finder(model, heads, file.tensors, chunk_end, self._firsts)
 
     def __len__(self) -> int:
@@ -159,6 +162,7 @@ class Document:
         suffix: TokensLike,
         prefix: TokensLike | None = None,
         config: HomerConfig | None = None,
+        keep: Keep = "found",
     ) -> EncodedContext:
         """Read what a question asks for into a short KV cache.
 
@@ -166,27 +170,33 @@ class Document:
         ordinary prompt, `prefix ‖ sentences ‖ suffix`. The best ones stand next to the question. A
         text that fits `target_len` is read whole.
 
+        With `keep="all"`, the whole text is read as the plain model reads it. Its KV cache stays in
+        memory, so the next question with the same prefix costs only its own tokens.
+
         Args:
             suffix: The question, and whatever else follows the text: text or token ids.
             prefix: What stands before the text, as in `encode`.
             config: `target_len` bounds the tokens of the prompt. The other settings are those of
                 the merge tree and do nothing here.
+            keep: "found" reads what the question asks for, "all" the whole text, which must fit the
+                model's context limit.
 
         Returns:
             The encoding of that prompt: its `token_ids` are the prompt's. Its `sources` are the
             places that were read, best first.
 
         Raises:
-            ValueError: The question is empty or leaves no room in `target_len`, or the file of the
-                document is damaged.
+            ValueError: The question is empty or leaves no room in `target_len`, the file of the
+                document is damaged, or with `keep="all"` the text does not fit the model.
         """
-        return self._read_again(self._prefix(prefix), self._suffix(suffix), config)[0]
+        return self._prompt(self._prefix(prefix), self._suffix(suffix), config, keep)[0]
 
     def ask(
         self,
         question: str,
         history: Sequence[tuple[str, str]] = (),
         config: HomerConfig | None = None,
+        keep: Keep = "found",
         on_text: Callable[[str], None] | None = None,
         chat_template: bool = True,
         thinking: bool | None = None,
@@ -203,6 +213,7 @@ class Document:
             chat_template: Whether to use the model's chat template, if it has one.
             thinking: As in `chat_affixes`.
             config: As in `Document.encode`.
+            keep: As in `Document.encode`.
             on_text: Called with each finished piece of the answer's text, for streaming.
             decoding: Any field of `Decoding`, such as `max_new_tokens=100` (64 by default) or
                 `temperature=0.7`.
@@ -215,7 +226,7 @@ class Document:
         """
         before, after = self.affixes(question, history, chat_template, thinking)
         new = decoding.get("max_new_tokens", Decoding().max_new_tokens)
-        encoded, excerpt = self._read_again(before, after, config, new)
+        encoded, excerpt = self._prompt(before, after, config, keep, new)
         answer = generate(self.model, encoded, on_text=on_text, **decoding)
         said = torch.tensor([int(after[-1]), *answer.token_ids])
         votes = attend_again(self.model, self._heads, encoded, said, len(before), excerpt.units)
@@ -373,6 +384,49 @@ class Document:
     def _text_of(self, unit: int) -> int:
         """Which text a unit is of."""
         return bisect_right(self._firsts, unit) - 1
+
+    def _prompt(
+        self,
+        prefix: Tensor,
+        suffix: Tensor,
+        config: HomerConfig | None,
+        keep: Keep,
+        new_tokens: int = 0,
+    ) -> tuple[EncodedContext, Excerpt]:
+        """The encoding that answers a question, and the part of the text in it."""
+        if keep not in get_args(Keep):
+            raise ValueError(
+                f"keep={keep!r} is not known; choose one of {', '.join(get_args(Keep))}."
+            )
+        if keep == "all":
+            return self._read_whole(prefix, suffix, new_tokens)
+        return self._read_again(prefix, suffix, config, new_tokens)
+
+    @torch.no_grad()
+    def _read_whole(
+        self, prefix: Tensor, suffix: Tensor, new_tokens: int
+    ) -> tuple[EncodedContext, Excerpt]:
+        """The suffix behind the whole text, and the text; its cache stays for the next suffix."""
+        model, ids, limit = self.model, self.token_ids.long(), self.model.config.context_limit
+        total = len(prefix) + len(ids) + len(suffix) + min(new_tokens, limit // 2)
+        if total > limit and not model.config.reaches_beyond_limit:
+            raise ValueError(
+                f'With keep="all", text, question and answer have {total} tokens, more than the '
+                f"model's context limit of {limit}; leave keep out."
+            )
+        if self._whole is None or self._whole[0] != prefix.tolist():
+            length = len(prefix) + len(ids)
+            one = HomerConfig(max_chunk_len=length, target_len=length)
+            self._whole = (prefix.tolist(), encode(model, ids[:-1], prefix, ids[-1:], one))
+        whole = self._whole[1]
+        cache = whole.open_cache(model, len(suffix))
+        after = suffix.to(model.device)
+        logits = model.forward(after, cache, len(whole), whole.next_position)
+        keys, values = (half.contiguous() for half in cache.transpose(2, 3).unbind(1))
+        starts = self._file.tensors["unit_starts"]
+        lengths = torch.diff(starts, append=torch.tensor([len(ids)]))
+        units = torch.arange(len(starts)).repeat_interleave(lengths)
+        return whole.grown(after, keys, values, logits), Excerpt(ids, units)
 
     def _read_again(
         self, prefix: Tensor, suffix: Tensor, config: HomerConfig | None, new_tokens: int = 0

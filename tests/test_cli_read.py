@@ -69,6 +69,19 @@ def test_the_answer_streams_and_places_follow_on_stderr(folder: Path) -> None:
     assert f"[{first.name}, {first.start:,}] " in result.stderr.splitlines()[0]
 
 
+def test_the_whole_text_may_be_kept(folder: Path, tmp_path: Path) -> None:
+    words = ("--model", folder / "model", "--prompt", "w8 w9", "--max-new-tokens", 2)
+    (tmp_path / "short.txt").write_text(text(40))
+    assert run("read", tmp_path / "short.txt", "-o", tmp_path / "x", *words[:2]).exit_code == 0
+    result = run("ask", tmp_path / "x", *words, "--keep", "all", "--json")
+    document = ht.Document.load(tmp_path / "x", ht.load(folder / "model", device="cpu"))
+    expected = document.ask("w8 w9", keep="all", max_new_tokens=2)
+    assert json.loads(result.stdout)["answers"][0]["token_ids"] == expected.token_ids
+    long = run("ask", folder / "book.homer", *words, "--keep", "all")
+    assert long.exit_code == 2
+    assert "leave keep out" in long.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -432,3 +432,30 @@ def test_a_file_with_a_false_description_is_refused(
     file.finish()
     with pytest.raises(ValueError, match="damaged"):
         ht.Document.load(tmp_path / "x.homer", finder)
+
+
+def test_a_text_that_is_kept_whole_answers_as_the_plain_model(
+    worded: ht.Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = text(150)
+    document = ht.read(worded, words)
+    whole = ht.HomerConfig(max_chunk_len=256, target_len=256)
+    runs: list[int] = []
+    run = ht.Llama.embed
+    monkeypatch.setattr(
+        ht.Llama, "embed", lambda self, ids: runs.append(ids.numel()) or run(self, ids)
+    )
+    for prefix, question in ((None, "w5 w6"), (None, "w9 w10 w11"), ("<s> w7", "w9")):
+        expected = ht.encode(worded, words, prefix, question, whole)
+        runs.clear()
+        found = document.encode(question, prefix, keep="all")
+        assert torch.equal(found.token_ids, expected.token_ids)
+        torch.testing.assert_close(found.logits, expected.logits)
+        asked = len(question.split())
+        assert sum(runs) == asked + (0 if question == "w9 w10 w11" else len(expected) - asked)
+    answer = document.ask("w5 w6", keep="all", max_new_tokens=4)
+    assert {source.name for source in answer.sources} == {None}
+    with pytest.raises(ValueError, match="leave keep out"):
+        ht.read(worded, text(300)).encode("w5", keep="all")
+    with pytest.raises(ValueError, match="keep='some' is not known"):
+        document.encode("w5", keep="some")  # type: ignore[arg-type]

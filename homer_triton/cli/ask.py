@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from .answers import Answers
 from .groups import with_groups
+from .help import COST
 from .inputs import open_model
 from .options import DocumentSettings, Json, Loading, RopeScaling
 from .output import note, print_json
@@ -45,6 +46,17 @@ def ask(
     loading: Loading,
     rope_scaling: RopeScaling = None,
     reading: DocumentSettings,
+    keep: Annotated[
+        Literal["found", "all"],
+        typer.Option(
+            "--keep",
+            metavar="found|all",
+            rich_help_panel=COST,
+            help="What is read again for a question. found: the places that it finds. all: the "
+            "whole text, which must fit the context limit, as the plain model reads it; the first "
+            "question takes as long as that, the others do not.",
+        ),
+    ] = "found",
     wanted: Answers,
     as_json: Json = False,
 ) -> None:
@@ -72,7 +84,7 @@ def ask(
         if len(prompt) > 1 and not as_json:
             print(f"> {question}")
         on_text = None if as_json else partial(print, end="", flush=True)
-        answer = opened.ask(question, config=config, on_text=on_text, **decoding)
+        answer = opened.ask(question, config=config, keep=keep, on_text=on_text, **decoding)
         places = [
             {**asdict(source), "text": texts[source.name][source.start : source.end]}
             for source in answer.sources
