@@ -182,7 +182,8 @@ def calibrate(
 
 def _segment_scores(model: Llama, tokens: Tensor) -> Tensor:
     """Each token's score by the last one, in the plain model: [L, T] float32 on the CPU."""
-    scores = [score_rows(q, k)[0] for _, q, k in model.queries_and_keys(tokens, 1)]
+    with model.own_dtype():
+        scores = [score_rows(q, k)[0] for _, q, k in model.queries_and_keys(tokens, 1)]
     return torch.stack(scores).cpu()
 
 

@@ -44,7 +44,8 @@ class HomerConfig:
             on.
         target_len: The most tokens in the finished cache, prefix and suffix included. Default with
             `recompute="all"`: prefix and suffix plus an eighth of a chunk (at least 384 tokens),
-            but never more than a chunk. Default otherwise: a chunk.
+            but never more than a chunk. Default otherwise: a chunk. With `recompute="all"`, an
+            input of at most so many tokens is read whole, even if it is longer than a chunk.
         layers_warmup: Warm-up layers: layers that the leaves run alone before the first merge, on
             top of the equal share of layers that each level runs. Default: half of the model's
             layers (3/8 where the tree runs all layers), or fewer where the tree has many levels.
@@ -214,13 +215,17 @@ def plan(
     selection, layers = config.selected_by, model.num_hidden_layers
     recompute = config.reread
     target_len = config.most_rows(model, prefix_len + suffix_len)
+    whole = prefix_len + context_len + suffix_len
+    if recompute == "all" and whole <= min(target_len, model.context_limit):
+        # All of it would be read as one prompt in any case: there is nothing to choose.
+        chunk_len = max(chunk_len, whole)
     room = max(chunk_len - prefix_len - suffix_len, 1)
     levels = tree_height(max(context_len, 1), room) + 1
     layers_tree = config.layers_tree
     if layers_tree is None:
         fewest = min(levels + (config.layers_warmup or 0), layers)
         layers_tree = max(4 * layers // 5, fewest) if recompute == "all" else layers
-    if levels == 1 and prefix_len + context_len + suffix_len <= target_len:
+    if levels == 1 and whole <= target_len:
         # Nothing is pruned: the tree's one chunk already is the ordinary prompt.
         recompute, layers_tree = "none", layers
     warmup = config.layers_warmup

@@ -85,9 +85,10 @@ def record_attention(model: Llama, records: int = RECORDS) -> Tensor:
 def _attention_to(model: Llama, tokens: Tensor, record: slice) -> Tensor:
     """How much attention [L, HQ] the last QUESTION_LEN tokens give to some of those before them."""
     given: list[Tensor] = []
-    for _, q, k in model.queries_and_keys(tokens, QUESTION_LEN):
-        keys = k[0, :-QUESTION_LEN].float().permute(1, 2, 0)
-        queries = q[0].float().transpose(0, 1).unflatten(0, (len(keys), -1))
-        logits = queries @ keys[:, None] * q.shape[-1] ** -0.5
-        given.append(logits.softmax(-1)[..., record].sum(-1).mean(-1).flatten())
+    with model.own_dtype():
+        for _, q, k in model.queries_and_keys(tokens, QUESTION_LEN):
+            keys = k[0, :-QUESTION_LEN].float().permute(1, 2, 0)
+            queries = q[0].float().transpose(0, 1).unflatten(0, (len(keys), -1))
+            logits = queries @ keys[:, None] * q.shape[-1] ** -0.5
+            given.append(logits.softmax(-1)[..., record].sum(-1).mean(-1).flatten())
     return torch.stack(given).cpu()

@@ -251,7 +251,8 @@ class Scheduler:
         node = nodes[0]
 
         def compute(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return self._compute(node, hidden, labels)
+            with self.model.own_dtype():
+                return self._compute(node, hidden, labels)
 
         if self._replays is None:
             hidden, kept, dropped = compute(hidden, labels)
