@@ -21,7 +21,7 @@ from .config import HomerConfig
 from .context import EncodedContext
 from .decoding import Decoding
 from .encoding import encode
-from .engine.finding import Finder, attend_again, rank
+from .engine.finding import Finder, attend_again, lengths_of, rank
 from .engine.reading import Chunks, ReadHeads, choose_heads, read_keys
 from .generation import generate
 from .model.errors import shorten
@@ -228,7 +228,7 @@ class Document:
         new = decoding.get("max_new_tokens", Decoding().max_new_tokens)
         encoded, excerpt = self._prompt(before, after, config, keep, new)
         answer = generate(self.model, encoded, on_text=on_text, **decoding)
-        said = torch.tensor([int(after[-1]), *answer.token_ids])
+        said = after.new_tensor([int(after[-1]), *answer.token_ids])
         votes = attend_again(self.model, self._heads, encoded, said, len(before), excerpt.units)
         places = sorted(votes.items(), key=lambda pair: -pair[1])
         return replace(answer, sources=tuple(self._source(*place) for place in places))
@@ -335,7 +335,7 @@ class Document:
                 tuple(described["weights"]),
                 described["groups"],
             )
-            opening = torch.tensor(described["opening"], dtype=torch.int64)
+            opening = torch.tensor(described["opening"], dtype=torch.int64, device="cpu")
             tokens = sum(count for _, _, count, _ in described["texts"])
             units = sum(count for _, _, _, count in described["texts"])
             low, high = (int(bound) for bound in stored["token_ids"].aminmax())
@@ -424,8 +424,8 @@ class Document:
         logits = model.forward(after, cache, len(whole), whole.next_position)
         keys, values = (half.contiguous() for half in cache.transpose(2, 3).unbind(1))
         starts = self._file.tensors["unit_starts"]
-        lengths = torch.diff(starts, append=torch.tensor([len(ids)]))
-        units = torch.arange(len(starts)).repeat_interleave(lengths)
+        units = torch.arange(len(starts), device="cpu")
+        units = units.repeat_interleave(lengths_of(starts, len(ids)))
         return whole.grown(after, keys, values, logits), Excerpt(ids, units)
 
     def _read_again(
@@ -466,9 +466,8 @@ class Document:
         tokenizer, numbers = self.model.tokenizer, [unit for group in groups for unit in group]
         if tokenizer is None:
             each = [self._finder.ids_of(number) for number in numbers]
-            ids = torch.tensor([token for own in each for token in own])
-            counts = torch.tensor([len(own) for own in each])
-            return Excerpt(ids, torch.tensor(numbers).repeat_interleave(counts))
+            owners = [number for number, own in zip(numbers, each, strict=True) for _ in own]
+            return Excerpt.of([token for own in each for token in own], owners)
         spans = self._file.tensors["unit_spans"][numbers].tolist()
         units = [
             Unit(self._text_of(n), n, (a, b)) for n, (a, b) in zip(numbers, spans, strict=True)
@@ -587,8 +586,8 @@ def _read(
     ]
     given = {
         "token_ids": ids.int(),
-        "unit_starts": torch.tensor(starts),
-        "unit_spans": torch.tensor([span for part in parts for span in part.spans]).view(-1, 2),
+        "unit_starts": torch.tensor(starts, device="cpu"),
+        "unit_spans": torch.tensor([span for part in parts for span in part.spans], device="cpu"),
         "text": torch.frombuffer(
             bytearray("".join(part.text for part in parts).encode() or b" "), dtype=torch.uint8
         ),
@@ -640,7 +639,7 @@ def _opening(model: Llama) -> Tensor:
     be the text's. One token is not always enough: a single line break is not in SmolLM2.
     """
     said = [] if model.tokenizer is None else plain_ids(model.tokenizer, OPENING)
-    return torch.tensor([*beginning(model), *said], dtype=torch.int64)
+    return torch.tensor([*beginning(model), *said], dtype=torch.int64, device="cpu")
 
 
 def _cut(model: Llama, name: str | None, text_or_ids: TokensLike) -> _Part:

@@ -459,3 +459,31 @@ def test_a_text_that_is_kept_whole_answers_as_the_plain_model(
         ht.read(worded, text(300)).encode("w5", keep="all")
     with pytest.raises(ValueError, match="keep='some' is not known"):
         document.encode("w5", keep="some")  # type: ignore[arg-type]
+
+
+def test_the_callers_defaults_change_nothing(finder: ht.Llama) -> None:
+    """Its default device, its default dtype and its autocast are for its own tensors."""
+    ids = tokens(300)
+
+    def everything() -> list[Any]:
+        document = ht.read(finder, ids.tolist(), ht.HomerConfig(max_chunk_len=64)).append([5, 6])
+        config = ht.HomerConfig(target_len=70)
+        encoded = document.encode(ids[70:76].tolist(), config=config)
+        found = document.find(ids[9:15].tolist())
+        whole = document.encode([5, 6], keep="all")
+        return [document._file.tensors["keys"], encoded.logits, whole.logits, found]
+
+    expected = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = everything()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        typed = everything()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        placed = everything()
+    for found in (cast, typed, placed):
+        for ours, theirs in zip(expected[:3], found[:3], strict=True):
+            assert torch.equal(ours, theirs)
+        assert found[3] == expected[3]

@@ -71,7 +71,7 @@ class Finder:
         self._stored = stored
         self._chunk_end = chunk_end
         self._starts = stored["unit_starts"]
-        self._lengths = torch.diff(self._starts, append=torch.tensor([len(stored["token_ids"])]))
+        self._lengths = lengths_of(self._starts, len(stored["token_ids"]))
         # No unit before one of these, or behind the last, is its neighbour.
         self._edges = {*text_firsts, len(self._starts)}
 
@@ -89,14 +89,11 @@ class Finder:
         prefix: [P] ids, what stands before the text; suffix: [S] ids, the question. Returns [U]
         and [U], float32 on the CPU.
         """
-        asking = torch.arange(len(suffix))[-MOST_ASKING:]
+        asking = torch.arange(len(suffix), device="cpu")[-MOST_ASKING:]
         attention = self._attention(prefix, suffix, asking)
-        word = WORD_VOTE / (
-            1
-            - LENGTH_SHARE
-            + LENGTH_SHARE * self._lengths / self._lengths.mean(dtype=torch.float32)
-        )
-        attended, words = torch.zeros(len(word)), torch.zeros(len(word))
+        lengths = self._lengths.float()
+        word = WORD_VOTE / (1 - LENGTH_SHARE + LENGTH_SHARE * lengths / lengths.mean())
+        attended, words = torch.zeros_like(word), torch.zeros_like(word)
         for token in suffix[asking].unique().tolist():
             own = suffix[asking] == token
             rarity, having = self._rarity(token)
@@ -152,11 +149,11 @@ class Finder:
         places = sorted(sorted(places, key=lambda place: -rarities[ids[place]])[:MOST_ASKING])
         if not places:
             return []
-        context = torch.tensor(ids)
-        attention = self._attention(prefix, torch.cat([context, suffix]), torch.tensor(places))
-        rarity = torch.tensor([rarities[ids[place]] for place in places])
+        context, where = (torch.tensor(own, device="cpu") for own in (ids, places))
+        attention = self._attention(prefix, torch.cat([context, suffix]), where)
+        rarity = attention.new_tensor([rarities[ids[place]] for place in places])
         best = (attention * rarity[:, None]).amax(0)
-        best[torch.tensor(chosen)] = 0
+        best[list(chosen)] = 0
         found: list[int] = []
         for unit in rank(best):
             if float(best[unit]) < LEADS_ON:
@@ -254,6 +251,11 @@ class Finder:
         return [tensor.to(self._model.device) for tensor in named]
 
 
+def lengths_of(starts: Tensor, tokens: int) -> Tensor:
+    """Each unit's number of tokens, [U]; starts: [U], their first tokens, of `tokens` in all."""
+    return torch.diff(starts, append=starts.new_tensor([tokens]))
+
+
 def _is_like(own: set[int], others: Iterable[set[int]]) -> bool:
     """Whether a unit shares half of its tokens, or of another's, with one of the others."""
     return any(2 * len(own & other) >= min(len(own), len(other)) for other in others)
@@ -292,7 +294,8 @@ def attend_again(
     run = Pass(model, rows + position, cache, prefix=before, rotary=rotary)
     hidden = model.embed(tokens)
     columns = torch.arange(before + tokens.shape[1], device=model.device) - before
-    total = torch.zeros(tokens.shape[1], len(units), device=model.device)
+    shape = tokens.shape[1], len(units)
+    total = torch.zeros(shape, dtype=torch.float32, device=model.device)
     for layer in range(heads.last_layer + 1):
         q, k, v = run.project(layer, hidden)
         for (own, head), weight in zip(heads.heads, heads.weights, strict=True):
@@ -308,7 +311,7 @@ def attend_again(
             run.feed_forward_(layer, hidden)
         del q, k, v
     numbers, index = units.unique(return_inverse=True)
-    votes = torch.zeros(tokens.shape[1], len(numbers))
+    votes = torch.zeros((tokens.shape[1], len(numbers)), dtype=torch.float32, device="cpu")
     votes.scatter_reduce_(1, index.expand(tokens.shape[1], -1), total.cpu(), "amax")
     pairs = zip(numbers.tolist(), votes.mean(0).tolist(), strict=True)
     return {number: vote for number, vote in pairs if number >= 0}

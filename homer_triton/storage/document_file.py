@@ -56,7 +56,7 @@ class DocumentFile:
         self.tensors = tensors
         self.path = path
         self._lock: Any = None
-        self._checked = torch.zeros(len(tensors["checksums"]), dtype=torch.bool)
+        self._checked = torch.zeros(len(tensors["checksums"]), dtype=torch.bool, device="cpu")
 
     @classmethod
     def create(

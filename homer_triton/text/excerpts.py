@@ -33,6 +33,12 @@ class Excerpt:
     ids: Tensor
     units: Tensor
 
+    @classmethod
+    def of(cls, ids: Sequence[int], units: Sequence[int]) -> Excerpt:
+        """An excerpt of these numbers."""
+        ids_and_units = (torch.tensor(own, dtype=torch.int64, device="cpu") for own in (ids, units))
+        return cls(*ids_and_units)
+
 
 def join(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], units: Sequence[Unit]
@@ -60,7 +66,7 @@ def join(
         index = bisect_right(starts, stop - 1) - 1
         inside = index >= 0 and stop - 1 < spans[index][1]
         numbers.append(units[index].number if inside else -1)
-    return Excerpt(torch.tensor(ids, dtype=torch.int64), torch.tensor(numbers))
+    return Excerpt.of(ids, numbers)
 
 
 def gap_of(tokenizer: PreTrainedTokenizerBase) -> str:
