@@ -48,7 +48,7 @@ def _logits(q_ptr, head, heads, asking, dim, k, scale, offs_a, offs_d):
 
 
 @triton.jit(do_not_specialize=["rows", "asking"])
-def _totals_kernel(
+def _stored_totals_kernel(
     q_ptr,
     keys_ptr,
     scales_ptr,
@@ -87,7 +87,7 @@ def _larger_of_unit(unit, score, next_unit, next_score):
 
 
 @triton.jit(do_not_specialize=["rows", "asking", "units"])
-def _units_kernel(
+def _stored_units_kernel(
     q_ptr,
     keys_ptr,
     scales_ptr,
@@ -190,11 +190,11 @@ def score_units(
     parts = torch.empty((heads, asking, blocks), dtype=torch.float32, device=q.device)
     scores = torch.zeros((asking, len(starts)), dtype=torch.int32, device=q.device)
     with launching_on(q):
-        _totals_kernel[(blocks, heads)](
+        _stored_totals_kernel[(blocks, heads)](
             q, keys, scales, which, parts, scale, rows, asking, heads, stored_heads, dim, **sizes
         )
         totals = torch.logaddexp(parts.logsumexp(2), before.T).contiguous()
-        _units_kernel[(blocks,)](
+        _stored_units_kernel[(blocks,)](
             q,
             keys,
             scales,
