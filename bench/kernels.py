@@ -46,6 +46,7 @@ def cases_of(m: Sizes) -> list[Callable[[], Case]]:
         movement.closing_case,
     )
     return [
+        partial(op_cases.stored_case, m),
         partial(op_cases.all_rows_case, m),
         partial(op_cases.kept_rows_case, m),
         *(partial(op_cases.decoding_case, m, batch) for batch in (1, m.chunks)),

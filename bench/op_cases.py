@@ -30,7 +30,7 @@ class Sizes:
 
     rows, kept: rows of a chunk, and how many are kept; suffix, asking: rows of the suffix, and how
     many vote; slots, layers: of a cache, as at a low level; siblings, chunks: chunks side by side,
-    where rows are selected and elsewhere.
+    where rows are selected and elsewhere; stored: tokens of a text that was read.
     """
 
     model: str
@@ -47,6 +47,7 @@ class Sizes:
     layers: int = 8
     siblings: int = 32
     chunks: int = 8
+    stored: int = 2**20
 
 
 MODELS = (
@@ -54,7 +55,7 @@ MODELS = (
     Sizes("Llama-3-8B", 4096, 32, 8, 128, 14336),
 )
 # Small enough for Triton's interpreter to run in seconds.
-TINY = (Sizes("tiny", 32, 2, 1, 16, 32, 16, 8, 2, 64, 2, 2, 2, 2),)
+TINY = (Sizes("tiny", 32, 2, 1, 16, 32, 16, 8, 2, 64, 2, 2, 2, 2, 300),)
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,35 @@ def voting_case(m: Sizes, batch: int) -> Case:
         2 * nbytes(k),
         4 * batch * m.asking * m.rows * m.heads * m.dim,
         counts_launches=batch == 1,
+    )
+
+
+def stored_case(m: Sizes) -> Case:
+    """The scores of a stored text of `m.stored` tokens: twelve heads over nine key heads, int8."""
+    tokens, heads, key_heads = m.stored, 12, 9
+    which = [head * key_heads // heads for head in range(heads)]
+    q = torch.randn(m.asking, heads, m.dim, device=DEVICE).to(DTYPE)
+    keys = torch.randint(-127, 128, (tokens, key_heads, m.dim), dtype=torch.int8, device=DEVICE)
+    scales = torch.rand(tokens, key_heads, device=DEVICE).half() / 127
+    weights = torch.full((heads,), 1 / heads, device=DEVICE)
+    before = torch.zeros(m.asking, heads, device=DEVICE)
+    starts = torch.arange(0, tokens, 20, device=DEVICE)
+    arguments = (q, keys, scales, which, weights, before, starts)
+    return Case(
+        "score_units",
+        f"{m.model}, {tokens:,} tokens",
+        {
+            "triton": partial(kernels.score_units, *arguments),
+            "torch": partial(reference.score_units, *arguments),
+        },
+        lambda: torch.testing.assert_close(
+            kernels.score_units(*arguments),
+            reference.score_units(*arguments),
+            atol=1e-6,
+            rtol=1e-3,
+        ),
+        2 * nbytes(keys, scales),
+        4 * m.asking * tokens * heads * m.dim,
     )
 
 
