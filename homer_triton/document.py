@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -22,11 +22,13 @@ from .context import EncodedContext
 from .decoding import Decoding
 from .encoding import encode
 from .engine.finding import Finder, attend_again, lengths_of, rank
-from .engine.reading import Chunks, ReadHeads, choose_heads, read_keys
+from .engine.reading import Chunks, ReadHeads, choose_heads, read_chunk
 from .generation import generate
 from .model.errors import shorten
 from .model.llama import Llama
+from .ranks import Ranks
 from .storage.document_file import DocumentFile
+from .storage.tensor_file import checksum_of
 from .text.controls import Span, plain_ids, words
 from .text.excerpts import Excerpt, Unit, join
 from .text.pieces import locate
@@ -297,7 +299,9 @@ class Document:
             parts.append(_cut(self.model, name, more))
         self._file.check()
         chunk_len = self._file.described["chunk_len"]
-        return _read(self.model, self._heads, parts, chunk_len, progress, None, self._file)
+        longer = _read(self.model, self._heads, parts, chunk_len, progress, None, self._file)
+        assert longer is not None  # None only occurs with several ranks
+        return longer
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the document to one file, which `load` maps into memory.
@@ -486,13 +490,32 @@ class _Part:
     spans: list[Span]
 
 
+@overload
 def read(
     model: Llama,
     text: TokensLike | Mapping[str, TokensLike],
     config: HomerConfig | None = None,
     progress: bool = False,
     path: str | PathLike[str] | None = None,
-) -> Document:
+    ranks: None = None,
+) -> Document: ...
+@overload
+def read(
+    model: Llama,
+    text: TokensLike | Mapping[str, TokensLike],
+    config: HomerConfig | None = None,
+    progress: bool = False,
+    path: str | PathLike[str] | None = None,
+    ranks: Ranks | None = None,
+) -> Document | None: ...
+def read(
+    model: Llama,
+    text: TokensLike | Mapping[str, TokensLike],
+    config: HomerConfig | None = None,
+    progress: bool = False,
+    path: str | PathLike[str] | None = None,
+    ranks: Ranks | None = None,
+) -> Document | None:
     """Read a text once, to ask it any number of questions.
 
         doc = ht.read(model, text)
@@ -511,12 +534,17 @@ def read(
         progress: Show a progress bar.
         path: A file to write the document to while it is read. A reading that was interrupted goes
             on where it stopped, if it is called again with the same arguments.
+        ranks: Processes that share the chunks. Each calls this with the same arguments; the first
+            one writes the file.
 
     Returns:
-        The document.
+        The document. With ranks, the first rank gets it; the others get None, or a copy if
+        `ranks.everywhere`.
 
     Raises:
-        ValueError: The text is empty, or the file cannot be written.
+        ValueError: The text is empty, the file cannot be written, or the ranks were given different
+            things.
+        RankError: Another rank has ended or does not answer.
     """
     check_model(model)
     config = config or HomerConfig()
@@ -527,7 +555,8 @@ def read(
     parts = [_cut(model, name, own) for name, own in named.items()]
     if not parts:
         raise ValueError("There is no text; give at least one.")
-    return _read(model, choose_heads(model), parts, _chunk_len(model, config), progress, path)
+    chunk_len = _chunk_len(model, config)
+    return _read(model, choose_heads(model), parts, chunk_len, progress, path, ranks=ranks)
 
 
 def checkpoint_of(path: str | PathLike[str]) -> str:
@@ -572,8 +601,11 @@ def _read(
     progress: bool,
     path: str | PathLike[str] | None,
     known: DocumentFile | None = None,
-) -> Document:
-    """Read the parts. known: an earlier reading of their beginning."""
+    ranks: Ranks | None = None,
+) -> Document | None:
+    """Read the parts. known: an earlier reading of their beginning. None on a rank without the
+    result.
+    """
     opening = _opening(model)
     chunks = Chunks.fitting(model, chunk_len, len(opening))
     chunk_len = chunks.length
@@ -602,6 +634,11 @@ def _read(
         "overlap": chunks.overlap,
         "texts": [[p.name, len(p.text), len(p.ids), len(p.starts)] for p in parts],
     }
+    if ranks is not None:
+        if ranks.rank:
+            path = None
+        with ranks.agreeing() as facts:
+            facts |= {"reading": described, "text": checksum_of("", given), "chunk": chunk_len}
     shape = (len(ids), len(heads.key_heads), model.config.head_dim)
     file = DocumentFile.create(
         described, given, shape, chunk_len, None if path is None else Path(path)
@@ -613,15 +650,34 @@ def _read(
                 rows = slice(start, start + chunk_len)
                 file.put(start, known.tensors["keys"][rows], known.tensors["scales"][rows])
         first = file.first_unread()
+        if ranks is not None:
+            first = ranks.share(first)
+        rank, size = (0, 1) if ranks is None else (ranks.rank, ranks.size)
+        begins = range(first // chunk_len * chunk_len, len(ids), chunk_len)
         with tqdm(
-            total=len(ids), initial=first, desc="read", unit="token", disable=not progress
+            total=len(ids),
+            initial=first,
+            desc="read",
+            unit="token",
+            disable=rank > 0 or not progress,
         ) as bar:
-            for start, keys, scales in read_keys(model, heads, ids, opening, chunks, first):
-                file.put(start, keys, scales)
-                bar.update(len(keys))
+            for step in range(0, len(begins), size):
+                own = None
+                if step + rank < len(begins):
+                    begin = begins[step + rank]
+                    own = begin, *read_chunk(model, heads, ids, opening, chunks, begin)
+                for one in [own] if ranks is None else ranks.collect(own) or []:
+                    if one is not None:
+                        file.put(*one)
+                        bar.update(len(one[1]))
         file.finish()
     finally:
         file.release()
+    if ranks is not None and ranks.everywhere:
+        described, tensors = ranks.share((file.described, file.tensors))
+        file = DocumentFile(described, tensors, file.path)
+    elif rank:
+        return None
     return Document(model, heads, file, opening)
 
 

@@ -14,7 +14,7 @@ from test_retrieval import copying_model
 
 import homer_triton as ht
 from homer_triton.engine import reading
-from homer_triton.engine.reading import Chunks, choose_heads, quantize, read_keys
+from homer_triton.engine.reading import Chunks, choose_heads, quantize, read_chunk
 from homer_triton.storage import document_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:The model has no retrieval heads")
@@ -45,7 +45,8 @@ def test_the_kept_keys_are_those_of_transformers() -> None:
         heads = choose_heads(model)
     ids = torch.randint(90, (100,), generator=torch.Generator().manual_seed(0))
     opening, chunks = torch.tensor([1]), Chunks(40, 32)
-    for start, keys, scales in read_keys(model, heads, ids, opening, chunks):
+    for start in range(0, 100, chunks.length):
+        keys, scales = read_chunk(model, heads, ids, opening, chunks, start)
         overlap = min(chunks.overlap, start)
         chunk = torch.cat([opening, ids[start - overlap : start + chunks.length]])
         with torch.no_grad():
@@ -84,7 +85,7 @@ def test_every_question_finds_its_own_place_and_the_text_is_not_read_again(
 ) -> None:
     ids = tokens(1000)
     document = ht.read(finder, ids)
-    monkeypatch.setattr("homer_triton.document.read_keys", None)
+    monkeypatch.setattr("homer_triton.document.read_chunk", None)
     config = ht.HomerConfig(target_len=120)
     for place in (500, 40, 800):
         for prefix in ([1], [9, 8, 7, 6]):
@@ -220,7 +221,7 @@ def test_a_full_disk_is_told_before_the_text_is_read(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(document_file.os, "posix_fallocate", full)
-    monkeypatch.setattr("homer_triton.document.read_keys", None)
+    monkeypatch.setattr("homer_triton.document.read_chunk", None)
     with pytest.raises(ValueError, match=r"Cannot write .*: No space left on device\."):
         ht.read(finder, tokens(100), path=tmp_path / "x.homer")
     assert not os.listdir(tmp_path)
@@ -386,7 +387,7 @@ def test_every_float_type_reads_and_answers(kind: torch.dtype) -> None:
 def test_names_of_texts_are_checked_before_reading(
     worded: ht.Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("homer_triton.document.read_keys", None)
+    monkeypatch.setattr("homer_triton.document.read_chunk", None)
     for name in (Path("a.txt"), "", 5):
         with pytest.raises(ValueError, match="A text is named"):
             ht.read(worded, {name: "w5 w6"})  # type: ignore[dict-item]

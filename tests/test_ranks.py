@@ -219,3 +219,32 @@ def test_as_many_bytes_are_sent_as_was_said(
     assert run_ranks(3, tmp_path, share) == expected
     assert expected[0] == 0
     assert min(expected[1:]) > 0
+
+
+@pytest.mark.filterwarnings("ignore:The model has no retrieval heads")
+@pytest.mark.parametrize(("ranks", "tokens"), [(2, 200), (3, 130), (3, 20)])
+def test_ranks_share_the_chunks_of_a_reading(
+    model: ht.Llama, tmp_path: Path, ranks: int, tokens: int
+) -> None:
+    ids, path = random_tokens(tokens), tmp_path / "x.homer"
+    alone = ht.read(model, ids, CONFIG)
+
+    def share(rank: int) -> Any:
+        once = ht.read(model, ids, CONFIG, path=path, ranks=ht.Ranks())
+        copied = ht.read(model, ids, CONFIG, ranks=ht.Ranks(everywhere=True))
+        assert copied is not None
+        return once is None, copied.find([5, 6, 7])
+
+    found = run_ranks(ranks, tmp_path, share)
+    assert found == [(rank > 0, alone.find([5, 6, 7])) for rank in range(ranks)]
+    assert ht.Document.load(path, model).find([5, 6, 7]) == alone.find([5, 6, 7])
+
+
+@pytest.mark.filterwarnings("ignore:The model has no retrieval heads")
+def test_ranks_must_read_the_same(model: ht.Llama, tmp_path: Path) -> None:
+    def differ(rank: int) -> Any:
+        return ht.read(model, random_tokens(100, seed=rank), CONFIG, ranks=ht.Ranks())
+
+    for error in run_ranks(2, tmp_path, differ):
+        assert isinstance(error, ValueError)
+        assert "must be given the same" in str(error)

@@ -12,6 +12,7 @@ from .groups import with_groups
 from .inputs import read_text
 from .options import Checkpoint, DocumentSettings, Json
 from .output import at_terminal, note, print_json, readable_bytes
+from .ranks import Devices, begin, is_first, joined
 
 
 @with_groups(but=("target_len",))
@@ -27,6 +28,7 @@ def read(
         typer.Option("--output", "-o", metavar="FILE", help="The file for the document."),
     ],
     reading: DocumentSettings,
+    devices: Devices = 1,
     as_json: Json = False,
 ) -> None:
     """Read texts once, for any number of questions.
@@ -43,15 +45,21 @@ def read(
     from .. import read as read_once
     from ..storage.files import check_outputs
 
-    check_outputs({"-o": output}, {"FILE": texts, "--model": checkpoint.model})
+    if is_first():
+        inputs = {"FILE": texts, "--model": checkpoint.model}
+        check_outputs({"-o": output}, inputs)
+    begin(devices, "-" if "-" in texts else "")
     named = {}
     for file in texts:
         if file in named:
             raise ValueError(f"The text {file} is named twice; name it once.")
         named[file] = read_text(file)
-    llama, _ = checkpoint.open()
-    start = perf_counter()
-    document = read_once(llama, named, reading.config, progress=at_terminal(), path=output)
+    with joined(checkpoint.device) as ranks:
+        llama, _ = checkpoint.open()
+        start = perf_counter()
+        document = read_once(llama, named, reading.config, at_terminal(), output, ranks)
+    if document is None:
+        return
     seconds = perf_counter() - start
     note(
         f"read {len(document):,} tokens ({seconds:.1f} s, {len(document) / seconds:,.0f} tokens/s)"

@@ -7,7 +7,6 @@ The text is cut into chunks that run alone, only as far as the last layer that h
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -133,15 +132,10 @@ def rotary_for(model: Llama, length: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def read_keys(
-    model: Llama,
-    heads: ReadHeads,
-    tokens: Tensor,
-    opening: Tensor,
-    chunks: Chunks,
-    first: int = 0,
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Read a text chunk by chunk.
+def read_chunk(
+    model: Llama, heads: ReadHeads, tokens: Tensor, opening: Tensor, chunks: Chunks, begin: int
+) -> tuple[Tensor, Tensor]:
+    """Read one chunk of a text.
 
     Args:
         model: The model.
@@ -149,21 +143,18 @@ def read_keys(
         tokens: [N], the text's token ids.
         opening: [P], ids that stand before every chunk. Attention that finds nothing goes there.
         chunks: How the text is cut.
-        first: The first token to read.
+        begin: The chunk's first token, a multiple of the chunks' length.
 
-    Yields:
-        The first token of each chunk, and the keys of its tokens from there on: int8 [n, G, D] on
-        the CPU, and float16 scales [n, G]. Their product is the rotated key.
+    Returns:
+        The keys of its tokens: int8 [n, G, D] on the CPU, and float16 scales [n, G]. Their product
+        is the rotated key.
     """
-    for begin in range(first // chunks.length * chunks.length, len(tokens), chunks.length):
-        overlap = min(chunks.overlap, begin)
-        body = tokens[begin - overlap : begin + chunks.length]
-        chunk = torch.cat([opening, body]).to(model.device)
-        start = max(begin, first)
-        keys = _keys_of(model, heads, chunk, chunks.end(len(opening)))[
-            len(chunk) - len(body) + overlap + start - begin :
-        ]
-        yield start, *quantize(keys)
+    overlap = min(chunks.overlap, begin)
+    body = tokens[begin - overlap : begin + chunks.length]
+    chunk = torch.cat([opening, body]).to(model.device)
+    return quantize(
+        _keys_of(model, heads, chunk, chunks.end(len(opening)))[len(opening) + overlap :]
+    )
 
 
 def _keys_of(model: Llama, heads: ReadHeads, chunk: Tensor, end: int) -> Tensor:
