@@ -19,11 +19,10 @@ from .chat import chat_affixes
 from .checks import check_text, whole_number
 from .config import HomerConfig
 from .context import EncodedContext
-from .decoding import Decoding
 from .encoding import encode
 from .engine.finding import Finder, attend_again, lengths_of, rank
 from .engine.reading import Chunks, ReadHeads, choose_heads, read_chunk
-from .generation import generate
+from .generation import decoding_of, generate
 from .model.errors import shorten
 from .model.llama import Llama
 from .ranks import Ranks
@@ -227,8 +226,8 @@ class Document:
             ValueError: As in `Document.encode` and `generate`.
         """
         before, after = self.affixes(question, history, chat_template, thinking)
-        new = decoding.get("max_new_tokens", Decoding().max_new_tokens)
-        encoded, excerpt = self._prompt(before, after, config, keep, new)
+        most = decoding_of(decoding).max_new_tokens
+        encoded, excerpt = self._prompt(before, after, config, keep, most)
         answer = generate(self.model, encoded, on_text=on_text, **decoding)
         said = after.new_tensor([int(after[-1]), *answer.token_ids])
         votes = attend_again(self.model, self._heads, encoded, said, len(before), excerpt.units)
@@ -402,7 +401,7 @@ class Document:
             raise ValueError(
                 f"keep={keep!r} is not known; choose one of {', '.join(get_args(Keep))}."
             )
-        if keep == "all":
+        if keep == "all" and len(self) > 1:
             return self._read_whole(prefix, suffix, new_tokens)
         return self._read_again(prefix, suffix, config, new_tokens)
 

@@ -93,7 +93,7 @@ def generate_batch(
         ValueError: As in `generate`; also if there are not as many encodings as prompts.
     """
     start = perf_counter()
-    decoding = _settings(settings)
+    decoding = decoding_of(settings)
     samples = whole_number("samples", samples, 1)
     contexts, asked = _pairs(encoded, prompts, samples)
     ids = [
@@ -121,7 +121,7 @@ def _seeded(decoding: Decoding, number: int) -> Decoding:
     return replace(decoding, seed=(decoding.seed + number) % (SEEDS[1] + 1))
 
 
-def _settings(settings: dict[str, Any]) -> Decoding:
+def decoding_of(settings: dict[str, Any]) -> Decoding:
     """The `Decoding` with these settings. Raises `ValueError` for one that does not exist."""
     known = Decoding.__dataclass_fields__
     for wrong in (name for name in settings if name not in known):

@@ -261,6 +261,9 @@ def test_bad_input_is_told(worded: ht.Llama) -> None:
     with pytest.raises(ValueError, match="There is no text"):
         ht.read(worded, {})
     document = ht.read(worded, text(100))
+    with pytest.raises(ValueError, match="is no setting of generate"):
+        document.ask("w5", max_tokens=3)
+    assert len(ht.read(worded, "w5").encode("w6", keep="all")) == 3
     for ask in (lambda: document.ask(" "), lambda: document.encode("")):
         with pytest.raises(ValueError, match="The question is empty"):
             ask()
