@@ -265,8 +265,7 @@ class Document:
             new_tokens: The most tokens of the answer, which must fit the model's limit, too.
                 It gets at most half of it.
         """
-        limit, window = self.model.config.context_limit, self.model.config.window
-        limit = limit if window is None else min(limit, window)
+        limit = self.model.config.context_limit
         given = None if config is None else config.target_len
         if given is not None:
             return given - affix
@@ -609,9 +608,7 @@ def _read(
     chunks = Chunks.fitting(model, chunk_len, len(opening))
     chunk_len = chunks.length
     ids = torch.cat([part.ids for part in parts])
-    firsts = [0]
-    for part in parts:
-        firsts.append(firsts[-1] + len(part.ids))
+    firsts = accumulate((len(part.ids) for part in parts), initial=0)
     starts = [
         first + own for first, part in zip(firsts, parts, strict=False) for own in part.starts
     ]
@@ -707,12 +704,17 @@ def _cut(model: Llama, name: str | None, text_or_ids: TokensLike) -> _Part:
         )
     tokenizer = model.tokenizer
     if tokenizer is None:
-        starts = list(range(0, len(ids), _UNIT_LEN))
-        return _Part(name, ids, "", starts, list(pairwise([*starts, len(ids)])))
+        return _cut_evenly(name, ids)
     source = text_or_ids if isinstance(text_or_ids, str) else None
     text, spans = locate(tokenizer, ids.tolist(), source=source)
     starts, characters = cut_units(text, spans)
     return _Part(name, ids, text, starts, characters)
+
+
+def _cut_evenly(name: str | None, ids: Tensor) -> _Part:
+    """Token ids without a text, in units of equal length."""
+    starts = list(range(0, len(ids), _UNIT_LEN))
+    return _Part(name, ids, "", starts, list(pairwise([*starts, len(ids)])))
 
 
 def _extended(model: Llama, part: _Part, more: TokensLike) -> _Part:
@@ -720,8 +722,7 @@ def _extended(model: Llama, part: _Part, more: TokensLike) -> _Part:
     new = _cut(model, None, more)
     ids = torch.cat([part.ids, new.ids])
     if model.tokenizer is None:
-        starts = list(range(0, len(ids), _UNIT_LEN))
-        return _Part(part.name, ids, "", starts, list(pairwise([*starts, len(ids)])))
+        return _cut_evenly(part.name, ids)
     text, paragraph = part.text + new.text, part.text.rfind("\n\n", 0, -1) + 1
     firsts = [start for start, _ in part.spans]
     unit = min(bisect_right(firsts, max(paragraph, 1) - 1), len(firsts) - 1)

@@ -1,9 +1,10 @@
 """Random trees for property tests, tiny models to run them on, and both implementations at once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from checkpoints import random_model
@@ -120,6 +121,20 @@ def random_tokens(count: int, seed: int = 0, vocabulary: int = 96) -> list[int]:
 def random_bias(distances: int, layers: int = LAYERS, seed: int = 0) -> Tensor:
     """A calibration bias [layers, distances] wide enough to change what is kept."""
     return torch.randn(layers, distances, generator=torch.Generator().manual_seed(seed))
+
+
+def under_other_defaults(compute: Callable[[], Any]) -> list[Any]:
+    """What a function returns under a caller's autocast, default dtype and default device."""
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = compute()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        typed = compute()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        placed = compute()
+    return [cast, typed, placed]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import under_other_defaults
 from checkpoints import random_model
 from command_line import checkpoint, text
 from test_retrieval import copying_model
@@ -478,16 +479,7 @@ def test_the_callers_defaults_change_nothing(finder: ht.Llama) -> None:
         return [document._file.tensors["keys"], encoded.logits, whole.logits, found]
 
     expected = everything()
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = everything()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        typed = everything()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    with torch.device("meta"):
-        placed = everything()
-    for found in (cast, typed, placed):
+    for found in under_other_defaults(everything):
         for ours, theirs in zip(expected[:3], found[:3], strict=True):
             assert torch.equal(ours, theirs)
         assert found[3] == expected[3]

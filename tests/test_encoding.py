@@ -23,6 +23,7 @@ from cases import (
     random_bias,
     random_tokens,
     to_config,
+    under_other_defaults,
 )
 from checkpoints import random_model
 from hypothesis import given
@@ -243,15 +244,7 @@ def test_the_callers_defaults_change_nothing() -> None:
         return [bias.bias, encoded.keys, encoded.logits, torch.as_tensor(answer.token_ids)]
 
     expected = everything()
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = everything()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        typed = everything()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    with torch.device("meta"):
-        placed = everything()
+    cast, typed, placed = under_other_defaults(everything)
     for found in (cast, typed, placed):
         for ours, theirs in zip(expected[:3], found[:3], strict=True):
             assert torch.equal(ours, theirs)

@@ -14,7 +14,7 @@ from .groups import with_groups
 from .help import COST
 from .inputs import open_model
 from .options import DocumentSettings, Json, Loading, RopeScaling
-from .output import note, print_json
+from .output import note, print_json, quoted, reported
 
 # How many places are shown with an answer, and how many characters of each.
 _SHOWN, _WIDTH = 3, 100
@@ -89,14 +89,12 @@ def ask(
             {**asdict(source), "text": texts[source.name][source.start : source.end]}
             for source in answer.sources
         ]
-        kept = ("text", "token_ids", "finish_reason", "seconds_to_first", "seconds")
-        figures = {name: getattr(answer, name) for name in kept}
-        answers.append({"prompt": question, **figures, "sources": places})
+        answers.append({"prompt": question, **reported(answer), "sources": places})
         if not as_json:
             print()
             for place in places[:_SHOWN]:
-                quoted = " ".join(place["text"].split())
-                short = quoted if len(quoted) <= _WIDTH else quoted[: _WIDTH - 1] + "…"
-                note(f"  [{place['name'] or 'text'}, {place['start']:,}] {short}")
+                words = " ".join(place["text"].split())
+                short = words if len(words) <= _WIDTH else words[: _WIDTH - 1] + "…"
+                note(f"  {quoted(place['name'], place['start'], short)}")
     if as_json:
         print_json({"answers": answers})

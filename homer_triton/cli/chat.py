@@ -19,7 +19,7 @@ from .help import TEXT
 from .inputs import compose, read_text, takes_template
 from .interrupts import caught
 from .options import Checkpoint, DocumentSettings, NoChatTemplate, Thinking
-from .output import at_terminal, note
+from .output import at_terminal, note, note_read, quoted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -151,9 +151,7 @@ class Conversation:
 
         start = perf_counter()
         document = read(self.model, {name: text}, self.config, progress=at_terminal())
-        seconds = perf_counter() - start
-        speed = len(document) / seconds
-        note(f"read {len(document):,} tokens ({seconds:.1f} s, {speed:,.0f} tokens/s)")
+        note_read(len(document), perf_counter() - start)
         self.document, self.turns, self.sources, self.context = document, [], (), None
 
     def hear(self, line: str) -> bool:
@@ -223,8 +221,8 @@ class Conversation:
         texts = {text.name: text.content for text in self.document.texts}
         lines = [f"For: {self.turns[-1][0]}"]
         for source in self.sources:
-            quoted = " ".join(texts[source.name][source.start : source.end].split())
-            lines.append(f"[{source.name or 'text'}, {source.start:,}] {quoted}")
+            place = texts[source.name][source.start : source.end]
+            lines.append(quoted(source.name, source.start, place))
         return "\n".join(lines)
 
     def _talk(self, line: str) -> None:

@@ -12,13 +12,10 @@ from .answers import Answers
 from .groups import given_options, with_groups
 from .inputs import read_text, require_one_source
 from .options import Around, Checkpoint, EncodedFile, Json, OptionalContextFile
-from .output import note_kept, print_json, summary
+from .output import note_kept, print_json, reported, summary
 from .ranks import Devices, begin
 from .reading import opened, read
 from .settings import Settings
-
-# What the JSON has of an answer.
-_REPORTED = ("text", "token_ids", "finish_reason", "seconds_to_first", "seconds")
 
 
 @with_groups
@@ -95,8 +92,7 @@ def generate(
             on_text=None if as_json else partial(print, end="", flush=True),
             **decoding,
         )
-        said = asdict(answer)
-        answers.append({"prompt": question, **{name: said[name] for name in _REPORTED}})
+        answers.append({"prompt": question, **reported(answer)})
         if not as_json:
             print()
     if as_json:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .. import EncodedContext
+    from .. import EncodedContext, Generation
 
 
 def print_json(result: dict[str, Any]) -> None:
@@ -24,6 +24,22 @@ def print_json(result: dict[str, Any]) -> None:
 def note(sentence: str) -> None:
     """Print a note to stderr; stdout is for the result."""
     print(sentence, file=sys.stderr)
+
+
+def note_read(tokens: int, seconds: float) -> None:
+    """Print to stderr how long a document's reading took."""
+    note(f"read {tokens:,} tokens ({seconds:.1f} s, {tokens / seconds:,.0f} tokens/s)")
+
+
+def quoted(name: str | None, start: int, text: str) -> str:
+    """A place of a document on one line: its text's name, its first character, and its words."""
+    return f"[{name or 'text'}, {start:,}] {' '.join(text.split())}"
+
+
+def reported(answer: Generation) -> dict[str, Any]:
+    """What the JSON of a command has of an answer."""
+    names = ("text", "token_ids", "finish_reason", "seconds_to_first", "seconds")
+    return {name: getattr(answer, name) for name in names}
 
 
 def note_kept(encoded: EncodedContext) -> None:

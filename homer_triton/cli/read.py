@@ -11,7 +11,7 @@ import typer
 from .groups import with_groups
 from .inputs import read_text
 from .options import Checkpoint, DocumentSettings, Json
-from .output import at_terminal, note, print_json, readable_bytes
+from .output import at_terminal, note_read, print_json, readable_bytes
 from .ranks import Devices, begin, is_first, joined
 
 
@@ -61,9 +61,7 @@ def read(
     if document is None:
         return
     seconds = perf_counter() - start
-    note(
-        f"read {len(document):,} tokens ({seconds:.1f} s, {len(document) / seconds:,.0f} tokens/s)"
-    )
+    note_read(len(document), seconds)
     size = output.stat().st_size
     if as_json:
         figures = {"tokens": len(document), "bytes": size, "seconds": seconds}

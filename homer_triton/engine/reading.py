@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..model.llama import Llama, Pass
-from .retrieval import LEAST_ATTENTION, known_attention
+from .retrieval import known_attention, retrieval_heads
 
 # How many of the best retrieval heads a document keeps the keys for.
 MOST_HEADS = 12
@@ -74,7 +74,7 @@ def choose_heads(model: Llama) -> ReadHeads:
     """
     config, attention = model.config, known_attention(model)
     groups = config.num_attention_heads // config.num_key_value_heads
-    if attention is None or not attention.max() >= LEAST_ATTENTION:
+    if attention is None or retrieval_heads(model) is None:
         warnings.warn(
             "The model has no retrieval heads, which find what a question asks for; all heads of "
             "one middle layer take their place and find less.",
@@ -110,8 +110,8 @@ class Chunks:
 
         Raises `ValueError` if the model has no room for any.
         """
-        limit, window = model.config.context_limit, model.config.window
-        room = (limit if window is None else min(limit, window)) - opening
+        limit = model.config.context_limit
+        room = limit - opening
         if room < 2:
             raise ValueError(f"The model's context limit of {limit} has no room for a chunk.")
         overlap = min(OVERLAP, room // 4)

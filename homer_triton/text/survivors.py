@@ -126,7 +126,7 @@ def _sentences(text: str, spans: Sequence[Span]) -> list[Span]:
     ends = sentence_ends(text)
     sentences = []
     for start, stop in zip([0, *ends], [*ends, len(text)], strict=True):
-        start, stop = _trim(text, start, stop)
+        start, stop = trim(text, start, stop)
         if start < stop:
             sentences.append((start, stop))
     return sentences
@@ -189,7 +189,7 @@ def _join(text: str, units: Sequence[Span], chosen: Sequence[int], gap: str) -> 
     if len(pieces) < 2:
         return "".join(text[slice(*piece)] for piece in pieces)
     # The blanks that tokens bring along belong to the gap, but for those at the ends of the text.
-    inner = [_trim(text, *piece) for piece in pieces]
+    inner = [trim(text, *piece) for piece in pieces]
     joined = [text[pieces[0][0] : inner[0][1]]]
     for (_, left), (right, stop) in pairwise(inner):
         joined += [_mark(text[left:right], gap), text[right:stop]]
@@ -205,7 +205,7 @@ def _mark(missing: str, gap: str) -> str:
     return gap if breaks in gap[len(body) :] else body + breaks
 
 
-def _trim(text: str, start: int, stop: int) -> Span:
+def trim(text: str, start: int, stop: int) -> Span:
     """The same stretch without white space at its ends."""
     piece = text[start:stop]
     start += len(piece) - len(piece.lstrip())

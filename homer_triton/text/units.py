@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from .controls import Span
-from .survivors import sentence_ends
+from .survivors import sentence_ends, trim
 
 # The most tokens of a unit. What is longer is cut between words.
 LONGEST = 128
@@ -52,7 +52,7 @@ def cut_units(text: str, spans: Sequence[Span]) -> tuple[list[int], list[Span]]:
     starts = _split_long(text, spans, starts)
     stops = [*starts[1:], len(spans)]
     return starts, [
-        _trim(text, spans[start][0], spans[stop - 1][1])
+        trim(text, spans[start][0], spans[stop - 1][1])
         for start, stop in zip(starts, stops, strict=True)
     ]
 
@@ -120,9 +120,3 @@ def _best_cut(text: str, spans: Sequence[Span], start: int) -> int:
             ):
                 return token
     return start + LONGEST
-
-
-def _trim(text: str, start: int, stop: int) -> Span:
-    piece = text[start:stop]
-    start += len(piece) - len(piece.lstrip())
-    return start, max(start, start + len(piece.strip()))
