@@ -94,7 +94,10 @@ class Oracle:
             root = self._recompute(root, suffix)
         elif settings.recompute == "all":
             tokens = [*prefix, *context, *suffix]
-            if settings.layers in ("levels", "tree") and len(tree.heights) > 1:
+            if len(tokens) <= settings.target_len:  # there is nothing to choose
+                pruned_at = [-1] * len(tokens)
+                root = replace(root, sources=torch.arange(len(tokens)))
+            elif settings.layers in ("levels", "tree") and len(tree.heights) > 1:
                 chosen = self._choose_from_all(len(root.sources), before, after, in_chunks, given)
                 for source, height in enumerate(pruned_at):
                     if source in chosen:

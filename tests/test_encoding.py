@@ -151,6 +151,9 @@ def test_layers_without_retrieval_heads_give_no_votes() -> None:
         pytest.param(1, 5, 2, Settings(4, 4, 0), id="empty trailing leaves"),
         pytest.param(1, 9, 2, Settings(5, 40, 0), id="a node with one child, a roomy target"),
         pytest.param(1, 32, 1, Settings(10, 3, 3), id="one context row in the end"),
+        pytest.param(
+            2, 21, 3, Settings(10, 26, 0, recompute="all"), id="chunks, but the target holds all"
+        ),
     ],
 )
 def test_equals_the_oracle_at_the_edges(
