@@ -21,12 +21,11 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 
-# Compiling needs the real JIT: set before triton is imported, here and in the worker processes.
+# Compiling needs the real JIT: set before triton is imported.
 os.environ["TRITON_INTERPRET"] = "0"
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
@@ -249,10 +248,10 @@ def main() -> int:
     if RESULTS.exists() and not args.update:
         with RESULTS.open() as file:
             before = {(r["kernel"], r["case"], r["chip"]): r for r in csv.DictReader(file)}
-    with ProcessPoolExecutor(2, get_context("spawn"), max_tasks_per_child=1) as pool:
-        counted = pool.submit(count_compilations, COUNTED_ON)
-        lines = [line for chip in pool.map(build, args.chips) for line in chip]
-        compilations = counted.result()
+    with get_context("fork").Pool(2, maxtasksperchild=1) as pool:
+        counted = pool.apply_async(count_compilations, (COUNTED_ON,))
+        lines = [line for chip in pool.map(build, args.chips, chunksize=1) for line in chip]
+        compilations = counted.get()
     lines.sort(key=lambda line: (line.kernel, line.case, list(CHIPS).index(line.chip)))
     print(f"{'kernel':22} {'case':28} {'chip':8} {'regs':>5} {'spills':>6} {'shared':>7}  matrix")
     for line in lines:

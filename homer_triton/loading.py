@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from . import kernels
 from .kernels import reference
@@ -20,6 +20,9 @@ from .model.hub import resolve
 from .model.llama import Llama
 from .model.quantized import Quantize
 from .model.weights import load_weights, share_weights
+
+if TYPE_CHECKING:  # its module takes seconds to import
+    from transformers import PreTrainedModel
 
 OpsName = Literal["auto", "triton", "torch"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -1,11 +1,8 @@
 """Rotary position tables (RoPE, Su et al. 2021), with transformers' frequencies for every type."""
 
-from typing import cast
-
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .config import ModelConfig
 
@@ -18,15 +15,18 @@ def rotary_tables(
 
     Returns two [length, head_dim / 2] float32 tensors for positions 0 to length - 1. Dynamic NTK
     takes its base, and longrope its set of factors, from `length`, as transformers does in a
-    forward pass over that many tokens. The families have the same code for this.
+    forward pass over that many tokens.
     Raises `ValueError` if `length` is below 1.
     """
     if length < 1:
         raise ValueError(f"length is {length} but the tables need at least one position.")
-    rotary = LlamaRotaryEmbedding(cast(LlamaConfig, config.hf)).to(device)
-    positions = torch.arange(length, device=device)[None]
-    like = torch.empty(0, dtype=torch.float32, device=device)  # only its dtype and device are read
-    cos, sin = rotary(like, positions)
-    # Llama rotates pairs (i, i + head_dim / 2), so transformers' second half repeats the first.
-    half = config.head_dim // 2
-    return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+    scaling = config.hf.rope_parameters
+    if scaling["rope_type"] == "default":
+        pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
+        frequencies, factor = 1.0 / scaling["rope_theta"] ** (pairs / config.head_dim), 1.0
+    else:
+        compute = ROPE_INIT_FUNCTIONS[scaling["rope_type"]]
+        frequencies, factor = compute(config.hf, torch.device("cpu"), seq_len=length)
+    positions = torch.arange(length, dtype=torch.float32, device=device)
+    angles = positions[:, None] * frequencies.to(device, torch.float32)
+    return angles.cos() * factor, angles.sin() * factor

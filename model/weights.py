@@ -4,19 +4,24 @@ Sizes in the docstrings: V vocabulary, E hidden size, F intermediate size, HQ qu
 key heads of D elements.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from .checkpoint import StoredTensor, catalogue, read_into, some
 from .config import ModelConfig, is_computable
 from .errors import CheckpointError
 from .families import FAMILIES, Family
 from .quantized import FourBit, Quantize, is_quantized, quantizer, shared, unpacks
+
+if TYPE_CHECKING:  # its module takes seconds to import
+    from transformers import PreTrainedModel
 
 # A layer's matrices that belong side by side, by their names in a checkpoint.
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import run
+from rank_processes import run_command
 
 import homer_triton as ht
 from homer_triton.cli.interrupts import AGAIN
@@ -35,9 +36,14 @@ def command(story: Path, output: Path, *options: object) -> list[str]:
     return [*map(str, (*words, "--prompt", "What is the pass key?", *options))]
 
 
+# Waits a second only for ranks that were asked to end.
+IMPATIENT = "from homer_triton.cli import main, ranks; ranks._PATIENCE = 1.0; main()"
+
+
 def start(arguments: list[str], *launcher: str) -> subprocess.Popen[str]:
+    module = () if "-c" in launcher else ("-m", "homer_triton")
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "homer_triton", *arguments],
+        [sys.executable, *launcher, *module, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -94,29 +100,30 @@ def test_several_processes_write_what_one_does(
     assert os.listdir(tmp_path) == ["out.safetensors"]
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_generate_and_compress_share_the_reading(story: Path, tmp_path: Path) -> None:
     read = ("--model", CHECKPOINT, "--context-file", story, "--prompt", "What is the pass key?")
     for words in (("generate", "--max-new-tokens", "8", "--json"), ("compress", "--json")):
-        arguments = [*map(str, (words[0], *read, *words[1:], *SETTINGS))]
-        code, together, stderr = finish(start([*arguments, "--devices", "2"]))
-        assert code == 0, stderr
-        said, expected = json.loads(together), json.loads(run(*arguments).stdout)
+        arguments = (words[0], *read, *words[1:], *SETTINGS)
+        folder = tmp_path / words[0]
+        folder.mkdir()
+        first, second = run_command(2, folder, *arguments)
+        assert (first.exit_code, second.exit_code) == (0, 0), (first, second)
+        said, expected = json.loads(first.stdout), json.loads(run(*arguments).stdout)
         assert said["plan"] == expected["plan"]
         for found in (said, expected):
             found["answers"] = [answer["token_ids"] for answer in found.get("answers", [])]
         assert (said["answers"], said.get("text")) == (expected["answers"], expected.get("text"))
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_an_evaluation_deals_out_its_questions(tmp_path: Path) -> None:
     words = ("eval", "passkey", "--methods", "window,homer", "--lengths", "2x", "--depths", "0.3")
     options = ("--samples", "3", "--no-plots", "--json", "-o")
     assert run(*words, *options, tmp_path / "alone").exit_code == 0
-    shared = (*words, *options, tmp_path / "shared", "--devices", "2")
-    code, stdout, stderr = finish(start([*map(str, shared)]))
-    assert code == 0, stderr
-    assert len(json.loads(stdout)["by_length"]) == 2  # said once
+    first, second = run_command(2, tmp_path, *words, *options, tmp_path / "shared")
+    assert (first.exit_code, second.exit_code) == (0, 0), (first, second)
+    assert len(json.loads(first.stdout)["by_length"]) == 2
     told = []
     for folder in ("alone", "shared"):
         records = map(json.loads, (tmp_path / folder / "predictions.jsonl").open())
@@ -162,23 +169,25 @@ def test_what_cannot_be_shared_is_refused_before_any_process_starts(
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (("--target-len", "1"), "target_len=1 leaves no room"),
-        (("--model", "absent"), "absent"),
-    ],
-)
-def test_bad_input_is_one_sentence(
-    story: Path, tmp_path: Path, options: tuple[str, ...], sentence: str
-) -> None:
-    arguments = command(story, tmp_path / "out.safetensors", "--devices", 2, *options)
+def test_bad_input_is_one_sentence(story: Path, tmp_path: Path) -> None:
+    arguments = command(story, tmp_path / "out.safetensors", "--devices", 2, "--target-len", "1")
     code, stdout, stderr = finish(start(arguments))
     assert (code, stdout) == (2, "")
     (line,) = [line for line in stderr.splitlines() if line.startswith("homer: ")]
-    assert sentence in line
+    assert "target_len=1 leaves no room" in line
     assert "Traceback" not in stderr
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.slow
+def test_every_rank_refuses_a_model_that_is_not_there(story: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    for found in run_command(2, tmp_path, *command(story, output, "--model", "absent")):
+        assert (found.exit_code, found.stdout) == (2, "")
+        (line,) = found.stderr.splitlines()
+        assert line.startswith("homer: ")
+        assert "absent" in line
+    assert not output.exists()
 
 
 def children(process: subprocess.Popen[str], count: int) -> Iterator[int]:
@@ -192,7 +201,8 @@ def children(process: subprocess.Popen[str], count: int) -> Iterator[int]:
 @pytest.mark.process
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_all(story: Path, tmp_path: Path, rank: int) -> None:
-    process = start(command(story, tmp_path / "out.safetensors", "--devices", 2))
+    arguments = command(story, tmp_path / "out.safetensors", "--devices", 2)
+    process = start(arguments, "-c", IMPATIENT)
     ranks = list(children(process, 2))
     time.sleep(1.0)
     os.kill(ranks[rank], signal.SIGKILL)

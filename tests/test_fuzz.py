@@ -17,7 +17,7 @@ from fuzz.kills import check_interrupted
 from fuzz.processes import Ended, Homer
 
 # Attempts of each kind: a few seconds of each.
-SHORT = {"trees": 30, "answers": 30, "files": 60, "commands": 10, "kills": 2}
+SHORT = {"trees": 20, "answers": 20, "files": 40, "commands": 8, "kills": 1}
 PIECES = (b'{"a": [1, 2], "b": "x"}', b'{"a": 1}\n{"a": 2}\n', b"plain", b"")
 
 

@@ -37,7 +37,7 @@ def text_and_question(model: ht.Llama, tokens: int) -> tuple[str, str, str]:
     [("paper", "suffix", 2), ("votes,layers=last", "none", 1), ("votes,window=5", "all", 1)],
 )
 def test_triton_encodes_as_pytorch_does(selection: str, recompute: str, leaf_batch: int) -> None:
-    layers = None if DEVICE == "cuda" else 6  # the interpreter takes a second a layer
+    layers = None if DEVICE == "cuda" else 4  # the interpreter takes a second a layer
     ours, definition = load("triton", layers=layers), load("torch", layers=layers)
     assert ours.ops is kernels
     context, question, answer = text_and_question(ours, 190)
