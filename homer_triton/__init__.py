@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .decoding import Decoding
     from .document import Document, Source, read
     from .encoding import DocumentsError, encode, encode_batch
-    from .engine.graphs import drop_graphs
+    from .engine.graphs import Graphs
     from .engine.tree import Plan
     from .generation import generate, generate_batch
     from .growing import append, close_up, compact
@@ -47,6 +47,7 @@ __all__ = [
     "DocumentsError",
     "EncodedContext",
     "Generation",
+    "Graphs",
     "HomerConfig",
     "Llama",
     "ModelConfig",
@@ -60,7 +61,6 @@ __all__ = [
     "chat_affixes",
     "close_up",
     "compact",
-    "drop_graphs",
     "encode",
     "encode_batch",
     "from_transformers",
@@ -88,7 +88,7 @@ _MODULES = {
     "model.llama": ("Llama",),
     "ranks": ("RankError", "Ranks"),
     "selection": ("Selection",),
-    "engine.graphs": ("drop_graphs",),
+    "engine.graphs": ("Graphs",),
     "engine.tree": ("Plan",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -72,8 +72,7 @@ class HomerConfig:
             such as "12GiB". `plan` then chooses `leaf_batch` and, on a GPU, `offload` to fit,
             unless you set them. Default: no budget.
         cuda_graphs: Replay the steps of a level from CUDA graphs, which helps small models. Needs a
-            model on a CUDA device. The model keeps the graphs, and the memory they run in, for
-            later inputs of the same lengths; `drop_graphs` frees both. Default: False.
+            model on a CUDA device. `Graphs` keeps them for later inputs. Default: False.
 
     `leaf_batch`, `offload`, `memory_budget` and `cuda_graphs` change speed and memory only. The
     results are the same up to rounding.

@@ -13,6 +13,7 @@ from .checks import whole_number
 from .config import HomerConfig
 from .context import EncodedContext
 from .engine.documents import encode_alike, fit_plan
+from .engine.graphs import Graphs
 from .engine.rank_scheduler import RankScheduler
 from .engine.scheduler import Scheduler
 from .engine.tree import Node, Plan
@@ -47,6 +48,7 @@ def encode(
     scheduler: Callable[..., Scheduler] = Scheduler,
     special_tokens: bool = False,
     ranks: None = None,
+    graphs: Graphs | None = None,
 ) -> EncodedContext: ...
 @overload
 def encode(
@@ -59,6 +61,7 @@ def encode(
     scheduler: Callable[..., Scheduler] = Scheduler,
     special_tokens: bool = False,
     ranks: Ranks | None = None,
+    graphs: Graphs | None = None,
 ) -> EncodedContext | None: ...
 @torch.no_grad()
 def encode(
@@ -71,6 +74,7 @@ def encode(
     scheduler: Callable[..., Scheduler] = Scheduler,
     special_tokens: bool = False,
     ranks: Ranks | None = None,
+    graphs: Graphs | None = None,
 ) -> EncodedContext | None:
     """Read a long input into a short KV cache (HOMER, Song et al., ICLR 2024).
 
@@ -106,6 +110,8 @@ def encode(
             and suffix they always count, except in the question that `chat_affixes` was given.
         ranks: Processes that share the work on this input. Each calls this with the same arguments
             and runs its own subtrees.
+        graphs: Where captured CUDA graphs stay for the next input of the same lengths. Needs a
+            model on a CUDA device; not with ranks.
 
     Returns:
         The encoding. With ranks, the first rank gets it; the others get None, or a copy if
@@ -120,12 +126,21 @@ def encode(
     if ranks is None:
         suffixes = None if suffix is None else [suffix]
         (encoded,) = encode_batch(
-            model, [context], prefix, suffixes, config, progress, 1, scheduler, special_tokens
+            model,
+            [context],
+            prefix,
+            suffixes,
+            config,
+            progress,
+            1,
+            scheduler,
+            special_tokens,
+            graphs=graphs,
         )
         return encoded
     check_model(model)
-    if scheduler is not Scheduler:
-        raise ValueError("Ranks have a walk of their own; leave scheduler out.")
+    if scheduler is not Scheduler or graphs is not None:
+        raise ValueError("Ranks have a walk of their own; leave scheduler and graphs out.")
     config = config or HomerConfig()
     with ranks.agreeing() as facts:
         parts = split_input(
@@ -155,6 +170,7 @@ def encode_batch(
     scheduler: Callable[..., Scheduler] = Scheduler,
     special_tokens: bool = False,
     ranks: None = None,
+    graphs: Graphs | None = None,
 ) -> list[EncodedContext]: ...
 @overload
 def encode_batch(
@@ -168,6 +184,7 @@ def encode_batch(
     scheduler: Callable[..., Scheduler] = Scheduler,
     special_tokens: bool = False,
     ranks: Ranks | None = None,
+    graphs: Graphs | None = None,
 ) -> list[EncodedContext] | None: ...
 @torch.no_grad()
 def encode_batch(
@@ -181,6 +198,7 @@ def encode_batch(
     scheduler: Callable[..., Scheduler] = Scheduler,
     special_tokens: bool = False,
     ranks: Ranks | None = None,
+    graphs: Graphs | None = None,
 ) -> list[EncodedContext] | None:
     """Encode several documents in one call; each as `encode` would alone, up to rounding.
 
@@ -228,7 +246,7 @@ def encode_batch(
 
     def run(tree: Plan, batch: list[int]) -> list[EncodedContext]:
         parts = [inputs[index] for index in batch]
-        done = encode_alike(model, tree, parts, config, _shown(progress, ranks), scheduler)
+        done = encode_alike(model, tree, parts, config, _shown(progress, ranks), scheduler, graphs)
         assert done is not None
         return done
 

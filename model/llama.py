@@ -10,7 +10,7 @@ cache's first `prefix` slots and to each other. The ops are an argument: the mod
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from inspect import unwrap
@@ -88,8 +88,6 @@ class Llama:
         weights: Its weights.
         ops: The module that computes: `kernels` (Triton) or `kernels.reference` (PyTorch).
         tokenizer: The checkpoint's tokenizer, or None.
-        kept_runs: What `encode` keeps here for the next text of the same lengths, with
-            `cuda_graphs`; `drop_graphs` empties it.
     """
 
     def __init__(
@@ -103,8 +101,6 @@ class Llama:
         self.weights = weights
         self.ops = ops
         self.tokenizer = tokenizer
-        # Kept by `encode` for the next text of the same lengths.
-        self.kept_runs: dict[Hashable, Any] = {}
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._still: tuple[Tensor, Tensor] | None = None
 

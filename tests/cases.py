@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from checkpoints import random_model
@@ -141,11 +142,8 @@ def under_other_defaults(compute: Callable[[], Any]) -> list[Any]:
 def retrieving(model: ht.Llama, heads: list[list[float]] | None) -> Iterator[None]:
     """Within it, these are the model's retrieval heads [L][HQ]; None for no such heads."""
     tensor = None if heads is None else torch.tensor(heads)
-    retrieval.found[model] = (model.fingerprint, tensor)
-    try:
+    with patch.dict(retrieval.measured, {(model.fingerprint, model.dtype): tensor}):
         yield
-    finally:
-        del retrieval.found[model]
 
 
 def encode_both(

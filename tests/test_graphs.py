@@ -84,42 +84,47 @@ def test_a_second_text_of_the_same_lengths_captures_nothing(
     settings: dict[str, Any], captured: list[Captured]
 ) -> None:
     model = ht.from_transformers(peers(4, 2)[0], ops="torch")
-    config = ht.HomerConfig(32, 16, 1, leaf_batch=1, cuda_graphs=True, **settings)
+    config, kept = ht.HomerConfig(32, 16, 1, leaf_batch=1, **settings), ht.Graphs()
     texts = [random_tokens(300, seed) for seed in range(3)]
-    plain = [ht.encode(model, x, [1], [2, 3], replace(config, cuda_graphs=False)) for x in texts]
+    plain = [ht.encode(model, x, [1], [2, 3], config) for x in texts]
     counts = []
     for text, expected in zip(texts, plain, strict=True):
-        encoded = ht.encode(model, text, [1], [2, 3], config)
+        encoded = ht.encode(model, text, [1], [2, 3], config, graphs=kept)
         counts.append(len(captured))
         for name in ("keys", "values", "positions", "source_indices", "pruned_at", "logits"):
             assert torch.equal(getattr(encoded, name), getattr(expected, name)), name
     assert counts[0] > 0
     assert counts[2] == counts[1] <= counts[0] + 2, "what came only once in the first text"
     first = plain[0]
-    assert torch.equal(ht.encode(model, texts[0], [1], [2, 3], config).keys, first.keys)
+    again = ht.encode(model, texts[0], [1], [2, 3], config, graphs=kept)
+    assert torch.equal(again.keys, first.keys)
     for length in (250, 200):  # others, which take the places
-        ht.encode(model, texts[0][:length], [1], [2, 3], config)
-    assert len(model.kept_runs) == graphs.MOST_KEPT
+        ht.encode(model, texts[0][:length], [1], [2, 3], config, graphs=kept)
+    assert len(kept) == graphs.MOST_KEPT
     before = len(captured)
-    ht.encode(model, texts[1], [1], [2, 3], config)
+    ht.encode(model, texts[1], [1], [2, 3], config, graphs=kept)
     assert len(captured) > before
-    ht.drop_graphs(model)
-    assert not model.kept_runs
+
+
+def test_one_text_alone_replays_its_own_steps(captured: list[Captured]) -> None:
+    model = ht.from_transformers(peers(4, 2)[0], ops="torch")
+    config = ht.HomerConfig(32, 16, 1, leaf_batch=1, cuda_graphs=True)
+    replayed = ht.encode(model, random_tokens(300), [1], [2, 3], config)
+    assert captured
+    plain = ht.encode(model, random_tokens(300), [1], [2, 3], replace(config, cuda_graphs=False))
+    assert torch.equal(replayed.keys, plain.keys)
 
 
 def test_graphs_are_not_kept_for_other_weights(captured: list[Captured]) -> None:
     model = ht.from_transformers(peers(4, 2)[0], ops="torch")
-    config = ht.HomerConfig(32, 16, 1, leaf_batch=1, cuda_graphs=True)
+    config, kept = ht.HomerConfig(32, 16, 1, leaf_batch=1), ht.Graphs()
     text = random_tokens(300)
-    first = ht.encode(model, text, [1], [2, 3], config)
+    first = ht.encode(model, text, [1], [2, 3], config, graphs=kept)
     layer = model.weights.layers[0]
     model.weights.layers[0] = replace(layer, down=-layer.down)
-    second = ht.encode(model, text, [1], [2, 3], config)
+    second = ht.encode(model, text, [1], [2, 3], config, graphs=kept)
     assert not torch.equal(first.keys, second.keys)
-    assert torch.equal(
-        second.keys,
-        ht.encode(model, text, [1], [2, 3], replace(config, cuda_graphs=False)).keys,
-    )
+    assert torch.equal(second.keys, ht.encode(model, text, [1], [2, 3], config).keys)
 
 
 def test_replayed_decoding_gives_what_steps_do(
@@ -139,14 +144,14 @@ def test_replayed_decoding_gives_what_steps_do(
 @pytest.mark.gpu
 def test_a_second_text_replays_the_first_ones_graphs_on_a_gpu() -> None:
     model = ht.load(CHECKPOINT, "cuda", "float16")
-    config = ht.HomerConfig(max_chunk_len=128, layers_warmup=1, leaf_batch=1, cuda_graphs=True)
+    config = ht.HomerConfig(max_chunk_len=128, layers_warmup=1, leaf_batch=1)
+    kept = ht.Graphs()
     for seed in range(3):
         tokens = random_tokens(4000, seed, vocabulary=200)
-        replayed = ht.encode(model, tokens, [1], [2, 3], config)
-        plain = ht.encode(model, tokens, [1], [2, 3], replace(config, cuda_graphs=False))
+        replayed = ht.encode(model, tokens, [1], [2, 3], config, graphs=kept)
+        plain = ht.encode(model, tokens, [1], [2, 3], config)
         assert torch.equal(plain.keys, replayed.keys)
-    assert len(model.kept_runs) == 1
-    ht.drop_graphs(model)
+    assert len(kept) == 1
 
 
 @pytest.mark.gpu
@@ -164,8 +169,9 @@ def test_decoding_by_graphs_on_a_gpu() -> None:
 
 def test_a_model_on_a_cpu_has_no_graphs() -> None:
     config = ht.HomerConfig(15, 15, 2, cuda_graphs=True)
-    with pytest.raises(ValueError, match="cuda_graphs needs a model on a CUDA device"):
-        ht.encode(peers(4, 2)[1], random_tokens(60), [1], [2], config)
+    for more in ({"config": config}, {"graphs": ht.Graphs()}):
+        with pytest.raises(ValueError, match="CUDA graphs need a model on a CUDA device"):
+            ht.encode(peers(4, 2)[1], random_tokens(60), [1], [2], **more)
 
 
 @pytest.mark.gpu

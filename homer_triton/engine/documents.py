@@ -13,7 +13,7 @@ from ..config import HomerConfig, plan
 from ..context import EncodedContext, EncodeStats
 from ..model.llama import Llama
 from ..model.weights import named_weights
-from .graphs import HAS_GRAPHS, Replays, keep_run, take_run
+from .graphs import HAS_GRAPHS, Graphs, Replays
 from .heap import trim_heap
 from .pool import SlotPool, make_pools
 from .recompute import read_again_
@@ -53,13 +53,15 @@ def encode_alike(
     config: HomerConfig,
     progress: bool | Callable[[Node], None],
     scheduler: Callable[..., Scheduler],
+    graphs: Graphs | None = None,
 ) -> list[EncodedContext] | None:
     """Encode documents of the plan's lengths side by side. inputs: each one's prefix, context and
     suffix, token ids on the CPU. None where the scheduler leaves the result to another rank.
     """
     documents = len(inputs)
-    if config.cuda_graphs and model.device.type not in HAS_GRAPHS:
-        raise ValueError(f"cuda_graphs needs a model on a CUDA device; this is on {model.device}.")
+    replays = Replays(model.device) if config.cuda_graphs or graphs is not None else None
+    if replays is not None and model.device.type not in HAS_GRAPHS:
+        raise ValueError(f"CUDA graphs need a model on a CUDA device; this is on {model.device}.")
     before = inputs[0][0].to(model.device)
     middle, after = (torch.stack([x[i] for x in inputs]).to(model.device) for i in (1, 2))
     bias = None
@@ -67,14 +69,14 @@ def encode_alike(
         config.calibration.check(model, tree)
         bias = config.calibration.bias.to(model.device, torch.float32)
     fingerprint = model.fingerprint
-    key = None
-    if config.cuda_graphs and scheduler is Scheduler:
+    walk = key = None
+    if graphs is not None:
         at = tuple(x.data_ptr() for x in named_weights(model.weights, model.config).values())
-        key = tree, documents, config.selected_by, config.calibration, fingerprint, at
-    walk = take_run(model, key)
+        kind = scheduler, tree, documents, config.selected_by, config.calibration
+        key = *kind, fingerprint, at
+        walk = graphs.take(key)
     if walk is None:
         pools = [] if tree.recompute == "all" else make_pools(model, tree, documents)
-        replays = Replays(model.device) if config.cuda_graphs else None
         walk = scheduler(model, tree, pools, bias, config.selected_by, documents, replays)
     else:
         walk.clear()
@@ -114,8 +116,8 @@ def encode_alike(
     if model.device.type == "cpu":
         trim_heap()  # the activations' memory, before the caches take theirs
     caches = _gather(model, tree, pools, merged.slots)
-    if key is not None:
-        keep_run(model, key, walk)
+    if graphs is not None:
+        graphs.keep(key, walk)
     del pools, walk
     if tree.recompute == "suffix":
         start = tree.next_position - tree.suffix_len

@@ -1,27 +1,24 @@
 """CUDA graphs: each step of the tree is captured once per shape, then replayed for equal steps.
 
 For a small model, the host takes longer to launch a step's kernels than the device to run them; a
-replay is a single launch. Graphs read and write memory that must stay where it is. So the memory of
-a run is kept with its graphs, for the next text of the same lengths.
+replay is a single launch. Graphs read and write memory that must stay where it is, so a run's
+graphs are kept with its memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from ..model.llama import Llama
 
 Step = Callable[..., tuple[Tensor, ...]]
 
 # The devices that steps are captured on.
 HAS_GRAPHS = ("cuda",)
-# How many runs a model keeps. Each holds the memory of reading a text, and of its graphs.
+# How many runs are kept. Each holds the memory of reading a text, and of its graphs.
 MOST_KEPT = 2
 
 
@@ -85,22 +82,29 @@ def capture(step: Step, inputs: tuple[Tensor, ...], memory: Any, stream: Any) ->
     return Captured(graph.replay, places, outputs)
 
 
-def take_run(model: Llama, key: Hashable) -> Any:
-    """Remove what a model keeps under a key and return it, or None if there is nothing."""
-    return model.kept_runs.pop(key, None)
+class Graphs:
+    """Captured steps and the memory they run in, for later texts of the same lengths.
 
+        graphs = ht.Graphs()
+        for text in texts:
+            encoded = ht.encode(model, text, graphs=graphs)
 
-def keep_run(model: Llama, key: Hashable, run: Any) -> None:
-    """Let a model keep a run, and drop the oldest ones beyond `MOST_KEPT`."""
-    model.kept_runs[key] = run
-    while len(model.kept_runs) > MOST_KEPT:
-        model.kept_runs.pop(next(iter(model.kept_runs)))
-
-
-def drop_graphs(model: Llama) -> None:
-    """Free the CUDA graphs that `encode` left with a model, and the memory they run in.
-
-    With `HomerConfig(cuda_graphs=True)` a model keeps the graphs of its last two kinds of runs,
-    with as much memory as reading those texts took. The next text captures its graphs again.
+    It holds the last two kinds of texts, each with as much memory as reading one takes. Texts of
+    other lengths, another config or changed weights are captured anew. Its memory goes with it.
     """
-    model.kept_runs.clear()
+
+    def __init__(self) -> None:
+        self._runs: dict[Hashable, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def take(self, key: Hashable) -> Any:
+        """Remove what is kept under a key and return it, or None if there is nothing."""
+        return self._runs.pop(key, None)
+
+    def keep(self, key: Hashable, run: Any) -> None:
+        """Keep a run, and drop the oldest ones beyond `MOST_KEPT`."""
+        self._runs[key] = run
+        while len(self._runs) > MOST_KEPT:
+            del self._runs[next(iter(self._runs))]

@@ -9,8 +9,6 @@ no record more than to the others.
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
-
 import torch
 from torch import Tensor
 
@@ -27,9 +25,8 @@ FEWEST_RECORDS = 16
 LEAST_ATTENTION = 0.2
 LEAST_SHARE = 0.25
 
-# What each model's heads give to the record, and the fingerprint of the weights that it was found
-# in.
-found: WeakKeyDictionary[Llama, tuple[str, Tensor | None]] = WeakKeyDictionary()
+# `record_attention` on the CPU, by the weights' fingerprint and the dtype that they compute in.
+measured: dict[tuple[str, torch.dtype], Tensor | None] = {}
 
 
 def retrieval_heads(model: Llama) -> Tensor | None:
@@ -51,14 +48,13 @@ def known_attention(model: Llama) -> Tensor | None:
 
     It is measured once, which takes as long as reading two thousand tokens.
     """
-    known, fingerprint = found.get(model), model.fingerprint
-    if known is None or known[0] != fingerprint:
+    key = model.fingerprint, model.dtype
+    if key not in measured:
         records = min(RECORDS, model.config.context_limit // 2 // RECORD_LEN)
-        attention = None
-        if records >= FEWEST_RECORDS:
-            attention = record_attention(model, records).to(model.device)
-        known = found[model] = (fingerprint, attention)
-    return known[1]
+        enough = records >= FEWEST_RECORDS
+        measured[key] = record_attention(model, records) if enough else None
+    attention = measured[key]
+    return None if attention is None else attention.to(model.device)
 
 
 def record_attention(model: Llama, records: int = RECORDS) -> Tensor:
