@@ -21,7 +21,7 @@ from .config import HomerConfig
 from .context import EncodedContext
 from .encoding import encode
 from .engine.finding import Finder, attend_again, lengths_of, rank
-from .engine.reading import Chunks, ReadHeads, choose_heads, read_chunk
+from .engine.reading import Chunks, ReadHeads, choose_heads, chunk_len_of, read_chunk
 from .generation import decoding_of, generate
 from .model.errors import shorten
 from .model.llama import Llama
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from .answering import Generation
 
 Keep = Literal["found", "all"]
-# Tokens of a chunk that is read alone.
-CHUNK_LEN = 1024
 # What every chunk begins with, behind what the tokenizer puts before a text.
 OPENING = "The text:\n\n"
 # The most tokens of a text that are read again for a question.
@@ -553,7 +551,7 @@ def read(
     parts = [_cut(model, name, own) for name, own in named.items()]
     if not parts:
         raise ValueError("There is no text; give at least one.")
-    chunk_len = _chunk_len(model, config)
+    chunk_len = chunk_len_of(config, model.config)
     return _read(model, choose_heads(model), parts, chunk_len, progress, path, ranks=ranks)
 
 
@@ -587,10 +585,6 @@ def _checkpoint_name(model: Llama) -> str:
     return os.path.abspath(name) if name and os.path.isdir(name) else name
 
 
-def _chunk_len(model: Llama, config: HomerConfig) -> int:
-    return config.max_chunk_len or min(CHUNK_LEN, config.chunk_len(model.config))
-
-
 def _read(
     model: Llama,
     heads: ReadHeads,
@@ -605,7 +599,7 @@ def _read(
     result.
     """
     opening = _opening(model)
-    chunks = Chunks.fitting(model, chunk_len, len(opening))
+    chunks = Chunks.fitting(model.config.context_limit, chunk_len, len(opening))
     chunk_len = chunks.length
     ids = torch.cat([part.ids for part in parts])
     firsts = accumulate((len(part.ids) for part in parts), initial=0)

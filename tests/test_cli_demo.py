@@ -9,6 +9,7 @@ import pytest
 from command_line import checkpoint, run
 
 from homer_triton.cli.demo import in_words
+from homer_triton.demo import CHECKPOINT
 from homer_triton.evaluation.demo import SYSTEMS, TIMES, Answer, Measurement
 
 
@@ -35,6 +36,51 @@ def test_checkpoints_that_are_not_there_are_refused(tmp_path: Path) -> None:
     result = run("demo", "--model", tmp_path / "absent")
     assert result.exit_code == 2
     assert result.stderr.startswith("homer: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Path:
+    file = tmp_path / "story.txt"
+    file.write_text("\n\n".join(f"The grass is green near house {i}." for i in range(400)))
+    return file
+
+
+def test_a_text_is_read_once_and_asked_for_all_that_is_hidden(story: Path) -> None:
+    options = ("--model", CHECKPOINT, "--text", story, "--length", "4x", "--dtype", "float32")
+    with pytest.warns(UserWarning, match="no retrieval heads"):
+        report = json.loads(run("demo", *options, "--samples", 3, "--json").stdout)
+    assert 0.97 * 1024 < report["tokens"] <= 1024
+    assert report["read_seconds"] > 0
+    assert report["encode_seconds"] > 0
+    asked = report["asked"]
+    assert sorted(round(one["depth"], 1) for one in asked) == [0.2, 0.5, 0.8]
+    assert len({one["expected"] for one in asked}) == 3
+    assert all(one["held"] for one in asked)
+    assert sum(one["expected"] in one["place"] for one in asked) == sum(x["found"] for x in asked)
+    again = run("demo", *options, "--samples", 3).stdout
+    for one in asked:
+        assert f"> {one['question']}\n  {' '.join(one['text'].split())}\n" in again
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--text", "story.txt"), "--text needs --model"),
+        (("--text", "absent", "--model", CHECKPOINT), "There is no file absent."),
+        (("--text", "story.txt", "--model", CHECKPOINT, "--length", "64x"), "16,384 are needed"),
+        (("--text", "story.txt", "--model", CHECKPOINT, "--length", "y"), "The length 'y'"),
+        (("--device", "cuda"), "--device needs --text"),
+    ],
+)
+def test_what_a_text_cannot_be_asked_with(
+    options: tuple[object, ...], sentence: str, story: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(story.parent)
+    result = run("demo", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("homer: ")
+    assert sentence in result.stderr
     assert result.stderr.count("\n") == 1
 
 

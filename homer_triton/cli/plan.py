@@ -1,4 +1,4 @@
-"""`homer plan`: the merge tree of an input and its cost, without running anything."""
+"""`homer plan`: an input's merge tree, and what it and a reading cost, without running them."""
 
 from __future__ import annotations
 
@@ -92,6 +92,8 @@ def plan(
 ) -> None:
     """Show the merge tree of an input, and its memory and operations.
 
+    The last lines are about `homer read`, which reads the same text once for any question.
+
     Give the length of the text, or the text itself. The model does not run: only its config.json is
     read, and to count a text its tokenizer.
 
@@ -100,6 +102,7 @@ def plan(
       homer plan --model HuggingFaceTB/SmolLM2-1.7B-Instruct --context-len 131072
     """
     from .. import plan as lay_out
+    from ..engine.reading import plan_reading
     from ..engine.shares import Shares
     from ..loading import DTYPES
     from ..model.config import load_config
@@ -122,6 +125,7 @@ def plan(
         shape, tokens, prefix_len, suffix_len, config, itemsize, on_gpu=on_gpu, ranks=devices
     )
     described = _describe(tree, shape, itemsize, on_gpu)
+    described["reading"] = asdict(plan_reading(shape, tokens, config, itemsize, on_gpu))
     if devices > 1:
         shares = Shares(tree, devices).costs(shape, itemsize, on_gpu=on_gpu)
         described["devices"] = [asdict(share) for share in shares]
@@ -252,6 +256,15 @@ def _in_words(tree: Plan, described: dict[str, Any]) -> str:
         ]
         headings = ["device", "chunks", "operations", "share of work", "sent", "memory"]
         parts.append(table(headings, shares))
+    reading = described["reading"]
+    ratio = reading["flops"] / described["prefill_flops"]
+    parts.append(
+        f"Read once, for any question (homer read): {reading['chunks']:,} chunks of at most "
+        f"{reading['rows']:,} tokens\n"
+        f"at most {readable_flops(reading['flops'])} ({ratio:.1%} of a plain prefill), "
+        f"{readable_bytes(reading['memory'])} above the weights, and "
+        f"{readable_bytes(reading['kept'])} kept"
+    )
     return "\n\n".join(parts)
 
 

@@ -13,14 +13,21 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..config import HomerConfig
+from ..model.config import ModelConfig
 from ..model.llama import Llama, Pass
+from .costs import ReadingCosts, reading_costs
 from .retrieval import known_attention, retrieval_heads
 
+# Tokens of a chunk that is read alone.
+CHUNK_LEN = 1024
 # How many of the best retrieval heads a document keeps the keys for.
 MOST_HEADS = 12
 # How many tokens before a chunk run with it, so that no sentence at its start stands without what
 # leads to it.
 OVERLAP = 32
+# About how many tokens stand before every chunk.
+OPENING_LEN = 8
 
 
 @dataclass(frozen=True)
@@ -105,12 +112,11 @@ class Chunks:
     overlap: int
 
     @classmethod
-    def fitting(cls, model: Llama, length: int, opening: int) -> Chunks:
-        """Chunks of at most so many tokens that fit the model behind an opening.
+    def fitting(cls, limit: int, length: int, opening: int) -> Chunks:
+        """Chunks of at most so many tokens that fit a model's context limit behind an opening.
 
-        Raises `ValueError` if the model has no room for any.
+        Raises `ValueError` if there is no room for any.
         """
-        limit = model.config.context_limit
         room = limit - opening
         if room < 2:
             raise ValueError(f"The model's context limit of {limit} has no room for a chunk.")
@@ -120,6 +126,21 @@ class Chunks:
     def end(self, opening: int) -> int:
         """The position after a whole chunk."""
         return opening + self.overlap + self.length
+
+
+def chunk_len_of(config: HomerConfig, model: ModelConfig) -> int:
+    """How many tokens of a text a chunk has: `max_chunk_len`, or the default for this model."""
+    return config.max_chunk_len or min(CHUNK_LEN, config.chunk_len(model))
+
+
+def plan_reading(
+    model: ModelConfig, tokens: int, config: HomerConfig, itemsize: int, on_gpu: bool
+) -> ReadingCosts:
+    """What reading a text of so many tokens takes at most. Raises as `Chunks.fitting` does."""
+    around = OPENING_LEN
+    chunks = Chunks.fitting(model.context_limit, chunk_len_of(config, model), around)
+    around += chunks.overlap
+    return reading_costs(model, tokens, chunks.length, around, MOST_HEADS, itemsize, on_gpu)
 
 
 def rotary_for(model: Llama, length: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from .. import quiet
 from ..config import HomerConfig
+from ..document import read
 from ..encoding import encode
 from ..generation import generate
 from ..loading import load
@@ -35,10 +37,12 @@ TIMES = (1, 4, 8, 16)
 # The demo model finds keys in every layer, so it needs one warm-up layer only. Its chunks are too
 # small to keep a core busy, so eight run at once.
 _OWN: dict[str, Any] = {"layers_warmup": 1, "leaf_batch": 8}
+READ_ONCE = "HOMER, read once"
 SYSTEMS: dict[str, HomerConfig | None] = {
     "plain model": None,
     "HOMER": HomerConfig(**_OWN),
     "HOMER, the paper's": HomerConfig.paper(**_OWN),
+    READ_ONCE: HomerConfig(),
 }
 # Enough for five digits and the end of the sentence; a space may be a token of its own.
 NEW_TOKENS = 8
@@ -112,13 +116,12 @@ def _measure(task: tuple[str | Path, str, int, int, int]) -> Measurement:
     if tokenizer is None:
         raise ValueError(f"{checkpoint} has no tokenizer, which the demo needs.")
     tokens = times * model.config.context_limit
-    config = SYSTEMS[system]
 
     def count(text: str) -> int:
         return len(plain_ids(tokenizer, text))
 
     # The libraries initialize themselves on a short first question, which is not measured.
-    _ask(model, "What is the pass key?", "The pass key is", config)
+    _ask(model, "What is the pass key?", "The pass key is", system)
     resident = _peak_resident()
     answers, seconds = [], 0.0
     for index in range(samples):
@@ -127,7 +130,7 @@ def _measure(task: tuple[str | Path, str, int, int, int]) -> Measurement:
             tokens - NEW_TOKENS, (index + 0.5) / samples, seed * samples + index, count
         )
         start = perf_counter()
-        token_ids = _ask(model, sample.context, sample.prompt, config)
+        token_ids = _ask(model, sample.context, sample.prompt, system)
         seconds += perf_counter() - start
         text = str(tokenizer.decode(token_ids, skip_special_tokens=True))
         answers.append(Answer(sample.answer, sample.prompt, text))
@@ -135,11 +138,16 @@ def _measure(task: tuple[str | Path, str, int, int, int]) -> Measurement:
     return Measurement(system, times, tokens, seconds / samples, peak, tuple(answers))
 
 
-def _ask(model: Llama, context: str, question: str, config: HomerConfig | None) -> list[int]:
-    """The token ids of HOMER's answer with these settings, or of the plain model's for None."""
+def _ask(model: Llama, context: str, question: str, system: str) -> list[int]:
+    """The token ids of a system's answer."""
+    config = SYSTEMS[system]
     if config is None:
         return _ask_plain(model, context, question)
-    encoded = encode(model, context, suffix=question, config=config)
+    if system == READ_ONCE:
+        with warnings.catch_warnings(action="ignore"):  # the demo model has no retrieval heads
+            encoded = read(model, context).encode(question, config=config)
+    else:
+        encoded = encode(model, context, suffix=question, config=config)
     return generate(model, encoded, max_new_tokens=NEW_TOKENS).token_ids
 
 
