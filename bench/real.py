@@ -76,13 +76,16 @@ def ask(task: str, method: str, samples: dict[str, int], name: str = "", *more: 
 FEW = {"2x": 4, "4x": 2}
 # On chips without instructions for bfloat16, float32 is faster.
 FLOAT32 = ("--dtype", "float32")
+# RULER's needles among needles that look the same.
+ALIKE = "niah_multikey_2,niah_multikey_3"
 RUNS = (
     ask("needles", "homer", {"1x": 4, "2x": 12, "4x": 6, "8x": 3}),
     ask("passkey", "homer", {"1x": 4, "2x": 12, "4x": 6, "8x": 3}),
     *(ask(task, "plain", {"1x": 4}) for task in ("needles", "passkey")),
-    ask("needles", "read", {"1x": 2, "2x": 4}, "", *FLOAT32),
-    ask("passkey", "read", {"1x": 2, "2x": 4}, "", *FLOAT32),
+    ask("needles", "read", {"1x": 2, "2x": 4, "4x": 2, "8x": 2}, "", *FLOAT32),
+    ask("passkey", "read", {"1x": 2, "2x": 4, "4x": 2, "8x": 2}, "", *FLOAT32),
     ask("ruler", "read", {"2x": 30}, "", *FLOAT32),
+    ask("ruler", "read", {"4x": 20}, "read-alike", *FLOAT32, "--tasks", ALIKE),
     # Short texts too: they show what the model can do at all.
     ask("ruler", "plain", {"1024": 20, "2048": 20, "4096": 20}),
     ask("ruler", "homer", {"2x": 60, "4x": 30, "8x": 12}),

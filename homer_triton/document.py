@@ -21,18 +21,17 @@ from .config import HomerConfig
 from .context import EncodedContext
 from .encoding import encode
 from .engine.finding import Finder, attend_again, lengths_of, rank
-from .engine.reading import Chunks, ReadHeads, choose_heads, chunk_len_of, read_chunk
+from .engine.reading import Chunks, ReadHeads, choose_heads, chunk_len_of, quantize, read_chunk
 from .generation import decoding_of, generate
 from .model.errors import shorten
 from .model.llama import Llama
 from .ranks import Ranks
 from .storage.document_file import DocumentFile
 from .storage.tensor_file import checksum_of
-from .text.controls import Span, plain_ids, words
+from .text.controls import plain_ids, words
 from .text.excerpts import Excerpt, Unit, join
-from .text.pieces import locate
+from .text.parts import Part, cut, extend
 from .text.tokens import TokensLike, beginning, check_model, tokenize
-from .text.units import cut_units
 
 if TYPE_CHECKING:
     from .answering import Generation
@@ -42,8 +41,6 @@ Keep = Literal["found", "all"]
 OPENING = "The text:\n\n"
 # The most tokens of a text that are read again for a question.
 TEXT_LEN = 384
-# Where a text has no tokenizer, so many tokens are a unit.
-_UNIT_LEN = 32
 
 
 @dataclass(frozen=True)
@@ -227,6 +224,8 @@ class Document:
         most = decoding_of(decoding).max_new_tokens
         encoded, excerpt = self._prompt(before, after, config, keep, most)
         answer = generate(self.model, encoded, on_text=on_text, **decoding)
+        if not answer.text.strip():
+            return replace(answer, sources=encoded.sources)
         said = after.new_tensor([int(after[-1]), *answer.token_ids])
         votes = attend_again(self.model, self._heads, encoded, said, len(before), excerpt.units)
         places = sorted(votes.items(), key=lambda pair: -pair[1])
@@ -290,9 +289,9 @@ class Document:
         if name is not None and name in {text.name for text in self.texts}:
             raise ValueError(f"There is a text {name!r} already; give the new one another name.")
         if name is None:
-            parts[-1] = _extended(self.model, parts[-1], more)
+            parts[-1] = extend(self.model, parts[-1], more)
         else:
-            parts.append(_cut(self.model, name, more))
+            parts.append(cut(self.model, name, more))
         self._file.check()
         chunk_len = self._file.described["chunk_len"]
         longer = _read(self.model, self._heads, parts, chunk_len, progress, None, self._file)
@@ -362,7 +361,7 @@ class Document:
             raise ValueError("The question is empty; ask something.")
         return ids
 
-    def _parts(self) -> list[_Part]:
+    def _parts(self) -> list[Part]:
         """The texts as they were cut."""
         parts, token, unit = [], 0, 0
         for text in self.texts:
@@ -372,7 +371,7 @@ class Document:
                 (start, end) for start, end in self._file.tensors["unit_spans"][units].tolist()
             ]
             parts.append(
-                _Part(text.name, self.token_ids[tokens].long(), text.content, starts, spans)
+                Part(text.name, self.token_ids[tokens].long(), text.content, starts, spans)
             )
             token, unit = tokens.stop, units.stop
         return parts
@@ -475,17 +474,6 @@ class Document:
         return join(tokenizer, [text.content for text in self.texts], units)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A text that was cut: its ids, and its units by first token and characters."""
-
-    name: str | None
-    ids: Tensor
-    text: str
-    starts: list[int]
-    spans: list[Span]
-
-
 @overload
 def read(
     model: Llama,
@@ -548,7 +536,7 @@ def read(
     named = text if isinstance(text, Mapping) else {None: text}  # type: ignore[assignment]
     for name in named:
         _check_name(name)
-    parts = [_cut(model, name, own) for name, own in named.items()]
+    parts = [cut(model, name, own) for name, own in named.items()]
     if not parts:
         raise ValueError("There is no text; give at least one.")
     chunk_len = chunk_len_of(config, model.config)
@@ -588,7 +576,7 @@ def _checkpoint_name(model: Llama) -> str:
 def _read(
     model: Llama,
     heads: ReadHeads,
-    parts: Sequence[_Part],
+    parts: Sequence[Part],
     chunk_len: int,
     progress: bool,
     path: str | PathLike[str] | None,
@@ -655,7 +643,8 @@ def _read(
                 own = None
                 if step + rank < len(begins):
                     begin = begins[step + rank]
-                    own = begin, *read_chunk(model, heads, ids, opening, chunks, begin)
+                    keys = read_chunk(model, heads, ids, opening, chunks, begin)
+                    own = begin, *quantize(keys)
                 for one in [own] if ranks is None else ranks.collect(own) or []:
                     if one is not None:
                         file.put(*one)
@@ -686,52 +675,3 @@ def _opening(model: Llama) -> Tensor:
     """
     said = [] if model.tokenizer is None else plain_ids(model.tokenizer, OPENING)
     return torch.tensor([*beginning(model), *said], dtype=torch.int64, device="cpu")
-
-
-def _cut(model: Llama, name: str | None, text_or_ids: TokensLike) -> _Part:
-    """A text's tokens and units."""
-    what = "text" if name is None else f"The text {name!r}"
-    ids = tokenize(model, text_or_ids, what)
-    if not len(ids):
-        raise ValueError(
-            f"{'The text' if name is None else what} is empty; give at least one token."
-        )
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        return _cut_evenly(name, ids)
-    source = text_or_ids if isinstance(text_or_ids, str) else None
-    text, spans = locate(tokenizer, ids.tolist(), source=source)
-    starts, characters = cut_units(text, spans)
-    return _Part(name, ids, text, starts, characters)
-
-
-def _cut_evenly(name: str | None, ids: Tensor) -> _Part:
-    """Token ids without a text, in units of equal length."""
-    starts = list(range(0, len(ids), _UNIT_LEN))
-    return _Part(name, ids, "", starts, list(pairwise([*starts, len(ids)])))
-
-
-def _extended(model: Llama, part: _Part, more: TokensLike) -> _Part:
-    """A text that goes on. Its last paragraph is cut into units again."""
-    new = _cut(model, None, more)
-    ids = torch.cat([part.ids, new.ids])
-    if model.tokenizer is None:
-        return _cut_evenly(part.name, ids)
-    text, paragraph = part.text + new.text, part.text.rfind("\n\n", 0, -1) + 1
-    firsts = [start for start, _ in part.spans]
-    unit = min(bisect_right(firsts, max(paragraph, 1) - 1), len(firsts) - 1)
-    token = part.starts[unit]
-    tail, spans = locate(model.tokenizer, ids[token:].tolist())
-    if not text.endswith(tail):  # the tokenizer does not keep all of a text
-        unit, token, tail = len(firsts), len(part.ids), new.text
-        starts, characters = new.starts, new.spans
-    else:
-        starts, characters = cut_units(tail, spans)
-    shift = len(text) - len(tail)
-    return _Part(
-        part.name,
-        ids,
-        text,
-        part.starts[:unit] + [token + start for start in starts],
-        part.spans[:unit] + [(shift + start, shift + end) for start, end in characters],
-    )

@@ -47,7 +47,7 @@ def test_the_kept_keys_are_those_of_transformers() -> None:
     ids = torch.randint(90, (100,), generator=torch.Generator().manual_seed(0))
     opening, chunks = torch.tensor([1]), Chunks(40, 32)
     for start in range(0, 100, chunks.length):
-        keys, scales = read_chunk(model, heads, ids, opening, chunks, start)
+        keys, scales = quantize(read_chunk(model, heads, ids, opening, chunks, start))
         overlap = min(chunks.overlap, start)
         chunk = torch.cat([opening, ids[start - overlap : start + chunks.length]])
         with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import Tensor
 import homer_triton as ht
 from homer_triton.engine import finding
 from homer_triton.engine.finding import Finder
-from homer_triton.engine.reading import Chunks, ReadHeads, read_chunk
+from homer_triton.engine.reading import Chunks, ReadHeads, quantize, read_chunk
 
 STARTS = torch.tensor([0, 4, 8, 12, 16])
 IDS = torch.tensor([5, 6, 7, 8, 9, 6, 7, 10, 20, 21, 22, 23, 30, 31, 32, 33, 40, 41, 42, 43])
@@ -107,7 +107,8 @@ def test_attention_is_that_of_a_prompt_with_the_text_in_it(prefix: list[int]) ->
     heads = ReadHeads(((0, 1),), (1.0,), 2)
     text = torch.randint(3, 90, (64,), generator=torch.Generator().manual_seed(0))
     before, suffix = torch.tensor(prefix, dtype=torch.int64), torch.tensor([7, 8, 9])
-    keys, scales = read_chunk(model, heads, text, torch.tensor([1]), Chunks(64, 0), 0)
+    read = read_chunk(model, heads, text, torch.tensor([1]), Chunks(64, 0), 0)
+    keys, scales = quantize(read)
     starts = torch.arange(64)
     stored = {"token_ids": text.int(), "unit_starts": starts, "keys": keys, "scales": scales}
     # The chunk was read behind one token; the prompt has the prefix in its place.

@@ -54,8 +54,8 @@ class Found:
 class Finder:
     """Finds units of a text that was read.
 
-    stored: its `keys`, `scales`, `token_ids` and `unit_starts`; chunk_end: the position after a
-    whole chunk; text_firsts: the first unit of each text.
+    stored: its `keys` (int8 with `scales`, or 16-bit), `token_ids` and `unit_starts`; chunk_end:
+    the position after a whole chunk; text_firsts: the first unit of each text.
     """
 
     def __init__(
@@ -245,10 +245,11 @@ class Finder:
         return attention.float().cpu()
 
     @cached_property
-    def _on_device(self) -> list[Tensor]:
+    def _on_device(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """The text's keys, scales and starts of units, where the model is."""
-        named = (self._stored["keys"], self._stored["scales"], self._starts)
-        return [tensor.to(self._model.device) for tensor in named]
+        device, scales = self._model.device, self._stored.get("scales")
+        scales = None if scales is None else scales.to(device)
+        return self._stored["keys"].to(device), scales, self._starts.to(device)
 
 
 def lengths_of(starts: Tensor, tokens: int) -> Tensor:

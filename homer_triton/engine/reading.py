@@ -155,7 +155,7 @@ def rotary_for(model: Llama, length: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def read_chunk(
     model: Llama, heads: ReadHeads, tokens: Tensor, opening: Tensor, chunks: Chunks, begin: int
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Read one chunk of a text.
 
     Args:
@@ -167,15 +167,12 @@ def read_chunk(
         begin: The chunk's first token, a multiple of the chunks' length.
 
     Returns:
-        The keys of its tokens: int8 [n, G, D] on the CPU, and float16 scales [n, G]. Their product
-        is the rotated key.
+        The rotated keys of its tokens, [n, G, D].
     """
     overlap = min(chunks.overlap, begin)
     body = tokens[begin - overlap : begin + chunks.length]
     chunk = torch.cat([opening, body]).to(model.device)
-    return quantize(
-        _keys_of(model, heads, chunk, chunks.end(len(opening)))[len(opening) + overlap :]
-    )
+    return _keys_of(model, heads, chunk, chunks.end(len(opening)))[len(opening) + overlap :]
 
 
 def _keys_of(model: Llama, heads: ReadHeads, chunk: Tensor, end: int) -> Tensor:

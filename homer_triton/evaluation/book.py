@@ -121,6 +121,10 @@ def ask_book(
     size = count(book)
     if size < 0.9 * tokens:
         raise ValueError(f"The text has {size:,} tokens and {tokens:,} are needed; give more.")
+    # Looks for the heads, and lets libraries set themselves up.
+    warm = read(model, book[: len(book) // 8])
+    warm.ask("What is this?", chat_template=chat_template, max_new_tokens=1)
+    templated = chat_template and bool(tokenizer.chat_template)
     start = perf_counter()
     document = read(model, book)
     read_seconds = perf_counter() - start
@@ -129,7 +133,9 @@ def ask_book(
     order = draw.sample(range(questions), questions)
     for number in order:
         needle = needles[number]
-        question = f"What is the special magic number for {needle.key} mentioned in the text?"
+        sample = needle.ask(book, 0)
+        # Without a template, the answer's beginning tells the model that it is to answer.
+        question = sample.prompt if templated else sample.prompt + sample.reply
         start = perf_counter()
         answer = document.ask(question, chat_template=chat_template, max_new_tokens=NEW_TOKENS)
         seconds = perf_counter() - start

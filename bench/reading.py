@@ -1,0 +1,239 @@
+"""Which keys a document keeps, and how its text is cut: what each choice is worth.
+
+    python bench/reading.py --model FOLDER --text NOVEL … [--tokens N] [--out FILE] [NAME …]
+
+In the first tokens of each novel sixteen sentences are hidden: eight that look alike and differ in
+a name and a number, and eight about invented people, each told in its own words. The text is read
+in different ways (`WAYS`). Every sentence is asked for, and the units are ranked by their votes. A
+line of the results says how many tokens must be read again, best unit first, until the hidden
+sentence is among them: the mean and the most over the questions, and how often it comes first.
+
+Writes bench/results/reading.csv. What is there already for a model, a text and a way is kept.
+"""
+
+import argparse
+import csv
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, astuple, dataclass, fields
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from measure import about
+from torch import Tensor
+
+import homer_triton as ht
+from homer_triton.document import OPENING
+from homer_triton.engine.finding import Finder, lengths_of, rank
+from homer_triton.engine.reading import MOST_HEADS, OVERLAP, Chunks, ReadHeads, quantize, read_chunk
+from homer_triton.engine.retrieval import known_attention
+from homer_triton.evaluation.needles import Needle, draw_number, split_sentences
+from homer_triton.evaluation.words import draw_pair
+from homer_triton.model.llama import Llama
+from homer_triton.text.controls import plain_ids
+from homer_triton.text.parts import Part, cut
+from homer_triton.text.tokens import beginning
+
+RESULTS = Path(__file__).resolve().parent / "results" / "reading.csv"
+# The most heads of any way.
+MOST = 24
+PROSE = (
+    ("Marta Holm cast the new bell of Oderbruck from melted spoons.", "Who made Oderbruck's bell?"),
+    ("The ferryman Ilja Brandt kept a tame heron named Quill.", "Which animal was called Quill?"),
+    ("On the isle of Sarn, bread is baked with seawater and dill.", "How do they bake on Sarn?"),
+    ("Doctor Vane lost his left glove in the crypt of Ebersfeld.", "What did Doctor Vane lose?"),
+    ("The lighthouse at Torsk was painted green to please a widow.", "Why is Torsk's tower green?"),
+    ("Old Pettersen taught the miller's goat to ring for dinner.", "Who taught a goat to ring?"),
+    ("The treaty of Lund was signed on the back of a menu.", "Where did they sign the treaty?"),
+    ("Captain Ruiz carried a jar of blue sand from Tamrit.", "What did Ruiz bring from Tamrit?"),
+)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to read: the number of heads; tokens of a chunk, and of those before it; what every
+    chunk begins with; the kind of keys; and whether better heads count more.
+    """
+
+    name: str
+    heads: int = MOST_HEADS
+    chunk_len: int = 1024
+    overlap: int = OVERLAP
+    opening: str = OPENING
+    keys: str = "int8"
+    weighted: bool = True
+
+
+WAYS = (
+    Way("as shipped"),
+    Way("16-bit keys", keys="16-bit"),
+    Way("heads of equal weight", weighted=False),
+    *(Way(f"{count} heads", heads=count) for count in (2, 4, 8, 16, 24)),
+    Way("no tokens before a chunk", overlap=0),
+    Way("no opening", opening=""),
+    Way("opening of one line break", opening="\n"),
+    *(Way(f"chunks of {length}", chunk_len=length) for length in (256, 512, 2048)),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One way's result on one text. seconds: what reading it took; bytes: of a token's keys."""
+
+    model: str
+    text: str
+    tokens: int
+    kind: str
+    way: str
+    questions: int
+    first: int
+    needed_mean: float
+    needed_most: int
+    bytes: int
+    last_layer: int
+    seconds: float
+    device: str
+    versions: str
+    commit: str
+    command: str
+
+
+def hide(text: str, tokens: int, model: Llama) -> tuple[str, list[tuple[str, str, str]]]:
+    """The beginning of a text with all sentences in it; kind, sentence and question of each."""
+    draw = random.Random(f"reading/{text[:100]}")
+    needles = [Needle(draw_pair(draw), draw_number(draw)) for _ in PROSE]
+    what = "What is the special magic number for {} mentioned in the text?"
+    asked = [("alike", needle.sentence, what.format(needle.key)) for needle in needles]
+    asked += [("prose", sentence, question) for sentence, question in PROSE]
+    draw.shuffle(asked)
+    tokenizer, lines, used = model.tokenizer, [], 0
+    for sentence in split_sentences(text):
+        used += len(plain_ids(tokenizer, f" {sentence}"))
+        if used > tokens:
+            break
+        lines.append(sentence)
+    for number, (_, sentence, _) in reversed(list(enumerate(asked))):
+        lines.insert(round((number + 0.5) / len(asked) * len(lines)), sentence)
+    return " ".join(lines), asked
+
+
+def best_heads(model: Llama, count: int, weighted: bool = True) -> ReadHeads:
+    """The best retrieval heads, as `choose_heads` takes them."""
+    attention = known_attention(model)
+    if attention is None:
+        raise ValueError("the model has no retrieval heads")
+    best = attention.flatten().topk(count)
+    found = sorted(
+        (divmod(index, attention.shape[1]), value if weighted else 1.0)
+        for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    )
+    total = sum(value for _, value in found)
+    groups = model.config.num_attention_heads // model.config.num_key_value_heads
+    return ReadHeads(tuple(own for own, _ in found), tuple(x / total for _, x in found), groups)
+
+
+def read_keys(model: Llama, part: Part, way: Way) -> tuple[Tensor, ReadHeads, int, float]:
+    """The keys [N, G, D] of the best heads, those heads, a chunk's end, and the seconds."""
+    said = plain_ids(model.tokenizer, way.opening) if way.opening else []
+    opening = torch.tensor([*beginning(model), *said], dtype=torch.int64)
+    chunks, heads = Chunks(way.chunk_len, way.overlap), best_heads(model, MOST)
+    start, found = time.perf_counter(), []
+    for begin in range(0, len(part.ids), way.chunk_len):
+        found.append(read_chunk(model, heads, part.ids, opening, chunks, begin))
+        show(f"{way.name}: {begin + len(found[-1]):,} of {len(part.ids):,} tokens")
+    return torch.cat(found), heads, chunks.end(len(opening)), time.perf_counter() - start
+
+
+def needed(
+    finder: Finder, part: Part, text: str, sentence: str, question: str, model: Llama
+) -> int:
+    """How many tokens the best units have, down to the one that holds a sentence."""
+    prefix = torch.tensor(beginning(model), dtype=torch.int64)
+    suffix = torch.tensor(plain_ids(model.tokenizer, f"\n{question}"))
+    votes, _ = finder.votes(prefix, suffix)
+    lengths = lengths_of(torch.tensor(part.starts), len(part.ids))
+    place, total = text.index(sentence), 0
+    for number, unit in enumerate(rank(votes)):
+        total += int(lengths[unit])
+        start, end = part.spans[unit]
+        if start <= place + len(sentence) // 2 < end:
+            return total, number == 0
+    raise ValueError("the sentence is in no unit")
+
+
+def measure(model: Llama, name: str, file: Path, tokens: int, ways: list[Way]) -> Iterator[Line]:
+    text, asked = hide(file.read_text("utf-8-sig"), tokens, model)
+    part = cut(model, None, text)
+    for _, alike in groupby(ways, lambda way: (way.chunk_len, way.overlap, way.opening)):
+        own = list(alike)
+        keys, superset, end, seconds = read_keys(model, part, own[0])
+        for way in own:
+            heads = best_heads(model, way.heads, way.weighted)
+            kept = keys[:, [superset.key_heads.index(head) for head in heads.key_heads]]
+            stored = {"token_ids": part.ids.int(), "unit_starts": torch.tensor(part.starts)}
+            if way.keys == "int8":
+                stored["keys"], stored["scales"] = quantize(kept)
+            else:
+                stored["keys"] = kept.to(torch.float16)
+            finder = Finder(model, heads, stored, end, [0, len(part.starts)])
+            size = sum(x[0].nbytes for key, x in stored.items() if key in ("keys", "scales"))
+            for kind in ("alike", "prose"):
+                found = [
+                    needed(model, finder, part, text, sentence, question)
+                    for own_kind, sentence, question in asked
+                    if own_kind == kind
+                ]
+                counts = [count for count, _ in found]
+                first = sum(is_first for _, is_first in found)
+                yield Line(
+                    *(name, file.name, len(part.ids), kind, way.name, len(counts), first),
+                    *(round(sum(counts) / len(counts), 1), max(counts), size, heads.last_layer),
+                    *(round(seconds, 1), *about()),
+                )
+
+
+def show(sentence: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{sentence:60}", end="", file=sys.stderr)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these ways; default: all")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--text", type=Path, action="append", required=True)
+    parser.add_argument("--tokens", type=int, default=16_384)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    wrong = set(args.names) - {way.name for way in WAYS}
+    if wrong:
+        print(f"There is no way {wrong.pop()!r}; see WAYS.", file=sys.stderr)
+        return 2
+    before: list[dict[str, str]] = []
+    if args.out.is_file():
+        with args.out.open(newline="") as file:
+            before = list(csv.DictReader(file))
+    model = ht.load(args.model, dtype="float32")
+    for text in args.text:
+        done = {x["way"] for x in before if (x["model"], x["text"]) == (args.model.name, text.name)}
+        ways = [
+            way for way in WAYS if way.name not in done and way.name in (args.names or [way.name])
+        ]
+        for line in measure(model, args.model.name, text, args.tokens, ways):
+            before.append({key: str(value) for key, value in asdict(line).items()})
+            print(*astuple(line)[1:12], flush=True)
+            temporary = args.out.with_suffix(".partial")
+            with temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, [field.name for field in fields(Line)])
+                writer.writeheader()
+                writer.writerows(before)
+            os.replace(temporary, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
