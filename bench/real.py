@@ -86,6 +86,7 @@ RUNS = (
     ask("passkey", "read", {"1x": 2, "2x": 4, "4x": 2, "8x": 2}, "", *FLOAT32),
     ask("ruler", "read", {"2x": 30}, "", *FLOAT32),
     ask("ruler", "read", {"4x": 20}, "read-alike", *FLOAT32, "--tasks", ALIKE),
+    ask("ruler", "read", {"1024": 20, "2048": 20, "4096": 20}, "read-short", *FLOAT32),
     # Short texts too: they show what the model can do at all.
     ask("ruler", "plain", {"1024": 20, "2048": 20, "4096": 20}),
     ask("ruler", "homer", {"2x": 60, "4x": 30, "8x": 12}),
