@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .encoding import DocumentsError, encode, encode_batch
     from .engine.graphs import Graphs
     from .engine.tree import Plan
-    from .generation import generate, generate_batch
+    from .generation import AnswersError, generate, generate_batch
     from .growing import append, close_up, compact
     from .loading import from_transformers, load, with_rope
     from .model.config import ModelConfig
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 
 __all__ = [
+    "AnswersError",
     "Calibration",
     "Decoding",
     "Document",
@@ -82,7 +83,7 @@ _MODULES = {
     "growing": ("append", "close_up", "compact"),
     "decoding": ("Decoding",),
     "answering": ("Generation",),
-    "generation": ("generate", "generate_batch"),
+    "generation": ("AnswersError", "generate", "generate_batch"),
     "loading": ("from_transformers", "load", "with_rope"),
     "model.config": ("ModelConfig",),
     "model.llama": ("Llama",),

@@ -112,7 +112,7 @@ class Answering:
         self._logits: dict[int, Tensor] | None = {
             number: self._read(number) for number in self._answers
         }
-        self._ended: dict[int, Generation] = {}
+        self._ended: dict[int, Generation | ValueError] = {}
 
     @property
     def numbers(self) -> list[int]:
@@ -133,24 +133,28 @@ class Answering:
         """Start one more answer; returns its number.
 
         Its prompt is read now. If the others have begun, its first token is chosen now too. Where
-        the answers share an encoding, the question must continue from that one.
+        the answers share an encoding, the question must continue from that one. If this fails, the
+        others go on.
         """
         answer = _Answer(self._model, question)
         number = self._sequences.add(question.context, _room(question))
         self._answers[number] = answer
         try:
             logits = self._read(number)
+            if self._logits is None:
+                self._choose([number], logits[None])
+            else:
+                self._logits[number] = logits
         except BaseException:
-            self._end(number)
+            self.drop(number)
             raise
-        if self._logits is None:
-            self._choose([number], logits[None])
-        else:
-            self._logits[number] = logits
         return number
 
-    def step(self) -> dict[int, Generation]:
-        """Choose one more token of each answer; returns those that ended with it, by number."""
+    def step(self) -> dict[int, Generation | ValueError]:
+        """Choose one more token of each answer; returns those that ended with it, by number.
+
+        An answer whose logits are not finite ends with a `ValueError` in its place.
+        """
         numbers = self.numbers
         before, self._logits = self._logits, None
         if before is not None and numbers:
@@ -164,7 +168,8 @@ class Answering:
 
     def drop(self, number: int) -> None:
         """Stop an answer without a result."""
-        if self._ended.pop(number, None) is None:
+        self._ended.pop(number, None)
+        if number in self._answers:
             self._end(number)
 
     def _end(self, number: int) -> None:
@@ -181,17 +186,23 @@ class Answering:
     def _choose(self, numbers: list[int], logits: Tensor) -> None:
         """Choose the next token of some answers by their logits [B, V]; it may end them.
 
-        All that take the likeliest token wait for the device once, together.
+        All wait for the device once, together.
         """
-        answers = [self._answers[number] for number in numbers]
-        likeliest = [-1] * len(answers)
-        if any(answer.takes_likeliest for answer in answers):
-            likeliest = logits.argmax(-1).tolist()
-        for number, answer, own, token in zip(numbers, answers, logits, likeliest, strict=True):
+        best, likeliest = logits.max(-1)  # NaN where one of them is
+        told = torch.stack([likeliest, best.isfinite().long()]).tolist()
+        for number, own, token, is_finite in zip(numbers, logits, *told, strict=True):
+            answer = self._answers[number]
+            if not is_finite:
+                self._ended[number] = _not_finite()
+                self._end(number)
+                continue
             answer.add(own, token)
             if answer.finish_reason is not None:
-                grown = self._grow(number) if answer.decoding.grow else None
-                self._ended[number] = answer.finished(grown)
+                try:
+                    grown = self._grow(number) if answer.decoding.grow else None
+                    self._ended[number] = answer.finished(grown)
+                except ValueError as error:
+                    self._ended[number] = error
                 self._end(number)
 
     def _grow(self, number: int) -> EncodedContext:
@@ -199,8 +210,17 @@ class Answering:
         answer = self._answers[number]
         ids = answer.ids
         logits = self._sequences.read(number, ids[-1:])
+        if not logits.isfinite().all():
+            raise _not_finite()
         keys, values = self._sequences.rows_of(number)
         return answer.context.grown(ids, keys, values, logits)
+
+
+def _not_finite() -> ValueError:
+    return ValueError(
+        "The logits after the prompt are not finite: its tokens overflow in this dtype; try "
+        "float32 or bfloat16."
+    )
 
 
 def _room(question: Question) -> int:

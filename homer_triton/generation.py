@@ -19,6 +19,18 @@ from .model.llama import Llama
 from .text.tokens import TokensLike, tokenize
 
 
+class AnswersError(ValueError):
+    """Some of several answers have failed.
+
+    Attributes:
+        answers: The answers in the order of their prompts; None for those that failed.
+    """
+
+    def __init__(self, message: str, answers: list[Generation | None]) -> None:
+        super().__init__(message)
+        self.answers = answers
+
+
 def generate(
     model: Llama,
     encoded: EncodedContext,
@@ -52,8 +64,9 @@ def generate(
 
     Raises:
         ValueError: A setting is out of range, another model made the encoding, the tokens do not
-            fit the model's sliding window or cross the length where its RoPE changes (longrope), or
-            a text prompt, `on_text` or `stop_strings` needs a tokenizer and the model has none.
+            fit the model's sliding window or cross the length where its RoPE changes (longrope),
+            the logits are not finite, or a text prompt, `on_text` or `stop_strings` needs a
+            tokenizer and the model has none.
     """
     hear = None if on_text is None else lambda number, text: on_text(text)
     settings["max_new_tokens"] = max_new_tokens
@@ -91,6 +104,8 @@ def generate_batch(
 
     Raises:
         ValueError: As in `generate`; also if there are not as many encodings as prompts.
+        AnswersError: The logits of some of several answers are not finite. The other answers are
+            in its `answers`.
     """
     start = perf_counter()
     decoding = decoding_of(settings)
@@ -108,10 +123,18 @@ def generate_batch(
         questions.append(Question(context, own, _seeded(decoding, number), hear))
         questions[-1].check(model)
     answering = Answering(model, questions, start)
-    done: dict[int, Generation] = {}
-    while answering.numbers:
+    done: dict[int, Generation | ValueError] = {}
+    while len(done) < len(questions):
         done |= answering.step()
-    return [done[number] for number in range(len(questions))]
+    ended = [done[number] for number in range(len(questions))]
+    failed = {number: x for number, x in enumerate(ended) if isinstance(x, ValueError)}
+    if failed and len(ended) == 1:
+        raise failed[0]
+    answers = [one if isinstance(one, Generation) else None for one in ended]
+    if failed:
+        told = "; ".join(f"Answer {number} failed: {error}" for number, error in failed.items())
+        raise AnswersError(told, answers)
+    return [one for one in answers if one is not None]
 
 
 def _seeded(decoding: Decoding, number: int) -> Decoding:

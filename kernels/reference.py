@@ -175,7 +175,23 @@ def causal_attention(
     batch, queries, chunk = k.shape[0], q.shape[1], k.shape[1]
     prefix = 0 if prefix_k is None else len(prefix_k)
     if queries == 1 and query_rows is not None:
-        return _attend_one(q, k, v, prefix_k, prefix_v, query_rows)
+        if k.device.type != "cpu":  # nothing times NaN is NaN
+            v = v.masked_fill(~_visible(query_rows, chunk).transpose(1, 3), 0.0)
+            return _attend_one(q, k, v, prefix_k, prefix_v, query_rows)
+        out = _attend_one(q, k, v, prefix_k, prefix_v, query_rows)
+        if not out.isfinite().all():
+            # Again alone, without what is hidden.
+            for number, row in enumerate(query_rows[:, 0].tolist()):
+                one = slice(number, number + 1)
+                out[one] = _attend_one(
+                    q[one],
+                    k[one, : row + 1],
+                    v[one, : row + 1],
+                    prefix_k,
+                    prefix_v,
+                    query_rows[one],
+                )
+        return out
     if prefix and batch > 1:  # one chunk at a time copies its keys to join them with the prefix
         at = [None] * batch if query_rows is None else query_rows.split(1)
         chunks = zip(q.split(1), k.split(1), v.split(1), at, strict=True)

@@ -1,5 +1,6 @@
 """Answers that come side by side: what one that leaves does to the others."""
 
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -12,6 +13,7 @@ from homer_triton.answering import Answering, Question
 from homer_triton.engine.sequences import Sequences
 
 CONFIG = ht.HomerConfig(32, 32)
+OVERFLOWS = 90
 PROMPTS = [random_tokens(count, 10 + count) for count in (1, 5, 2, 7)]
 
 
@@ -163,3 +165,73 @@ def test_a_stranger_does_not_join_those_who_share(model: ht.Llama) -> None:
         answering.add(ask(other, PROMPTS[0], max_new_tokens=3))
     ended = answering.step() | answering.step() | answering.step()
     assert ended[1].token_ids == ht.generate(model, one, PROMPTS[0], 3).token_ids
+
+
+@pytest.fixture(scope="module")
+def overflowing() -> ht.Llama:
+    """A model in which one token, OVERFLOWS, makes all later numbers NaN."""
+    hf_model = random_model("llama-3", num_hidden_layers=LAYERS, eos_token_id=None)
+    hf_model.model.embed_tokens.weight.data[OVERFLOWS] = torch.inf
+    return ht.from_transformers(hf_model, ops="torch")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 3}])
+def test_an_answer_that_overflows_fails_alone(
+    overflowing: ht.Llama, shared: bool, settings: dict[str, Any]
+) -> None:
+    model, tokens = overflowing, [x for x in random_tokens(80) if x != OVERFLOWS][:40]
+    texts = [ht.encode(model, tokens, [1], [2, 3], CONFIG) for _ in range(1 if shared else 3)]
+    prompts = [[7], [8, OVERFLOWS], [9, 10]]
+    given = texts[0] if shared else texts
+    with pytest.raises(ht.AnswersError, match="Answer 1 failed: The logits after") as failed:
+        ht.generate_batch(model, given, prompts, max_new_tokens=6, **settings)
+    first, second, third = failed.value.answers
+    assert second is None
+    for number, answer in ((0, first), (2, third)):
+        own = {**settings, "seed": settings["seed"] + number} if settings else {}
+        alone = ht.generate(model, texts[0], prompts[number], 6, **own)
+        assert answer is not None
+        assert answer.token_ids == alone.token_ids
+    for more in ({}, {"grow": True}, {"logprobs": True}):
+        with pytest.raises(ValueError, match="The logits after the prompt are not finite"):
+            ht.generate(model, texts[0], prompts[1], 6, **settings, **more)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@torch.no_grad()
+def test_rows_of_one_that_overflowed_reach_nobody(overflowing: ht.Llama, shared: bool) -> None:
+    model, tokens = overflowing, [x for x in random_tokens(80) if x != OVERFLOWS][:40]
+    text = ht.encode(model, tokens, [1], [2, 3], CONFIG)
+    texts = [text if shared else ht.encode(model, tokens, [1], [2, 3], CONFIG) for _ in range(4)]
+    asked = [
+        ask(own, prompt, max_new_tokens=count)
+        for own, prompt, count in zip(
+            texts, ([7], [8, *[OVERFLOWS] * 9], [9], [10]), (9, 9, 9, 4), strict=True
+        )
+    ]
+    answering = Answering(model, asked[:3])
+    ended = answering.step()
+    assert isinstance(ended.pop(1), ValueError)
+    assert answering.add(asked[3]) == 3  # it takes the place of the one that failed
+    failing = ask(texts[0 if shared else 1], [OVERFLOWS], max_new_tokens=2)
+    number = answering.add(failing)
+    while answering.numbers:
+        ended |= answering.step()
+    ended |= answering.step()
+    assert isinstance(ended.pop(number), ValueError)
+    assert sorted(ended) == [0, 2, 3]
+    for at, answer in ended.items():
+        most = asked[at].decoding.max_new_tokens
+        assert answer.token_ids == ht.generate(model, text, asked[at].prompt, most).token_ids
+
+
+@torch.no_grad()
+def test_a_grown_context_is_checked(overflowing: ht.Llama) -> None:
+    model, tokens = overflowing, [x for x in random_tokens(80) if x != OVERFLOWS][:40]
+    text = ht.encode(model, tokens, [1], [2, 3], CONFIG)
+    answering = Answering(model, [ask(text, [7], max_new_tokens=2, grow=True)])
+    answering._choose([0], torch.eye(96)[[5]])
+    answering._logits = None
+    answering._choose([0], torch.eye(96)[[OVERFLOWS]])  # chosen, it is run to grow the context
+    assert isinstance(answering.step()[0], ValueError)

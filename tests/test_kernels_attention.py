@@ -107,6 +107,8 @@ def test_one_query_a_chunk_sees_no_row_behind_its_own(prefix, dim):
         assert_as_exact(
             out[chunk : chunk + 1], definition, q[chunk : chunk + 1], *own, *before, at[chunk][None]
         )
+    # The definition sees none of them either.
+    torch.testing.assert_close(definition(q, k, v, *before, at), out, atol=2e-5, rtol=2e-5)
 
 
 def test_logits_of_any_size():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..answering import Answering, Question
+from ..answering import Answering, Generation, Question
 from ..model.llama import Llama
 from .events import Ended, Failed, Piece
 from .jobs import Job
@@ -58,8 +58,20 @@ class Group:
         if not self._members:
             return
         for number, answer in self._answering.step().items():
+            if number not in self._members:
+                continue  # another answer of its request has failed in this step
             job, index = self._members.pop(number)
-            job.tell(Ended(index, answer))
+            if isinstance(answer, Generation):
+                job.tell(Ended(index, answer))
+            else:
+                self._refuse(job, answer)
+
+    def _refuse(self, job: Job, error: Exception) -> None:
+        """End all answers of a request of which one has failed."""
+        for number in [number for number, (own, _) in self._members.items() if own is job]:
+            self._answering.drop(number)
+            del self._members[number]
+        job.tell(Failed(error))
 
     def fail(self, error: Exception) -> None:
         """Tell everybody that it has come to nothing."""
