@@ -16,9 +16,8 @@ import csv
 import os
 import random
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -29,7 +28,16 @@ from torch import Tensor
 import homer_triton as ht
 from homer_triton.document import OPENING
 from homer_triton.engine.finding import Finder, lengths_of, rank
-from homer_triton.engine.reading import MOST_HEADS, OVERLAP, Chunks, ReadHeads, quantize, read_chunk
+from homer_triton.engine.reading import (
+    LEAST_DEEP,
+    MOST_HEADS,
+    OVERLAP,
+    Chunks,
+    ReadHeads,
+    best_heads,
+    quantize,
+    read_chunk,
+)
 from homer_triton.engine.retrieval import known_attention
 from homer_triton.evaluation.needles import Needle, draw_number, split_sentences
 from homer_triton.evaluation.words import draw_pair
@@ -55,12 +63,14 @@ PROSE = (
 
 @dataclass(frozen=True)
 class Way:
-    """One way to read: the number of heads; tokens of a chunk, and of those before it; what every
-    chunk begins with; the kind of keys; and whether better heads count more.
+    """One way to read: the number of heads, and the share of the attention for which the deepest
+    layer is read; tokens of a chunk, and of those before it; what every chunk begins with; the kind
+    of keys; and whether better heads count more.
     """
 
     name: str
     heads: int = MOST_HEADS
+    least_deep: float = LEAST_DEEP
     chunk_len: int = 1024
     overlap: int = OVERLAP
     opening: str = OPENING
@@ -70,7 +80,8 @@ class Way:
 
 WAYS = (
     Way("as shipped"),
-    Way("16-bit keys", keys="16-bit"),
+    Way("as deep as a head is", least_deep=0.0),
+    Way("unquantized keys", keys="unquantized"),
     Way("heads of equal weight", weighted=False),
     *(Way(f"{count} heads", heads=count) for count in (2, 4, 8, 16, 24)),
     Way("no tokens before a chunk", overlap=0),
@@ -82,7 +93,9 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Line:
-    """One way's result on one text. seconds: what reading it took; bytes: of a token's keys."""
+    """One way's result on one text. bytes: of a token's keys; last_layer: the last one that is read
+    (from 0).
+    """
 
     model: str
     text: str
@@ -95,7 +108,6 @@ class Line:
     needed_most: int
     bytes: int
     last_layer: int
-    seconds: float
     device: str
     versions: str
     commit: str
@@ -121,37 +133,36 @@ def hide(text: str, tokens: int, model: Llama) -> tuple[str, list[tuple[str, str
     return " ".join(lines), asked
 
 
-def best_heads(model: Llama, count: int, weighted: bool = True) -> ReadHeads:
-    """The best retrieval heads, as `choose_heads` takes them."""
-    attention = known_attention(model)
+def heads_of(model: Llama, way: Way) -> ReadHeads:
+    """The heads that a way reads."""
+    attention, config = known_attention(model), model.config
     if attention is None:
         raise ValueError("the model has no retrieval heads")
-    best = attention.flatten().topk(count)
-    found = sorted(
-        (divmod(index, attention.shape[1]), value if weighted else 1.0)
-        for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    )
-    total = sum(value for _, value in found)
-    groups = model.config.num_attention_heads // model.config.num_key_value_heads
-    return ReadHeads(tuple(own for own, _ in found), tuple(x / total for _, x in found), groups)
+    groups = config.num_attention_heads // config.num_key_value_heads
+    heads = best_heads(attention, groups, way.heads, way.least_deep)
+    if way.weighted:
+        return heads
+    return replace(heads, weights=(1 / len(heads.heads),) * len(heads.heads))
 
 
-def read_keys(model: Llama, part: Part, way: Way) -> tuple[Tensor, ReadHeads, int, float]:
-    """The keys [N, G, D] of the best heads, those heads, a chunk's end, and the seconds."""
+def read_keys(model: Llama, part: Part, way: Way) -> tuple[Tensor, ReadHeads, int]:
+    """The keys [N, G, D] of the best heads, those heads, and a chunk's end."""
     said = plain_ids(model.tokenizer, way.opening) if way.opening else []
     opening = torch.tensor([*beginning(model), *said], dtype=torch.int64)
-    chunks, heads = Chunks(way.chunk_len, way.overlap), best_heads(model, MOST)
-    start, found = time.perf_counter(), []
+    chunks, found = Chunks(way.chunk_len, way.overlap), []
+    heads = heads_of(model, replace(way, heads=MOST, least_deep=0.0, weighted=True))
     for begin in range(0, len(part.ids), way.chunk_len):
         found.append(read_chunk(model, heads, part.ids, opening, chunks, begin))
         show(f"{way.name}: {begin + len(found[-1]):,} of {len(part.ids):,} tokens")
-    return torch.cat(found), heads, chunks.end(len(opening)), time.perf_counter() - start
+    return torch.cat(found), heads, chunks.end(len(opening))
 
 
 def needed(
-    finder: Finder, part: Part, text: str, sentence: str, question: str, model: Llama
-) -> int:
-    """How many tokens the best units have, down to the one that holds a sentence."""
+    model: Llama, finder: Finder, part: Part, text: str, sentence: str, question: str
+) -> tuple[int, bool]:
+    """How many tokens the best units have, down to the one that holds a sentence, and whether that
+    is the best.
+    """
     prefix = torch.tensor(beginning(model), dtype=torch.int64)
     suffix = torch.tensor(plain_ids(model.tokenizer, f"\n{question}"))
     votes, _ = finder.votes(prefix, suffix)
@@ -170,15 +181,15 @@ def measure(model: Llama, name: str, file: Path, tokens: int, ways: list[Way]) -
     part = cut(model, None, text)
     for _, alike in groupby(ways, lambda way: (way.chunk_len, way.overlap, way.opening)):
         own = list(alike)
-        keys, superset, end, seconds = read_keys(model, part, own[0])
+        keys, superset, end = read_keys(model, part, own[0])
         for way in own:
-            heads = best_heads(model, way.heads, way.weighted)
+            heads = heads_of(model, way)
             kept = keys[:, [superset.key_heads.index(head) for head in heads.key_heads]]
             stored = {"token_ids": part.ids.int(), "unit_starts": torch.tensor(part.starts)}
             if way.keys == "int8":
                 stored["keys"], stored["scales"] = quantize(kept)
             else:
-                stored["keys"] = kept.to(torch.float16)
+                stored["keys"] = kept
             finder = Finder(model, heads, stored, end, [0, len(part.starts)])
             size = sum(x[0].nbytes for key, x in stored.items() if key in ("keys", "scales"))
             for kind in ("alike", "prose"):
@@ -192,7 +203,7 @@ def measure(model: Llama, name: str, file: Path, tokens: int, ways: list[Way]) -
                 yield Line(
                     *(name, file.name, len(part.ids), kind, way.name, len(counts), first),
                     *(round(sum(counts) / len(counts), 1), max(counts), size, heads.last_layer),
-                    *(round(seconds, 1), *about()),
+                    *about(),
                 )
 
 

@@ -35,6 +35,8 @@ LEAST_SHARE = 0.5
 # A token of what was found leads on to units that get at least this much of its attention, times
 # how rare it is (the logarithm below). It may do so this many times.
 LEADS_ON, MOST_HOPS = 0.6, 8
+# A prompt's first tokens, to which attention goes that finds nothing.
+SINKS = 4
 
 
 @dataclass(frozen=True)
@@ -311,6 +313,8 @@ def attend_again(
             hidden = run.attend(layer, hidden, q, k, v)
             run.feed_forward_(layer, hidden)
         del q, k, v
+    # Where no prefix has the sinks (Xiao et al. 2024), the text does.
+    total[:, : max(SINKS - first, 0)] = 0
     numbers, index = units.unique(return_inverse=True)
     votes = torch.zeros((tokens.shape[1], len(numbers)), dtype=torch.float32, device="cpu")
     votes.scatter_reduce_(1, index.expand(tokens.shape[1], -1), total.cpu(), "amax")

@@ -23,6 +23,8 @@ from .retrieval import known_attention, retrieval_heads
 CHUNK_LEN = 1024
 # How many of the best retrieval heads a document keeps the keys for.
 MOST_HEADS = 12
+# The deepest layer is not read for heads that hold less than this share of what all find.
+LEAST_DEEP = 0.15
 # How many tokens before a chunk run with it, so that no sentence at its start stands without what
 # leads to it.
 OVERLAP = 32
@@ -92,13 +94,35 @@ def choose_heads(model: Llama) -> ReadHeads:
         return ReadHeads(
             tuple((layer, head) for head in range(count)), (1 / count,) * count, groups
         )
-    best = attention.flatten().topk(min(MOST_HEADS, attention.numel()))
-    found = sorted(
-        (divmod(index, attention.shape[1]), value)
-        for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        if value > 0
-    )
-    total = sum(value for _, value in found)
+    return best_heads(attention, groups)
+
+
+def best_heads(
+    attention: Tensor, groups: int, most: int = MOST_HEADS, least_deep: float = LEAST_DEEP
+) -> ReadHeads:
+    """The best retrieval heads, by how much each retrieves.
+
+    Args:
+        attention: [L, HQ], what each head gives to what a question repeats: `known_attention`.
+        groups: How many query heads share a key head.
+        most: How many heads.
+        least_deep: The deepest layer of them is given up, and others take the place of its heads,
+            as long as they hold less than this share of the attention: reading ends above it.
+    """
+    layers = len(attention)
+    while True:
+        best = attention[:layers].flatten().topk(min(most, layers * attention.shape[1]))
+        found = sorted(
+            (divmod(index, attention.shape[1]), value)
+            for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            if value > 0
+        )
+        total = sum(value for _, value in found)
+        deepest = found[-1][0][0]
+        held = sum(value for (layer, _), value in found if layer == deepest)
+        if held >= least_deep * total:
+            break
+        layers = deepest
     return ReadHeads(tuple(own for own, _ in found), tuple(x / total for _, x in found), groups)
 
 
