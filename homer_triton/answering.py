@@ -14,10 +14,13 @@ from .context import EncodedContext
 from .decoding import Decoding
 from .engine.sequences import Sequences
 from .model.llama import Llama
-from .text.stream import TextStream
+from .text.stream import TextStream, plain_end, text_behind
 
 if TYPE_CHECKING:
     from .document import Source
+
+# How many tokens before an answer its text is decoded behind.
+_BEFORE = 16
 
 
 @dataclass(frozen=True)
@@ -250,10 +253,17 @@ class _Answer:
             self._generator.manual_seed(self.decoding.seed)
         elif self.decoding.temperature:
             self._generator.seed()
+        self._before: list[int] = []
+        if model.tokenizer is not None:
+            kept = self.context.source_indices[-_BEFORE:]
+            last = torch.cat([self.context.token_ids[kept].to(model.device), self.prompt])
+            self._before = plain_end(model.tokenizer, last[-_BEFORE:].tolist())
         self._stream = None
         if question.on_text is not None:
             assert model.tokenizer is not None
-            self._stream = TextStream(model.tokenizer, question.on_text)
+            self._stream = TextStream(model.tokenizer, question.on_text, self._before)
+        self._ends = model.end_tokens
+        self._special = set() if model.tokenizer is None else set(model.tokenizer.all_special_ids)
         self._logprobs: list[float] = []
         self._first = 0.0
 
@@ -280,7 +290,7 @@ class _Answer:
         self._first = self._first or self._seconds()
         if self._stream is not None:
             self._stream.put(self.token_ids[-1])
-        if self.token_ids[-1] in self._model.config.eos_token_ids or self._stops():
+        if self.token_ids[-1] in self._ends or self._stops():
             self.finish_reason = "stop"
         elif len(self.token_ids) == self.decoding.max_new_tokens:
             self.finish_reason = "length"
@@ -292,7 +302,7 @@ class _Answer:
         assert self.finish_reason is not None
         tokenizer, text = self._model.tokenizer, ""
         if tokenizer is not None:
-            text = str(tokenizer.decode(self.token_ids, skip_special_tokens=True))
+            text = text_behind(tokenizer, self._before, self.token_ids)
         logprobs = self._logprobs if self.decoding.logprobs else None
         seconds = self._seconds()
         return Generation(
@@ -312,5 +322,9 @@ class _Answer:
         if not stops or tokenizer is None:
             return False
         tail = self.token_ids[-4 * max(map(len, stops)) - 8 :]
-        said = str(tokenizer.decode(tail, skip_special_tokens=True))
-        return any(stop in said for stop in stops)
+        # A stop string may be a special token, which no answer's text has.
+        for without in {True, not self._special.intersection(tail)}:
+            said = str(tokenizer.decode(tail, skip_special_tokens=without))
+            if any(stop in said for stop in stops):
+                return True
+        return False

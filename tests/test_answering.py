@@ -1,5 +1,6 @@
 """Answers that come side by side: what one that leaves does to the others."""
 
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from cases import LAYERS, random_tokens
 from checkpoints import random_model
+from command_line import checkpoint
 
 import homer_triton as ht
 from homer_triton.answering import Answering, Question
@@ -23,7 +25,7 @@ def model() -> ht.Llama:
     return ht.from_transformers(hf_model, ops="torch")
 
 
-def ask(context: ht.EncodedContext, prompt: list[int], **settings: int) -> Question:
+def ask(context: ht.EncodedContext, prompt: list[int], **settings: Any) -> Question:
     return Question(context, torch.tensor(prompt), ht.Decoding(**settings))
 
 
@@ -235,3 +237,23 @@ def test_a_grown_context_is_checked(overflowing: ht.Llama) -> None:
     answering._logits = None
     answering._choose([0], torch.eye(96)[[OVERFLOWS]])  # chosen, it is run to grow the context
     assert isinstance(answering.step()[0], ValueError)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("token", "stops"), [(1, ("<s>",)), (2, ())])
+def test_special_tokens_end_an_answer(tmp_path: Path, token: int, stops: tuple[str, ...]) -> None:
+    """One that is a stop string, and the end that only the tokenizer knows."""
+    model = ht.load(checkpoint(tmp_path, eos_token_id=None), "cpu", ops="torch")
+    assert not model.config.eos_token_ids
+    text = ht.encode(model, random_tokens(50), [1], [2, 3], CONFIG)
+    answering = Answering(model, [ask(text, [7], max_new_tokens=9, stop_strings=stops)])
+    for chosen in (5, token):
+        answering._choose([0], torch.eye(96)[[chosen]])
+    answering._logits = None
+    (answer,) = answering.step().values()
+    assert isinstance(answer, ht.Generation)
+    assert (answer.finish_reason, answer.token_ids, answer.text.strip()) == (
+        "stop",
+        [5, token],
+        "w5",
+    )

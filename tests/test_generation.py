@@ -77,7 +77,7 @@ def test_text_and_token_ids_are_the_same_prompt(
 ) -> None:
     by_text = ht.generate(model, encoded, "w5 w6 w9", 8)
     assert by_text.token_ids == ht.generate(model, encoded, [5, 6, 9], 8).token_ids
-    assert by_text.text == " ".join(f"w{i}" for i in by_text.token_ids)
+    assert by_text.text == "".join(f" w{i}" for i in by_text.token_ids)
     assert 0 < by_text.seconds_to_first < by_text.seconds
 
 

@@ -5,7 +5,7 @@ from text_tokenizers import TOKENIZERS
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from homer_triton.demo import CHECKPOINT, TEXT_CHECKPOINT
-from homer_triton.text.stream import TextStream
+from homer_triton.text.stream import TextStream, plain_end, text_behind
 
 TEXT = "the king told the story … 漢字の城 of the castle.\n\nthe king's story, 71432 times. " * 8
 
@@ -54,3 +54,28 @@ def test_a_tokenizer_that_tidies_up_tells_whole_words() -> None:
     pieces = pieces_of(tokenizer, ids)
     assert "".join(pieces) == tokenizer.decode(ids)
     assert pieces[0] == ""
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_text_goes_on_behind_other_text(name: str) -> None:
+    """The space between them is there, whatever a tokenizer does with a text's first one."""
+    tokenizer = TOKENIZERS[name]
+    ids = tokenizer("the king told the story of the castle", add_special_tokens=False)["input_ids"]
+    for count in range(1, len(ids)):
+        first = tokenizer.decode(ids[:count])
+        expected = tokenizer.decode(ids)[len(first) :]
+        before = plain_end(tokenizer, ids[:count])
+        assert text_behind(tokenizer, before, ids[count:]) == expected
+        heard: list[str] = []
+        stream = TextStream(tokenizer, heard.append, before)
+        for token in ids[count:]:
+            stream.put(token)
+        stream.end()
+        assert "".join(heard) == expected
+
+
+def test_a_special_token_begins_a_text_anew() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    (special, *_), plain = tokenizer.all_special_ids, tokenizer("the sky")["input_ids"]
+    assert plain_end(tokenizer, [*plain, special]) == []
+    assert plain_end(tokenizer, [special, 90, 91]) == [90, 91]

@@ -245,7 +245,7 @@ class Conversation:
         finally:
             print()
         self.context = answer.encoded
-        self.ended = answer.token_ids[-1] in self.model.config.eos_token_ids
+        self.ended = answer.token_ids[-1] in self.model.end_tokens
 
     def _follow(self, question: str) -> str:
         """The text that another message adds to the conversation."""

@@ -163,7 +163,7 @@ def _ask_plain(model: Llama, context: str, question: str) -> list[int]:
         filled += len(fresh)
         fresh = logits.argmax()[None]
         answer.append(int(fresh))
-        if answer[-1] in model.config.eos_token_ids:
+        if answer[-1] in model.end_tokens:
             break
     return answer
 

@@ -121,8 +121,10 @@ class Reply:
 
 
 def sent(told: dict[str, Any]) -> str:
-    """A server-sent event."""
-    return f"data: {json.dumps(told, ensure_ascii=False)}\n\n"
+    """A server-sent event. Some clients take U+2028 and U+2029 for the end of a line."""
+    data = json.dumps(told, ensure_ascii=False, allow_nan=False)
+    data = data.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return f"data: {data}\n\n"
 
 
 def remark(told: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,16 +12,45 @@ _BROKEN = "\ufffd"
 _MOST, _LEAST = 64, 16
 
 
+def plain_end(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[int]:
+    """The last tokens of a text behind which others are decoded: none where it ends in a special
+    token, which begins a text anew.
+    """
+    special, last = set(tokenizer.all_special_ids), list(token_ids[-_LEAST:])
+    begin = max((place for place, token in enumerate(last) if token in special), default=-1)
+    return last[begin + 1 :]
+
+
+def text_behind(
+    tokenizer: PreTrainedTokenizerBase, before: Sequence[int], token_ids: Sequence[int]
+) -> str:
+    """What tokens add to the text of those before them, special ones left out.
+
+    A tokenizer of Llama 2's kind drops the space that a whole text begins with.
+    """
+    first = str(tokenizer.decode(list(before), skip_special_tokens=True))
+    whole = str(tokenizer.decode([*before, *token_ids], skip_special_tokens=True))
+    if whole.startswith(first):
+        return whole[len(first) :]
+    return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
 class TextStream:
-    """Hands on the text of tokens; joined, the pieces are what all tokens read as, special ones
-    left out.
+    """Hands on the text of tokens; joined, the pieces are `text_behind` those before them.
+
+    before: the tokens before the first one, by `plain_end`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        on_text: Callable[[str], None],
+        before: Sequence[int] = (),
+    ) -> None:
         self._tokenizer, self._on_text = tokenizer, on_text
-        self._ids: list[int] = []
+        self._ids = list(before)
         # Characters of their text that have been handed on.
-        self._told = 0
+        self._told = len(self._read(self._ids))
         # Such a tokenizer may take back a space before what follows.
         self._tidies = bool(tokenizer.clean_up_tokenization_spaces)
 
