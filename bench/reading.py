@@ -2,11 +2,12 @@
 
     python bench/reading.py --model FOLDER --text NOVEL … [--tokens N] [--out FILE] [NAME …]
 
-In the first tokens of each novel sixteen sentences are hidden: eight that look alike and differ in
-a name and a number, and eight about invented people, each told in its own words. The text is read
-in different ways (`WAYS`). Every sentence is asked for, and the units are ranked by their votes. A
-line of the results says how many tokens must be read again, best unit first, until the hidden
-sentence is among them: the mean and the most over the questions, and how often it comes first.
+Sentences are hidden in the first tokens of each novel: 64 that look alike, with a number for each
+pair of eight adjectives and eight nouns, and eight about invented people. Eight of the first kind
+are asked for, and all of the second twice: in the words of the text, and in other words. The text
+is read in different ways (`WAYS`), and its units are ranked by their votes. A line of the results
+says how many tokens must be read again, best unit first, until the hidden sentence is among them:
+the mean and the most over the questions, and how often it comes first.
 
 Writes bench/results/reading.csv. What is there already for a model, a text and a way is kept.
 """
@@ -47,17 +48,50 @@ from homer_triton.text.parts import Part, cut
 from homer_triton.text.tokens import beginning
 
 RESULTS = Path(__file__).resolve().parent / "results" / "reading.csv"
-# The most heads of any way.
-MOST = 24
+# Sentences that look alike: so many adjectives, and so many nouns with each.
+ALIKE = 8
+# A sentence, a question in its words, and one in others.
 PROSE = (
-    ("Marta Holm cast the new bell of Oderbruck from melted spoons.", "Who made Oderbruck's bell?"),
-    ("The ferryman Ilja Brandt kept a tame heron named Quill.", "Which animal was called Quill?"),
-    ("On the isle of Sarn, bread is baked with seawater and dill.", "How do they bake on Sarn?"),
-    ("Doctor Vane lost his left glove in the crypt of Ebersfeld.", "What did Doctor Vane lose?"),
-    ("The lighthouse at Torsk was painted green to please a widow.", "Why is Torsk's tower green?"),
-    ("Old Pettersen taught the miller's goat to ring for dinner.", "Who taught a goat to ring?"),
-    ("The treaty of Lund was signed on the back of a menu.", "Where did they sign the treaty?"),
-    ("Captain Ruiz carried a jar of blue sand from Tamrit.", "What did Ruiz bring from Tamrit?"),
+    (
+        "Marta Holm cast the new bell of Oderbruck from melted spoons.",
+        "From what did Marta Holm cast the bell?",
+        "Which cutlery was turned into something that rings?",
+    ),
+    (
+        "The ferryman Ilja Brandt kept a tame heron named Quill.",
+        "How was the ferryman's heron named?",
+        "Which bird did the boatman have as a pet?",
+    ),
+    (
+        "On the isle of Sarn, bread is baked with seawater and dill.",
+        "With what is bread baked on Sarn?",
+        "Where do loaves taste of the ocean?",
+    ),
+    (
+        "Doctor Vane lost his left glove in the crypt of Ebersfeld.",
+        "Where did Doctor Vane lose his glove?",
+        "What did the physician leave behind under a church?",
+    ),
+    (
+        "The lighthouse at Torsk was painted green to please a widow.",
+        "Why was the lighthouse painted green?",
+        "Which tower on the coast got its colour for a bereaved lady?",
+    ),
+    (
+        "Old Pettersen taught the miller's goat to ring for dinner.",
+        "Who taught the miller's goat?",
+        "Which farm animal could announce a meal?",
+    ),
+    (
+        "The treaty of Lund was signed on the back of a menu.",
+        "Where was the treaty of Lund signed?",
+        "Which agreement was written on a restaurant's card?",
+    ),
+    (
+        "Captain Ruiz carried a jar of blue sand from Tamrit.",
+        "What did Captain Ruiz carry from Tamrit?",
+        "Who brought home a pot of desert?",
+    ),
 )
 
 
@@ -115,21 +149,28 @@ class Line:
 
 
 def hide(text: str, tokens: int, model: Llama) -> tuple[str, list[tuple[str, str, str]]]:
-    """The beginning of a text with all sentences in it; kind, sentence and question of each."""
+    """The beginning of a text with all sentences in it; and what is asked: the kind, the sentence
+    and the question.
+    """
     draw = random.Random(f"reading/{text[:100]}")
-    needles = [Needle(draw_pair(draw), draw_number(draw)) for _ in PROSE]
+    pairs = {draw_pair(draw) for _ in range(8 * ALIKE)}
+    first, second = (sorted({pair.split("-")[at] for pair in pairs})[:ALIKE] for at in (0, 1))
+    needles = [Needle(f"{one}-{other}", draw_number(draw)) for one in first for other in second]
     what = "What is the special magic number for {} mentioned in the text?"
-    asked = [("alike", needle.sentence, what.format(needle.key)) for needle in needles]
-    asked += [("prose", sentence, question) for sentence, question in PROSE]
-    draw.shuffle(asked)
-    tokenizer, lines, used = model.tokenizer, [], 0
+    asked = [("alike", x.sentence, what.format(x.key)) for x in draw.sample(needles, ALIKE)]
+    asked += [("prose", sentence, question) for sentence, question, _ in PROSE]
+    asked += [("other words", sentence, question) for sentence, _, question in PROSE]
+    hidden = [*(needle.sentence for needle in needles), *(sentence for sentence, _, _ in PROSE)]
+    draw.shuffle(hidden)
+    tokenizer, lines = model.tokenizer, []
+    used = sum(len(plain_ids(tokenizer, f" {sentence}")) for sentence in hidden)
     for sentence in split_sentences(text):
         used += len(plain_ids(tokenizer, f" {sentence}"))
         if used > tokens:
             break
         lines.append(sentence)
-    for number, (_, sentence, _) in reversed(list(enumerate(asked))):
-        lines.insert(round((number + 0.5) / len(asked) * len(lines)), sentence)
+    for number, sentence in reversed(list(enumerate(hidden))):
+        lines.insert(round((number + 0.5) / len(hidden) * len(lines)), sentence)
     return " ".join(lines), asked
 
 
@@ -145,12 +186,14 @@ def heads_of(model: Llama, way: Way) -> ReadHeads:
     return replace(heads, weights=(1 / len(heads.heads),) * len(heads.heads))
 
 
-def read_keys(model: Llama, part: Part, way: Way) -> tuple[Tensor, ReadHeads, int]:
-    """The keys [N, G, D] of the best heads, those heads, and a chunk's end."""
+def read_keys(model: Llama, part: Part, ways: list[Way]) -> tuple[Tensor, ReadHeads, int]:
+    """The keys [N, G, D] of all heads of ways that cut alike, those heads, and a chunk's end."""
+    way = ways[0]
+    every = sorted({head for own in ways for head in heads_of(model, own).heads})
     said = plain_ids(model.tokenizer, way.opening) if way.opening else []
     opening = torch.tensor([*beginning(model), *said], dtype=torch.int64)
     chunks, found = Chunks(way.chunk_len, way.overlap), []
-    heads = heads_of(model, replace(way, heads=MOST, least_deep=0.0, weighted=True))
+    heads = ReadHeads(tuple(every), (1.0,) * len(every), heads_of(model, way).groups)
     for begin in range(0, len(part.ids), way.chunk_len):
         found.append(read_chunk(model, heads, part.ids, opening, chunks, begin))
         show(f"{way.name}: {begin + len(found[-1]):,} of {len(part.ids):,} tokens")
@@ -181,7 +224,7 @@ def measure(model: Llama, name: str, file: Path, tokens: int, ways: list[Way]) -
     part = cut(model, None, text)
     for _, alike in groupby(ways, lambda way: (way.chunk_len, way.overlap, way.opening)):
         own = list(alike)
-        keys, superset, end = read_keys(model, part, own[0])
+        keys, superset, end = read_keys(model, part, own)
         for way in own:
             heads = heads_of(model, way)
             kept = keys[:, [superset.key_heads.index(head) for head in heads.key_heads]]
@@ -192,7 +235,7 @@ def measure(model: Llama, name: str, file: Path, tokens: int, ways: list[Way]) -
                 stored["keys"] = kept
             finder = Finder(model, heads, stored, end, [0, len(part.starts)])
             size = sum(x[0].nbytes for key, x in stored.items() if key in ("keys", "scales"))
-            for kind in ("alike", "prose"):
+            for kind in ("alike", "prose", "other words"):
                 found = [
                     needed(model, finder, part, text, sentence, question)
                     for own_kind, sentence, question in asked
