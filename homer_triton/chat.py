@@ -72,6 +72,11 @@ def next_turn(
     return Affix(between) + words(question) + closing
 
 
+def asks_whether_to_think(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a chat template has a switch for thinking, as those of Qwen3 and SmolLM3 have."""
+    return _THINKING in str(tokenizer.chat_template)
+
+
 def around(
     tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], thinking: bool | None = None
 ) -> list[str]:
@@ -85,7 +90,7 @@ def around(
     if not tokenizer.chat_template:
         raise ValueError("The tokenizer has no chat template.")
     switches: dict[str, Any] = {} if thinking is None else {_THINKING: thinking}
-    if switches and _THINKING not in str(tokenizer.chat_template):
+    if switches and not asks_whether_to_think(tokenizer):
         raise ValueError("The chat template does not ask whether to think.")
     # Placeholders for the messages; no template contains such words itself.
     texts = [f"⟦message {index} goes here⟧" for index in range(len(roles))]

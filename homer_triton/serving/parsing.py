@@ -33,9 +33,8 @@ def check(kind: type[Kind], sent: object) -> Kind:
         place = [str(step) for step in first["loc"] if str(step) not in _TRIED]
         if first["type"] == "value_error":
             message = first["msg"].removeprefix("Value error, ")
-            raise ApiError(
-                400, message, message.split()[0] if isinstance(sent, dict) else None
-            ) from None
+            about = [*place, message.split()[0]] if isinstance(sent, dict) else [None]
+            raise ApiError(400, ".".join([*place, message]), about[0]) from None
         told = f"{first['msg'][0].lower()}{first['msg'][1:]}".rstrip(".")
         where = ".".join(place) or "the body"
         raise ApiError(400, f"{where}: {told}.", place[0] if place else None) from None

@@ -24,7 +24,6 @@ _ABSENT: Mapping[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
-    "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -51,9 +50,9 @@ class Request(BaseModel):
     model_config = ConfigDict(strict=True)
 
     model: str | None = None
-    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_tokens: Annotated[int | None, Field(ge=-1)] = None
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
-    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    top_p: Annotated[float | None, Field(ge=0, le=1)] = None
     top_k: Annotated[int | None, Field(ge=-1)] = None
     min_p: Annotated[float | None, Field(ge=0, le=1)] = None
     repetition_penalty: Annotated[float | None, Field(gt=0, le=100)] = None
@@ -75,6 +74,10 @@ class Request(BaseModel):
             value = sent.get(name)
             if value is not None and value not in defaults:
                 raise ValueError(f"{name} is not supported by this server; leave it out.")
+        if sent.get("tools") and sent.get("tool_choice") != "none":
+            raise ValueError(
+                'tools is not supported by this server; leave it out, or set tool_choice to "none".'
+            )
         return sent
 
     @property
@@ -93,26 +96,26 @@ class Request(BaseModel):
         return self.max_tokens
 
     def decodings(self, defaults: Decoding, most: int, usual: int) -> tuple[Decoding, ...]:
-        """How each answer is chosen. most: tokens that an answer may have; usual: tokens that it
-        has where the client does not say. Raises `ApiError` and `ValueError`.
+        """How each answer is chosen. most: tokens that an answer may have, also where a client asks
+        for more or for any number (-1); usual: tokens that it has where the client does not say.
+        Raises `ApiError` and `ValueError`.
         """
         new = usual if self.new_tokens is None else self.new_tokens
-        if new > most:
-            raise ApiError(
-                400,
-                f"max_tokens={new} must be at most {most}, half of what the model can read.",
-                "max_tokens",
-            )
+        if new == 0:
+            raise ApiError(400, "max_tokens=0 must be at least 1.", "max_tokens")
+        new = most if new < 0 else min(new, most)
         stops = defaults.stops if self.stop is None else self.stop
-        stops = [stops] if isinstance(stops, str) else stops
-        if len(stops) > _MOST_STOPS or not all(0 < len(stop) <= 1000 for stop in stops):
-            message = f"stop must be at most {_MOST_STOPS} texts of 1 to 1000 characters."
+        stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
+        if len(stops) > _MOST_STOPS or not all(len(stop) <= 1000 for stop in stops):
+            message = f"stop must be at most {_MOST_STOPS} texts of at most 1000 characters."
             raise ApiError(400, message, "stop")
         chosen = {
             name: getattr(defaults, name) if value is None else value
             for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
             for value in (getattr(self, name),)
         }
+        if chosen["top_p"] == 0:  # of the likeliest tokens, no more than one
+            chosen["temperature"] = 0.0
         # With others, a client need not leave out what has no effect.
         if not chosen["temperature"] or chosen["top_p"] == 1:
             chosen["top_p"] = None
@@ -138,19 +141,44 @@ class Part(BaseModel):
     text: str
 
 
+class Called(BaseModel):
+    """A function that the assistant called."""
+
+    name: str = ""
+    arguments: str = ""
+
+
+class Call(BaseModel):
+    """A call in a history, which this server does not make itself."""
+
+    function: Called = Called()
+
+
+# Roles as chat templates know them: what a tool found is told to the model like what a user says.
+_ROLES = {"developer": "system", "tool": "user", "function": "user"}
+
+
 class Said(BaseModel):
-    """A message of a conversation."""
+    """A message of a conversation. An assistant's may be empty, or a call of functions."""
 
     model_config = ConfigDict(strict=True)
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[Part] | None = None
+    tool_calls: list[Call] | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Said:
+        if self.content is None and self.role != "assistant":
+            raise ValueError("content: field required.")
+        return self
 
     @property
     def message(self) -> Message:
-        parts = self.content
+        parts = self.content or ""
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return Message("system" if self.role == "developer" else self.role, text)
+        calls = [f"{x.function.name}({x.function.arguments})" for x in self.tool_calls or ()]
+        return Message(_ROLES.get(self.role, self.role), "\n".join([text, *calls]).strip("\n"))
 
 
 class Template(BaseModel):
@@ -163,7 +191,7 @@ class ChatRequest(Request):
     """The body of /v1/chat/completions."""
 
     messages: Annotated[list[Said], Field(min_length=1, max_length=_MOST_MESSAGES)]
-    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=-1)] = None
     logprobs: bool | None = None
     chat_template_kwargs: Template | None = None
 
@@ -187,7 +215,7 @@ class ChatRequest(Request):
         """The messages. Raises `ApiError` for an empty one, and where no question is the last."""
         said = [one.message for one in self.messages]
         for index, message in enumerate(said):
-            if not message.text.strip():
+            if not message.text.strip() and message.role != "assistant":
                 raise ApiError(400, f"messages.{index}: the message is empty.", "messages")
         if said[-1].role != "user":
             raise ApiError(400, "The last message must be the user's.", "messages")

@@ -11,6 +11,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from ..chat import asks_whether_to_think
 from ..checks import check_text
 from ..config import HomerConfig
 from ..context import EncodedContext
@@ -101,9 +102,10 @@ class Sources:
         """
         for message in messages:
             check_text(message.text, "A message")
-        if thinking is not None and not self._layout.templated:
-            raise ValueError("enable_thinking needs a chat template, and there is none.")
-        layout = self._layout if thinking is None else replace(self._layout, thinking=thinking)
+        # As elsewhere, what a template does not ask for has no effect.
+        layout = self._layout
+        if thinking is not None and layout.templated and asks_whether_to_think(layout.tokenizer):
+            layout = replace(layout, thinking=thinking)
         if document is None:
             return self._conversation(layout, messages, new)
         if reuse:
