@@ -96,11 +96,15 @@ def make_service(
 
 @contextmanager
 def served(
-    service: Service, key: str | None = None, most_bytes: int = 8 * MiB, is_local: bool = True
+    service: Service,
+    key: str | None = None,
+    most_bytes: int = 8 * MiB,
+    is_local: bool = True,
+    origins: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """A service behind a port of this machine, as the address."""
     listening = bind("127.0.0.1", 0)
-    server = Server(make_app(service, key, most_bytes, is_local), service)
+    server = Server(make_app(service, key, most_bytes, is_local, origins), service)
     thread = Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

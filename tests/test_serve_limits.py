@@ -1,6 +1,7 @@
 """What a server refuses and lets go: bad input, full queues, clients that leave, keys, room."""
 
 import asyncio
+import gzip
 import json
 import socket
 import time
@@ -76,32 +77,27 @@ CHAT = [
         "messages.0.content",
     ),
     (chat(messages=asking("\ud800 and more")), 400, "A message is not Unicode text"),
-    (chat(max_tokens=0), 400, "max_tokens: input should be greater than or equal to 1."),
-    (chat(max_tokens=129), 400, "max_tokens=129 must be at most 128"),
+    (chat(max_tokens=0), 400, "max_tokens=0 must be at least 1."),
+    (chat(max_tokens=-2), 400, "max_tokens: input should be greater than or equal to -1."),
+    (chat(top_p=-0.1), 400, "top_p: input should be greater than or equal to 0."),
     (chat(max_tokens=2.5), 400, "max_tokens: input should be a valid integer"),
     (chat(temperature=-1), 400, "temperature: input should be greater than or equal to 0."),
     (chat(temperature=2.1), 400, "temperature: input should be less than or equal to 2."),
     (chat(temperature=1e-9), 400, "temperature=1e-09 must be at least 1e-06"),
     (chat(temperature="hot"), 400, "temperature: input should be a valid number."),
-    (chat(top_p=0), 400, "top_p: input should be greater than 0."),
     (chat(top_k=-2), 400, "top_k: input should be greater than or equal to -1."),
     (chat(min_p=1.5), 400, "min_p: input should be less than or equal to 1."),
     (chat(n=0), 400, "n: input should be greater than or equal to 1."),
     (chat(n=17), 400, "n=17 must be at most 16."),
     (chat(seed=2**64), 400, "seed: input should be less than or equal to"),
-    (chat(stop=""), 400, "stop must be at most 16 texts"),
     (chat(stop=["a"] * 17), 400, "stop must be at most 16 texts"),
     (chat(presence_penalty=0.5), 400, "presence_penalty is not supported by this server"),
     (chat(tools=[{"type": "function"}]), 400, "tools is not supported by this server"),
+    (chat(tools=[{}], tool_choice="auto"), 400, 'or set tool_choice to "none".'),
     (chat(response_format={"type": "json_object"}), 400, "response_format is not supported"),
     (chat(logprobs=True, top_logprobs=3), 400, "top_logprobs is not supported by this server"),
     (chat(logprobs=1), 400, "logprobs: input should be a valid boolean."),
     (chat(stream_options={"include_usage": 7}), 400, "stream_options.include_usage"),
-    (
-        chat(chat_template_kwargs={"enable_thinking": True}),
-        400,
-        "needs a chat template, and there is none.",
-    ),
     ([], 400, "The body must be a JSON object."),
     (7, 400, "The body must be a JSON object."),
 ]
@@ -125,6 +121,60 @@ def test_bad_conversations_are_one_sentence(
         assert sentence in error["message"]
         assert error["message"].endswith(".")
         assert "\n" not in error["message"]
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("content", ["", None, []])
+@pytest.mark.parametrize("calls", [{}, {"tool_calls": None}, {"tool_calls": [CALL]}])
+def test_histories_that_clients_send(url: str, content: object, calls: dict[str, Any]) -> None:
+    reply = {"role": "assistant", "content": content, "refusal": None, **calls}
+    found = [{"role": "tool", "tool_call_id": "1", "content": "blue"}] if calls else []
+    said = [*asking("The sky is"), reply, *found, *asking("The grass is")]
+    answer = httpx.post(f"{url}/v1/chat/completions", json=chat(messages=said))
+    assert answer.status_code == 200, answer.text
+
+
+def test_the_servers_own_empty_answer_may_come_back(url: str) -> None:
+    body = chat(stop=[" "], max_tokens=2)
+    (choice,) = httpx.post(f"{url}/v1/chat/completions", json=body).json()["choices"]
+    said = [*body["messages"], choice["message"], *asking("And the grass?")]
+    answer = httpx.post(f"{url}/v1/chat/completions", json=chat(messages=said))
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tools": [{"type": "function"}], "tool_choice": "none"},
+        {"tools": []},
+        {"chat_template_kwargs": {"enable_thinking": True}},
+        {"chat_template_kwargs": {"documents": []}},
+        {"top_p": 0, "temperature": 1.5},
+        {"stop": ""},
+        {"stop": ["", "never said"]},
+        {"stop": None},
+    ],
+    ids=str,
+)
+def test_what_asks_for_nothing_special_changes_nothing(url: str, settings: dict[str, Any]) -> None:
+    plain, told = (
+        httpx.post(f"{url}/v1/chat/completions", json=body)
+        for body in (chat(temperature=0), {**chat(temperature=0), **settings})
+    )
+    assert told.status_code == 200, told.text
+    assert told.json()["choices"] == plain.json()["choices"]
+
+
+@pytest.mark.parametrize("most", [-1, 129, 10**9])
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_an_answer_ends_where_the_room_does(url: str, most: int, name: str) -> None:
+    body = {**chat(max_tokens=None, temperature=0), name: most}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+    (choice,) = answer["choices"]
+    new = answer["usage"]["completion_tokens"]
+    assert (choice["finish_reason"], new) in (("length", 128), ("stop", min(new, 128)))
 
 
 @pytest.mark.parametrize(
@@ -251,6 +301,76 @@ def test_the_key_and_where_requests_come_from(model: ht.Llama, tmp_path: Path) -
             assert answer.json()["error"]["code"] == code
         own = {**known, "Origin": url}
         assert httpx.get(f"{url}/v1/models", headers=own).status_code == 200
+
+
+def test_keys_and_ids_as_clients_send_them(model: ht.Llama, tmp_path: Path) -> None:
+    with served(make_service(tmp_path, model), key="sesame") as url:
+        for given in ("Bearer sesame", "bearer sesame", "BEARER  sesame"):
+            headers = {"Authorization": given, "X-Request-Id": "mine-1"}
+            answer = httpx.get(f"{url}/v1/models", headers=headers)
+            assert answer.status_code == 200
+            assert answer.headers["X-Request-Id"] == "mine-1"
+        for given in ("", "sesame", "Basic sesame", "Bearer sesam", "Bearer"):
+            answer = httpx.get(f"{url}/v1/models", headers={"Authorization": given})
+            assert answer.status_code == 401
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+        ids = {httpx.get(f"{url}/health").headers["X-Request-Id"] for _ in range(3)}
+        assert len(ids) == 3
+        strange = httpx.get(f"{url}/health", headers={"X-Request-Id": "a b<script>"})
+        assert strange.headers["X-Request-Id"] not in ids | {"a b<script>"}
+
+
+def test_pages_elsewhere_that_may_ask(model: ht.Llama, tmp_path: Path) -> None:
+    """A preflight is answered before the key is asked for."""
+    page = "https://chat.example"
+    service = make_service(tmp_path, model)
+    with served(service, key="sesame", origins=(page,)) as url:
+        ask = {"Access-Control-Request-Method": "POST"}
+        ask["Access-Control-Request-Headers"] = "authorization,content-type"
+        for origin, status in ((page, 200), ("https://evil.example", 400)):
+            answer = httpx.options(f"{url}/v1/chat/completions", headers={"Origin": origin, **ask})
+            assert answer.status_code == status
+        known = {"Authorization": "Bearer sesame"}
+        answer = httpx.get(f"{url}/v1/models", headers={**known, "Origin": page})
+        assert answer.status_code == 200
+        assert answer.headers["Access-Control-Allow-Origin"] == page
+        # A proxy that passes on the name that its users see.
+        proxied = {**known, "Origin": page, "Host": "chat.example"}
+        assert httpx.get(f"{url}/v1/models", headers=proxied).status_code == 200
+        evil = {**known, "Origin": "https://evil.example"}
+        assert httpx.get(f"{url}/v1/models", headers=evil).status_code == 403
+
+
+def test_what_http_clients_try(url: str) -> None:
+    for path in ("/", "/health", "/v1/models", "/v1/models/"):
+        assert httpx.head(f"{url}{path}").status_code == 200
+    assert httpx.get(f"{url}/v1/models/").json() == httpx.get(f"{url}/v1/models").json()
+    wrong = httpx.get(f"{url}/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
+    for path, kind in (("chat/completions", "application/json"), ("documents", "text/plain")):
+        headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+        packed = httpx.post(f"{url}/v1/{path}", content=gzip.compress(b"{}"), headers=headers)
+        assert packed.status_code == 415
+        assert "without Content-Encoding" in packed.json()["error"]["message"]
+    headers = {"Content-Type": "text/markdown; charset=utf-8"}
+    content = b"# Sky\n\nThe sky is blue. The grass is green."
+    assert httpx.post(f"{url}/v1/documents", content=content, headers=headers).status_code == 200
+
+
+def test_a_client_that_leaves_in_its_body_is_no_error(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    for path in ("chat/completions", "documents"):
+        with socket.create_connection((host, int(port))) as opened:
+            opened.sendall(
+                f"POST /v1/{path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
+                "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{".encode()
+            )
+            time.sleep(0.2)
+    time.sleep(0.3)
+    assert httpx.get(f"{url}/health").status_code == 200
+    assert not [x for x in caplog.records if x.exc_info], caplog.text
 
 
 def test_large_bodies_are_refused_before_they_are_read(model: ht.Llama, tmp_path: Path) -> None:

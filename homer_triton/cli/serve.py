@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -61,6 +62,16 @@ class Serving:
             envvar="HOMER_API_KEY",
             help="Refuse requests without this key.",
             show_default="none, everybody who reaches the port may ask",
+        ),
+    ] = None
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin",
+            metavar="URL",
+            help="A page elsewhere that may ask, such as https://chat.example. Repeat it for more. "
+            "Also needed behind a proxy: the address that its users see.",
+            show_default="none but the server's own page",
         ),
     ] = None
     documents: Annotated[
@@ -163,6 +174,7 @@ def serve(
     folder = serving.documents or _cache() / "homer_triton" / "documents"
     if serving.api_key is not None and not serving.api_key.isascii():
         raise ValueError("--api-key must be of ASCII characters, because HTTP headers are.")
+    origins = [check_origin(origin) for origin in serving.allow_origin or ()]
     listening = bind(serving.host, serving.port)
     model, tokenizer = checkpoint.open()
     note_long_chunks(config, model.config)
@@ -175,13 +187,24 @@ def serve(
     engine = Engine(model, config, serving.running, serving.waiting, memory)
     name = serving.name or _name(checkpoint.model)
     service = Service(name, fingerprint, engine, sources, store, defaults)
-    app = make_app(service, serving.api_key, body, serving.host in LOCAL)
+    app = make_app(service, serving.api_key, body, serving.host in LOCAL, origins)
     host, port = listening.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if as_json:
         print_json({"url": url, "model": name, "fingerprint": fingerprint})
     note(f"Serving {name} at {url}. Press Ctrl-C to stop.")
     Server(app, service).run(sockets=[listening])
+
+
+def check_origin(origin: str) -> str:
+    """An origin as browsers send it. Raises `ValueError` for anything else."""
+    found = re.fullmatch(r"(https?://[^/\s?#@*]+)/?", origin)
+    if found is None:
+        raise ValueError(
+            f"--allow-origin {origin} is no origin; give scheme and name, such as "
+            "https://chat.example."
+        )
+    return found[1]
 
 
 def _cache() -> Path:

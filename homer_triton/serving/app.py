@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Http
 
 from .completions import completion_routes
@@ -21,8 +23,18 @@ from .service import LeftError, Service
 _PAGE = Path(__file__).with_name("page.html")
 
 
-def make_app(service: Service, key: str | None, most_bytes: int, is_local: bool) -> FastAPI:
-    """The application of a service, which it starts and ends. key, most_bytes, is_local: as `Guard`
+# Requests that a client may make before it makes others, to see whether the server is there.
+_LOOKED_AT = ["GET", "HEAD"]
+
+
+def make_app(
+    service: Service,
+    key: str | None,
+    most_bytes: int,
+    is_local: bool,
+    origins: Sequence[str] = (),
+) -> FastAPI:
+    """The application of a service, which it starts and ends. The other arguments are as `Guard`
     takes them.
     """
 
@@ -36,7 +48,8 @@ def make_app(service: Service, key: str | None, most_bytes: int, is_local: bool)
     app.include_router(completion_routes(service))
     app.include_router(document_routes(service))
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=_LOOKED_AT)
+    @app.api_route("/v1/models/", methods=_LOOKED_AT)
     async def models() -> Response:
         return JSONResponse({"object": "list", "data": [_model(service)]})
 
@@ -45,7 +58,7 @@ def make_app(service: Service, key: str | None, most_bytes: int, is_local: bool)
         service.check_model(name)
         return JSONResponse(_model(service))
 
-    @app.get("/health")
+    @app.api_route("/health", methods=_LOOKED_AT)
     async def health() -> Response:
         if not service.engine.is_alive:
             raise ApiError(503, "The engine has ended; start the server again.")
@@ -55,12 +68,22 @@ def make_app(service: Service, key: str | None, most_bytes: int, is_local: bool)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/")
+    @app.api_route("/", methods=_LOOKED_AT)
     async def page() -> Response:
         return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers={"X-Frame-Options": "DENY"})
 
     _handle_errors(app)
-    app.add_middleware(Guard, key=key, most_bytes=most_bytes, is_local=is_local)
+    app.add_middleware(
+        Guard, key=key, most_bytes=most_bytes, is_local=is_local, origins=tuple(origins)
+    )
+    if origins:  # outside of the guard: a browser asks without a key whether it may ask with one
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id"],
+        )
     app.add_middleware(Counted, requests=service.metrics.requests)
     return app
 
@@ -75,6 +98,7 @@ def _handle_errors(app: FastAPI) -> None:
         return JSONResponse(error.body, error.status, headers)
 
     @app.exception_handler(LeftError)
+    @app.exception_handler(ClientDisconnect)
     async def left(_: Http, error: Exception) -> Response:
         return Response(status_code=LEFT)
 
@@ -82,7 +106,8 @@ def _handle_errors(app: FastAPI) -> None:
     async def no_route(http: Http, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"There is nothing at {http.method} {http.url.path[:80]}."
-        return JSONResponse(ApiError(error.status_code, message).body, error.status_code)
+        body = ApiError(error.status_code, message).body
+        return JSONResponse(body, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def failed(_: Http, error: Exception) -> Response:

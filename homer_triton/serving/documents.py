@@ -123,7 +123,7 @@ async def _wanted(http: Http) -> DocumentRequest:
     body = await http.body()
     if kind == "application/json":
         wanted = parse(DocumentRequest, body)
-    elif kind == "text/plain":
+    elif kind in ("text/plain", "text/markdown"):
         try:
             told = {name: http.query_params.get(name) for name in ("title", "suffix")}
             given = {name: value for name, value in told.items() if value}
@@ -132,7 +132,7 @@ async def _wanted(http: Http) -> DocumentRequest:
             message = f"The text is not UTF-8 (byte {error.start}); convert it first."
             raise ApiError(400, message, "text") from None
     else:
-        message = "Send JSON (application/json) or the text itself (text/plain)."
+        message = "Send JSON (application/json) or the text itself (text/plain, text/markdown)."
         raise ApiError(415, message, code="unsupported_media_type")
     if not wanted.text.strip():
         raise ApiError(400, "The text is empty.", "text")
