@@ -503,7 +503,7 @@ def test_one_reading_serves_all_who_ask_the_same(model: ht.Llama, tmp_path: Path
         with ThreadPoolExecutor(8) as pool:
             ask = partial(httpx.post, f"{url}/v1/chat/completions", timeout=60)
             said = list(pool.map(lambda _: ask(json=body).json(), range(8)))
-            assert {x["choices"][0]["message"]["content"] for x in said} == {"60606."}
+            assert {x["choices"][0]["message"]["content"] for x in said} == {" 60606."}
             figures = httpx.get(f"{url}/metrics").text
             # The document's own, and the question's.
             assert 'homer_readings_total{reused="false"} 2.0' in figures

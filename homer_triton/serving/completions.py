@@ -195,7 +195,8 @@ class _UnderWay:
             answer = event.answer
             choice.tokens, choice.finish = len(answer.token_ids), answer.finish_reason
             if answer.logprobs is not None:
-                spelt = await run_in_threadpool(self._service.sources.spell, answer.token_ids)
+                spell = self._service.sources.spell
+                spelt = await run_in_threadpool(spell, answer.token_ids, answer.text)
                 choice.logprobs = list(zip(spelt, answer.logprobs, strict=True))
         choice.text += text
         return index, text

@@ -148,11 +148,16 @@ class Sources:
             return encoded
         return self._store.load(document, key)
 
-    def spell(self, token_ids: Sequence[int] | Tensor) -> list[str]:
-        """Each token's text, as `piece_texts` gives it."""
+    def spell(self, token_ids: Sequence[int] | Tensor, text: str = "") -> list[str]:
+        """Each token's text, as `piece_texts` gives it; text: what they read as together, with the
+        space in front that a tokenizer of Llama 2's kind drops.
+        """
         assert self._speller is not None
         with self._spelling:
-            return piece_texts(self._speller, torch.as_tensor(token_ids))
+            spelt = piece_texts(self._speller, torch.as_tensor(token_ids))
+        if spelt and text.startswith(" ") and not spelt[0].startswith(" "):
+            spelt[0] = f" {spelt[0]}"
+        return spelt
 
     def _conversation(self, layout: Layout, messages: Sequence[Message], new: int) -> Source:
         """A conversation about nothing: as it is, if it fits the model's limit."""
