@@ -8,7 +8,16 @@ import re
 import sys
 from collections.abc import Callable
 
-from table_parts import ROOT, answered, markdown, read_json, scored
+from table_parts import (
+    NOT_RUN,
+    RESULTS,
+    ROOT,
+    answered,
+    markdown,
+    read_csv,
+    read_json,
+    scored,
+)
 from tables_real import (
     real,
     real_ablation,
@@ -51,6 +60,52 @@ def demo() -> str:
         for row in found
     ]
     return markdown(["system", "text", "right", "time, plain model = 1", "peak memory"], rows)
+
+
+def book() -> str:
+    """What `homer demo --text` found: one reading, and five questions to each text."""
+    rows = []
+    for file in sorted((RESULTS / "real" / "book").glob("*.json")):
+        found = read_json(f"real/book/{file.name}")
+        asked, encode_s = found["asked"], found["encode_seconds"]
+        first = sum(one["seconds_to_first"] for one in asked) / len(asked)
+        rows.append(
+            [
+                file.stem.partition("-")[0],
+                f"{found['tokens']:,}",
+                *(f"{sum(one[name] for one in asked)} of {len(asked)}" for name in _FOUND),
+                f"{found['read_seconds'] / encode_s:.2f}",
+                f"1/{encode_s / first:.0f}",
+                f"{found['bytes_per_token']:.0f}",
+            ]
+        )
+    rows.sort(key=lambda row: (row[0], int(row[1].replace(",", ""))))
+    header = ["model", "tokens", "right", "in what was read", "first source right"]
+    return markdown([*header, "reading", "question", "bytes a token"], rows)
+
+
+_FOUND = ("right", "held", "found")
+
+
+def reading() -> str:
+    """What each way of reading is worth: `bench/reading.py`."""
+    lines = read_csv("reading.csv") if (RESULTS / "reading.csv").is_file() else []
+    if not lines:
+        return NOT_RUN
+    kinds = list(dict.fromkeys(line["kind"] for line in lines))
+    rows = []
+    for way in dict.fromkeys(line["way"] for line in lines):
+        own = [line for line in lines if line["way"] == way]
+        cells = []
+        for kind in kinds:
+            of_kind = [line for line in own if line["kind"] == kind]
+            questions = sum(int(line["questions"]) for line in of_kind)
+            mean = sum(float(x["needed_mean"]) * int(x["questions"]) for x in of_kind) / questions
+            first = sum(int(line["first"]) for line in of_kind)
+            most = max(int(line["needed_most"]) for line in of_kind)
+            cells.append(f"{first} of {questions}; {mean:,.0f}, at most {most:,}")
+        rows.append([way, *cells, own[0]["bytes"], str(int(own[0]["last_layer"]) + 1)])
+    return markdown(["way", *kinds, "bytes of a token's keys", "layers read"], rows)
 
 
 def passkey() -> str:
@@ -144,6 +199,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "real_costs": real_costs,
     "real_perplexity": real_perplexity,
     "real_ablation": real_ablation,
+    "book": book,
+    "reading": reading,
     "real_heads": real_heads,
 }
 
