@@ -100,7 +100,7 @@ def take_for_retrieval(model: Llama) -> None:
     """
     heads = torch.zeros(model.config.num_hidden_layers, model.config.num_attention_heads)
     heads.view(-1)[::HEADS_TO_RETRIEVAL] = 1
-    retrieval.found[model] = (model.fingerprint, heads.to(model.device))
+    retrieval.measured[model.fingerprint, model.dtype] = heads
 
 
 def as_transformers(model: Llama) -> LlamaForCausalLM:
