@@ -20,7 +20,7 @@ from .checks import check_text, whole_number
 from .config import HomerConfig
 from .context import EncodedContext
 from .encoding import encode
-from .engine.finding import Finder, attend_again, lengths_of, rank
+from .engine.finding import MOST_ASKING, Finder, attend_again, lengths_of, rank
 from .engine.reading import Chunks, ReadHeads, choose_heads, chunk_len_of, quantize, read_chunk
 from .generation import decoding_of, generate
 from .model.errors import shorten
@@ -222,7 +222,9 @@ class Document:
         """
         before, after = self.affixes(question, history, chat_template, thinking)
         most = decoding_of(decoding).max_new_tokens
-        encoded, excerpt = self._prompt(before, after, config, keep, most)
+        # Earlier turns do not vote: their words would find again what they found.
+        alone = self.affixes(question, (), chat_template, thinking)[1] if history else after
+        encoded, excerpt = self._prompt(before, after, config, keep, most, len(alone))
         answer = generate(self.model, encoded, on_text=on_text, **decoding)
         if not answer.text.strip():
             return replace(answer, sources=encoded.sources)
@@ -391,15 +393,18 @@ class Document:
         config: HomerConfig | None,
         keep: Keep,
         new_tokens: int = 0,
+        last: int = MOST_ASKING,
     ) -> tuple[EncodedContext, Excerpt]:
-        """The encoding that answers a question, and the part of the text in it."""
+        """The encoding that answers a question, and the part of the text in it. last: how many
+        tokens at the suffix's end are the question.
+        """
         if keep not in get_args(Keep):
             raise ValueError(
                 f"keep={keep!r} is not known; choose one of {', '.join(get_args(Keep))}."
             )
         if keep == "all" and len(self) > 1:
             return self._read_whole(prefix, suffix, new_tokens)
-        return self._read_again(prefix, suffix, config, new_tokens)
+        return self._read_again(prefix, suffix, config, new_tokens, last)
 
     @torch.no_grad()
     def _read_whole(
@@ -428,7 +433,12 @@ class Document:
         return whole.grown(after, keys, values, logits), Excerpt(ids, units)
 
     def _read_again(
-        self, prefix: Tensor, suffix: Tensor, config: HomerConfig | None, new_tokens: int = 0
+        self,
+        prefix: Tensor,
+        suffix: Tensor,
+        config: HomerConfig | None,
+        new_tokens: int,
+        last: int,
     ) -> tuple[EncodedContext, Excerpt]:
         """The encoding of what a question asks for, and what was read for it."""
         affix = len(prefix) + len(suffix)
@@ -442,10 +452,10 @@ class Document:
             )
         self._file.check()
         if len(self) <= most:
-            votes, _ = self._finder.votes(prefix, suffix)
+            votes, _ = self._finder.votes(prefix, suffix, last)
             groups = [list(range(first, stop)) for first, stop in pairwise(self._firsts)]
         else:
-            found = self._finder.find(prefix, suffix, most)
+            found = self._finder.find(prefix, suffix, most, last)
             votes, groups = found.votes, found.groups
         excerpt = self._excerpt(groups)
         while len(excerpt.ids) > most and len(groups) > 1:

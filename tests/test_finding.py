@@ -48,6 +48,14 @@ def test_votes_are_attention_by_rarity_and_words() -> None:
     torch.testing.assert_close(votes, expected + word)
 
 
+def test_what_stands_before_a_question_does_not_vote() -> None:
+    attention = torch.tensor([[0.1, 0.4, 0.0, 0.0, 0.2]])
+    alone, _ = finder(attention).votes(NONE, torch.tensor([6]))
+    behind, _ = finder(attention).votes(NONE, torch.tensor([20, 21, 22, 6]), last=1)
+    torch.testing.assert_close(behind, alone)
+    assert finder(attention).votes(NONE, torch.tensor([20, 21, 22, 6]))[0][2] > alone[2]
+
+
 def test_units_with_enough_attention_are_found_best_last() -> None:
     attention = torch.tensor([[0.5, 0.0, 0.0, 0.0, 1.0]])
     found = finder(attention).find(NONE, torch.tensor([99]), most=8)

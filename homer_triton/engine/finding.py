@@ -85,13 +85,16 @@ class Finder:
         ].tolist()
         return ids
 
-    def votes(self, prefix: Tensor, suffix: Tensor) -> tuple[Tensor, Tensor]:
+    def votes(
+        self, prefix: Tensor, suffix: Tensor, last: int = MOST_ASKING
+    ) -> tuple[Tensor, Tensor]:
         """The votes that a question gives each unit, and the part of them that is attention.
 
-        prefix: [P] ids, what stands before the text; suffix: [S] ids, the question. Returns [U]
-        and [U], float32 on the CPU.
+        prefix: [P] ids, what stands before the text; suffix: [S] ids, what stands behind it; last:
+        how many of these at its end are the question, of which at most `MOST_ASKING` vote. Returns
+        [U] and [U], float32 on the CPU.
         """
-        asking = torch.arange(len(suffix), device="cpu")[-MOST_ASKING:]
+        asking = torch.arange(len(suffix), device="cpu")[-min(last, MOST_ASKING) :]
         attention = self._attention(prefix, suffix, asking)
         lengths = self._lengths.float()
         word = WORD_VOTE / (1 - LENGTH_SHARE + LENGTH_SHARE * lengths / lengths.mean())
@@ -103,12 +106,12 @@ class Finder:
             words[having] += rarity * int(own.sum()) * word[having]
         return (attended + words) / len(asking), attended / len(asking)
 
-    def find(self, prefix: Tensor, suffix: Tensor, most: int) -> Found:
+    def find(self, prefix: Tensor, suffix: Tensor, most: int, last: int = MOST_ASKING) -> Found:
         """The units to read again for a question, of at most so many tokens in all.
 
         The best unit is chosen even if it has more. Arguments are as in `votes`.
         """
-        votes, attended = self.votes(prefix, suffix)
+        votes, attended = self.votes(prefix, suffix, last)
         ranked = rank(votes)
         chosen, room = [ranked[0]], most - int(self._lengths[ranked[0]])
         least = LEAST_SHARE * float(attended[ranked[0]])
