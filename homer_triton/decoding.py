@@ -94,7 +94,7 @@ class Decoding:
             processors.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty)))
         if self.no_repeat_ngram_size:
             processors.append(NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
-        ends = sorted(model.end_tokens)
+        ends = list(model.end_tokens)
         if self.min_new_tokens and ends:
             least = MinNewTokensLengthLogitsProcessor(
                 prompt_len, self.min_new_tokens, ends, device=str(model.device)

@@ -125,10 +125,11 @@ class Llama:
         return fingerprint(self.config, self.weights)
 
     @property
-    def end_tokens(self) -> set[int]:
+    def end_tokens(self) -> tuple[int, ...]:
         """The ids that end an answer: those of the config, and the one that the tokenizer names."""
         own = None if self.tokenizer is None else self.tokenizer.eos_token_id
-        return {*self.config.eos_token_ids, *([] if own is None else [own])}
+        ends = dict.fromkeys((*self.config.eos_token_ids, own))
+        return tuple(token for token in ends if token is not None)
 
     def new_cache(self, slots: int, layers: int | None = None, to_grow: bool = False) -> Tensor:
         """An uninitialised KV cache [layers, 2, slots, HKV, D]: keys (0) and values (1).

@@ -58,8 +58,7 @@ class HomerLM(TemplateLM):
         self._reader = make_readers((method,), model, config)[method]
         self._suffix_len = min(SUFFIX_LEN, max(1, config.chunk_len(model.config) // SUFFIX_SHARE))
         self._beginning = beginning(model)
-        ends = (*model.config.eos_token_ids, self.tokenizer.eos_token_id)
-        self._ends = [token for token in ends if token is not None]
+        self._ends = model.end_tokens
         if not self._ends and not self._beginning:
             raise ValueError("The model has no token that begins or ends a text.")
 
