@@ -175,23 +175,7 @@ def causal_attention(
     batch, queries, chunk = k.shape[0], q.shape[1], k.shape[1]
     prefix = 0 if prefix_k is None else len(prefix_k)
     if queries == 1 and query_rows is not None:
-        if k.device.type != "cpu":  # nothing times NaN is NaN
-            v = v.masked_fill(~_visible(query_rows, chunk).transpose(1, 3), 0.0)
-            return _attend_one(q, k, v, prefix_k, prefix_v, query_rows)
-        out = _attend_one(q, k, v, prefix_k, prefix_v, query_rows)
-        if not out.isfinite().all():
-            # Again alone, without what is hidden.
-            for number, row in enumerate(query_rows[:, 0].tolist()):
-                one = slice(number, number + 1)
-                out[one] = _attend_one(
-                    q[one],
-                    k[one, : row + 1],
-                    v[one, : row + 1],
-                    prefix_k,
-                    prefix_v,
-                    query_rows[one],
-                )
-        return out
+        return _attend_visible(q, k, v, prefix_k, prefix_v, query_rows)
     if prefix and batch > 1:  # one chunk at a time copies its keys to join them with the prefix
         at = [None] * batch if query_rows is None else query_rows.split(1)
         chunks = zip(q.split(1), k.split(1), v.split(1), at, strict=True)
@@ -226,6 +210,26 @@ def causal_attention(
             enable_gqa=True,
         )
     return out.transpose(1, 2)
+
+
+def _attend_visible(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    query_rows: Tensor,
+) -> Tensor:
+    """`_attend_one`, whatever rows hold that its queries do not see: no weight times NaN is 0."""
+    if k.device.type != "cpu":
+        v = v.masked_fill(~_visible(query_rows, k.shape[1]).transpose(1, 3), 0.0)
+        return _attend_one(q, k, v, prefix_k, prefix_v, query_rows)
+    out = _attend_one(q, k, v, prefix_k, prefix_v, query_rows)
+    for number in (~out.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist():
+        one, seen = slice(number, number + 1), int(query_rows[number]) + 1
+        only = q[one], k[one, :seen], v[one, :seen], prefix_k, prefix_v, query_rows[one]
+        out[one] = _attend_one(*only)
+    return out
 
 
 def _attend_one(
