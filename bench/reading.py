@@ -14,16 +14,15 @@ Writes bench/results/reading.csv. What is there already for a model, a text and 
 
 import argparse
 import csv
-import os
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 import torch
-from measure import about
+from measure import about, write_csv
 from torch import Tensor
 
 import homer_triton as ht
@@ -40,7 +39,7 @@ from homer_triton.engine.reading import (
     read_chunk,
 )
 from homer_triton.engine.retrieval import known_attention
-from homer_triton.evaluation.needles import Needle, draw_number, split_sentences
+from homer_triton.evaluation.needles import Needle, draw_number, hide, split_sentences
 from homer_triton.evaluation.words import draw_pair
 from homer_triton.model.llama import Llama
 from homer_triton.text.controls import plain_ids
@@ -148,7 +147,7 @@ class Line:
     command: str
 
 
-def hide(text: str, tokens: int, model: Llama) -> tuple[str, list[tuple[str, str, str]]]:
+def make_text(text: str, tokens: int, model: Llama) -> tuple[str, list[tuple[str, str, str]]]:
     """The beginning of a text with all sentences in it; and what is asked: the kind, the sentence
     and the question.
     """
@@ -169,9 +168,7 @@ def hide(text: str, tokens: int, model: Llama) -> tuple[str, list[tuple[str, str
         if used > tokens:
             break
         lines.append(sentence)
-    for number, sentence in reversed(list(enumerate(hidden))):
-        lines.insert(round((number + 0.5) / len(hidden) * len(lines)), sentence)
-    return " ".join(lines), asked
+    return hide(hidden, lines), asked
 
 
 def heads_of(model: Llama, way: Way) -> ReadHeads:
@@ -219,8 +216,11 @@ def needed(
     raise ValueError("the sentence is in no unit")
 
 
-def measure(model: Llama, name: str, file: Path, tokens: int, ways: list[Way]) -> Iterator[Line]:
-    text, asked = hide(file.read_text("utf-8-sig"), tokens, model)
+def measure(
+    model: Llama, name: str, file: Path, tokens: int, ways: list[Way]
+) -> Iterator[list[Line]]:
+    """The lines of each way."""
+    text, asked = make_text(file.read_text("utf-8-sig"), tokens, model)
     part = cut(model, None, text)
     for _, alike in groupby(ways, lambda way: (way.chunk_len, way.overlap, way.opening)):
         own = list(alike)
@@ -235,6 +235,7 @@ def measure(model: Llama, name: str, file: Path, tokens: int, ways: list[Way]) -
                 stored["keys"] = kept
             finder = Finder(model, heads, stored, end, [0, len(part.starts)])
             size = sum(x[0].nbytes for key, x in stored.items() if key in ("keys", "scales"))
+            lines: list[Line] = []
             for kind in ("alike", "prose", "other words"):
                 found = [
                     needed(model, finder, part, text, sentence, question)
@@ -243,11 +244,14 @@ def measure(model: Llama, name: str, file: Path, tokens: int, ways: list[Way]) -
                 ]
                 counts = [count for count, _ in found]
                 first = sum(is_first for _, is_first in found)
-                yield Line(
-                    *(name, file.name, len(part.ids), kind, way.name, len(counts), first),
-                    *(round(sum(counts) / len(counts), 1), max(counts), size, heads.last_layer),
-                    *about(),
+                lines.append(
+                    Line(
+                        *(name, file.name, len(part.ids), kind, way.name, len(counts), first),
+                        *(round(sum(counts) / len(counts), 1), max(counts), size, heads.last_layer),
+                        *about(),
+                    )
                 )
+            yield lines
 
 
 def show(sentence: str) -> None:
@@ -267,25 +271,21 @@ def main() -> int:
     if wrong:
         print(f"There is no way {wrong.pop()!r}; see WAYS.", file=sys.stderr)
         return 2
-    before: list[dict[str, str]] = []
+    lines: list[Line] = []
     if args.out.is_file():
         with args.out.open(newline="") as file:
-            before = list(csv.DictReader(file))
+            lines = [Line(**row) for row in csv.DictReader(file)]  # type: ignore[arg-type]
+    names = args.names or [way.name for way in WAYS]
     model = ht.load(args.model, dtype="float32")
     for text in args.text:
-        done = {x["way"] for x in before if (x["model"], x["text"]) == (args.model.name, text.name)}
-        ways = [
-            way for way in WAYS if way.name not in done and way.name in (args.names or [way.name])
-        ]
-        for line in measure(model, args.model.name, text, args.tokens, ways):
-            before.append({key: str(value) for key, value in asdict(line).items()})
-            print(*astuple(line)[1:12], flush=True)
-            temporary = args.out.with_suffix(".partial")
-            with temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, [field.name for field in fields(Line)])
-                writer.writeheader()
-                writer.writerows(before)
-            os.replace(temporary, args.out)
+        known = args.model.name, text.name
+        done = {line.way for line in lines if (line.model, line.text) == known}
+        ways = [way for way in WAYS if way.name in names and way.name not in done]
+        for own in measure(model, args.model.name, text, args.tokens, ways):
+            for line in own:
+                print(*astuple(line)[1:12], flush=True)
+            lines += own
+            write_csv(args.out, lines)
     return 0
 
 

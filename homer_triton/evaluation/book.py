@@ -12,7 +12,7 @@ from ..document import read
 from ..encoding import encode
 from ..model.llama import Llama
 from ..text.controls import plain_ids
-from .needles import Needle, draw_number, split_sentences
+from .needles import Needle, draw_number, hide, split_sentences
 from .samples import Sample, fill
 from .words import draw_pair
 
@@ -111,11 +111,8 @@ def ask_book(
     sentences = list(split_sentences(text))
 
     def build(entries: int) -> Sample:
-        lines = sentences[:entries]
-        for number, needle in reversed(list(enumerate(needles))):
-            place = round((number + 0.5) / questions * entries)
-            lines.insert(place, needle.sentence)
-        return Sample(" ".join(lines), "", ("",))
+        hidden = [needle.sentence for needle in needles]
+        return Sample(hide(hidden, sentences[:entries]), "", ("",))
 
     book = fill(build, tokens, count, most=len(sentences)).context
     size = count(book)

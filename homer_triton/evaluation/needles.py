@@ -73,6 +73,14 @@ def split_sentences(text: str) -> Iterator[str]:
             yield line[begin:]
 
 
+def hide(hidden: Sequence[str], sentences: Sequence[str]) -> str:
+    """A text of sentences, with others at equal distances among them."""
+    lines = list(sentences)
+    for number, one in reversed(list(enumerate(hidden))):
+        lines.insert(round((number + 0.5) / len(hidden) * len(sentences)), one)
+    return " ".join(lines)
+
+
 def needles_in(texts: Sequence[str], count_tokens: Count) -> Task:
     """The task of one needle in a random stretch of the texts, which are taken one after another.
 
